@@ -1,0 +1,160 @@
+"""snnTorch's neuron, reversible: ``RevLeaky`` for ``snntorch.Leaky``.
+
+    from snn_revplugin.adapters.snntorch import RevLeaky as Leaky
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snn_revplugin.dynamics import Dynamics
+from snn_revplugin.dynamics import Leaky as LeakyDynamics
+from snn_revplugin.neuron import ReversibleNeuron, version_key
+from snn_revplugin.spikes import PackedSpikes
+from snn_revplugin.step import state_of, step
+from snn_revplugin.surrogate import AnySurrogate, Surrogate, surrogate_of
+from snn_revplugin.swap import Swap, register_swap
+
+try:
+    import snntorch
+except ImportError as error:
+    raise ImportError("snn_revplugin.adapters.snntorch needs snnTorch: pip install 'snn-revplugin[snntorch]'") from error
+
+# The functions of snntorch.surrogate are closures; these are the ones whose derivative has a closed form, by name, with the
+# order in which our derivative takes what they close over.
+SURROGATES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "straight_through_estimator": ("straight_through", ()),
+    "triangular": ("triangular", ("threshold",)),
+    "fast_sigmoid": ("fast_sigmoid", ("slope",)),
+    "atan": ("atan", ("alpha",)),
+    "heaviside": ("heaviside", ()),
+    "sigmoid": ("sigmoid_of_exp", ("slope",)),
+    "spike_rate_escape": ("spike_rate_escape", ("beta", "slope")),
+    "SFS": ("sparse_fast_sigmoid", ("slope", "B")),
+}
+
+
+def surrogate_from(spike_grad: Any) -> AnySurrogate | None:
+    """A ``spike_grad`` of snnTorch's or of the user's as a surrogate; None if it is not a plain step forward."""
+    code = getattr(spike_grad, "__code__", None)
+    if code is not None and spike_grad.__module__ == "snntorch.surrogate":
+        maker = spike_grad.__qualname__.split(".")[0]
+        closed_over = dict(zip(code.co_freevars, (c.cell_contents for c in spike_grad.__closure__ or ()), strict=True))
+        if maker in SURROGATES:
+            name, names = SURROGATES[maker]
+            parameters = tuple(closed_over.get(each) for each in names)
+            if all(isinstance(each, int | float) for each in parameters):
+                return Surrogate(name, parameters, strict=True)
+    return surrogate_of(spike_grad)
+
+
+class RevLeaky(ReversibleNeuron, snntorch.Leaky):
+    """``snntorch.Leaky`` with the same spikes, membranes and gradients, and a fraction of the memory.
+
+    Args:
+        *args, **kwargs: those of ``snntorch.Leaky``, all 14 of them.
+        reversible: False for the host's own path, for comparison.
+
+    ``inhibition`` and ``state_quant`` decide by more than the neuron's own potential, or leave no potential to reverse; with
+    them the neuron takes the host's own path, and :func:`snn_revplugin.explain` says so.
+
+    >>> import torch
+    >>> leaky = RevLeaky(beta=0.9)
+    >>> spikes, mem = leaky(torch.ones(2, 3), leaky.reset_mem())
+    >>> mem
+    tensor([[1., 1., 1.],
+            [1., 1., 1.]])
+    """
+
+    def __init__(self, *args: Any, reversible: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.reversible = reversible
+
+    def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """One time step; arguments and results as in ``snntorch.Leaky.forward``."""
+        held = self.mem if mem is None else mem
+        reason = self.why_plain(input_, held, self.beta, self.threshold, self.graded_spikes_factor)
+        reason = reason or self._why_host(input_, mem)
+        dynamics = None
+        if reason is None:
+            dynamics = self._dynamics()
+            if dynamics is None:
+                reason = "the surrogate is not a Heaviside step forward, or the reset is none of the host's"
+        if reason is not None:
+            self.reversal.ledger.plain(reason)
+            return super().forward(input_, mem)
+
+        if held.shape != input_.shape:
+            held = torch.zeros_like(input_, device=self.mem.device)
+        spk, self.mem = step(dynamics, input_, held, self.reversal.ledger)
+        before = state_of(self.mem).before
+        self._reset = before.fired if before.fired is not None else PackedSpikes(dynamics.fires(held.detach()))
+        if self.init_hidden and not self.output:
+            return spk
+        return spk, self.mem
+
+    @property
+    def reset(self) -> Tensor:
+        """The reset signal of the last step, detached, as the host leaves it; kept as bits until it is asked for."""
+        if isinstance(self._reset, PackedSpikes):
+            return self._reset.fired().float()
+        return self._reset
+
+    @reset.setter
+    def reset(self, signal: Tensor) -> None:
+        self._reset = signal
+
+    def _why_host(self, input_: Tensor, mem: Tensor | None) -> str | None:
+        if self.inhibition:
+            return "inhibition lets one neuron of a layer silence the others"
+        if self.state_quant:
+            return "state_quant rounds the potential, which cannot be undone"
+        if self.init_hidden and mem is not None:
+            return "mem was passed with init_hidden=True"  # the host's error says it best
+        if not isinstance(self.mem, Tensor) or not (mem is None or isinstance(mem, Tensor)):
+            return "mem is not a tensor"
+        for name in ("beta", "threshold", "graded_spikes_factor"):
+            shape = getattr(self, name).shape
+            if shape and torch.broadcast_shapes(shape, input_.shape) != input_.shape:
+                return f"{name} has more elements than the input has neurons"
+        return None
+
+    def _dynamics(self) -> Dynamics | None:
+        parameters = self.beta, self.threshold, self.graded_spikes_factor
+        factor = self.graded_spikes_factor
+        # Asking a CUDA tensor for its value would stall the time loop.
+        graded = factor.requires_grad or factor.device.type != "cpu" or factor.dim() > 0 or float(factor) != 1.0
+        key = (*version_key(*parameters), self.spike_grad, self._charge_function, self.reset_delay, graded)
+        return self.reversal.dynamics(key, lambda: self._build(graded))
+
+    @property
+    def _charge_function(self) -> Any:
+        """The host decides by this bound method; its ``reset_mechanism`` may be set to something else later on."""
+        return getattr(self.state_function, "__func__", None)
+
+    def _build(self, graded: bool) -> Dynamics | None:
+        surrogate = surrogate_from(self.spike_grad)
+        kind = {
+            snntorch.Leaky._base_sub: "subtract",
+            snntorch.Leaky._base_zero: "zero",
+            snntorch.Leaky._base_int: "none",
+        }.get(self._charge_function)
+        if surrogate is None or kind is None:
+            return None
+        if not self.reset_delay and snntorch.Leaky.reset_dict[kind] != int(self.reset_mechanism_val):
+            return None  # one reset in the charge and another after the spike
+        return LeakyDynamics(
+            surrogate, self.beta, self.threshold, self.graded_spikes_factor, kind, bool(self.reset_delay), graded
+        )
+
+
+register_swap(
+    Swap(
+        host=snntorch.Leaky,
+        reversible=RevLeaky,
+        dynamics=("forward", "fire", "fire_inhibition", "mem_reset", "_base_state_function", "_base_sub", "_base_zero", "_base_int"),
+    )
+)

@@ -1,0 +1,197 @@
+"""SpikingJelly's neurons, reversible: ``RevIFNode``, ``RevLIFNode``, ``RevParametricLIFNode``.
+
+After this module is imported they are found in ``spikingjelly.activation_based.neuron`` too, so that code which names a
+neuron by a string, or takes it from there for a model builder, finds them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from snn_revplugin.dynamics import (
+    Dynamics,
+    IntegrateAndFire,
+    LeakyIntegrateAndFire,
+    ParametricLeakyIntegrateAndFire,
+)
+from snn_revplugin.neuron import ReversibleNeuron, version_key
+from snn_revplugin.sequence import sequence
+from snn_revplugin.step import step
+from snn_revplugin.surrogate import AnySurrogate, Surrogate, surrogate_of
+from snn_revplugin.swap import Swap, register_swap
+
+try:
+    from spikingjelly.activation_based import functional, neuron
+    from spikingjelly.activation_based import surrogate as host_surrogate
+except ImportError as error:
+    raise ImportError(
+        "snn_revplugin.adapters.spikingjelly needs SpikingJelly: pip install 'snn-revplugin[spikingjelly]'"
+    ) from error
+
+# The surrogates of SpikingJelly whose derivative has a closed form: our name for it; the parameters go by their own names.
+SURROGATES: dict[type, str] = {
+    host_surrogate.PiecewiseQuadratic: "piecewise_quadratic",
+    host_surrogate.PiecewiseExp: "piecewise_exp",
+    host_surrogate.Sigmoid: "sigmoid",
+    host_surrogate.SoftSign: "soft_sign",
+    host_surrogate.SuperSpike: "super_spike",
+    host_surrogate.ATan: "atan",
+    host_surrogate.NonzeroSignLogAbs: "nonzero_sign_log_abs",
+    host_surrogate.Erf: "erf",
+    host_surrogate.PiecewiseLeakyReLU: "piecewise_leaky_relu",
+    host_surrogate.SquarewaveFourierSeries: "squarewave_fourier_series",
+    host_surrogate.S2NN: "s2nn",
+    host_surrogate.QPseudoSpike: "q_pseudo_spike",
+    host_surrogate.LeakyKReLU: "leaky_k_relu",
+    host_surrogate.FakeNumericalGradient: "fake_numerical_gradient",
+    host_surrogate.LogTailedReLU: "log_tailed_relu",
+    host_surrogate.DeterministicPass: "straight_through",
+    host_surrogate.Rect: "rect",
+}
+
+
+def surrogate_from(function: Any) -> AnySurrogate | None:
+    """A surrogate function of SpikingJelly's or of the user's; None if it is not a plain step forward."""
+    name = SURROGATES.get(type(function))
+    if name is not None and function.spiking:
+        parameters = tuple(function._sg_params.values())
+        if all(isinstance(each, int | float) for each in parameters):
+            return Surrogate(name, parameters, strict=False)
+    if isinstance(function, host_surrogate.nn.Module) and any(each.requires_grad for each in function.parameters()):
+        return None
+    return surrogate_of(function)
+
+
+def _surrogate_key(function: Any) -> tuple:
+    parameters = getattr(function, "_sg_params", {})
+    return function, getattr(function, "spiking", None), *parameters.values()
+
+
+class _ReversibleNode(ReversibleNeuron):
+    """What the three neurons share: SpikingJelly's two pure transitions, taken reversibly where that can be done."""
+
+    def __init__(self, *args: Any, reversible: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.reversible = reversible
+
+    def single_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object
+    ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
+        """One time step, ``(x,), (v,)`` to ``(spikes,), (v,)``; pure, as the host's."""
+        dynamics = self._dynamics_for(inputs[0], states[0])
+        if dynamics is None:
+            return super().single_step_functional_forward(inputs, states, **kwargs)
+        spikes, v = step(dynamics, inputs[0], states[0], self.reversal.ledger)
+        return (spikes,), (v, *states[1:])
+
+    def multi_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object
+    ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
+        """T time steps, ``(x_seq,), (v,)`` to ``(spike_seq,), (v,)``; pure, as the host's."""
+        dynamics = self._dynamics_for(inputs[0], states[0])
+        if dynamics is None:
+            return super().multi_step_functional_forward(inputs, states, **kwargs)
+        spikes, v, _ = sequence(dynamics, inputs[0], states[0], self.reversal.ledger)
+        return (spikes,), (v,)
+
+    def multi_step_forward(self, x_seq: Tensor, *args: Tensor, **kwargs: object) -> Tensor:
+        """T time steps from the neuron's own state; with ``store_v_seq`` the potentials too."""
+        if not self.store_v_seq:
+            return super().multi_step_forward(x_seq, *args, **kwargs)
+        v = self.materialize_states((x_seq, *args), tuple(self._memories.values()), "m")[0]
+        dynamics = self._dynamics_for(x_seq, v)
+        if dynamics is None:
+            return super().multi_step_forward(x_seq, *args, **kwargs)
+        spikes, self.v, self.v_seq = sequence(dynamics, x_seq, v, self.reversal.ledger, with_path=True)
+        return spikes
+
+    def _dynamics_for(self, x: Tensor, v: Tensor) -> Dynamics | None:
+        reason = self.why_plain(x, v, *self._learned())
+        dynamics = None
+        if reason is None and self._neuron_precision is not None:
+            reason = "SpikingJelly's mixed neuron precision needs its own kernels"
+        if reason is None and any(each.dtype != x.dtype for each in self._learned()):
+            reason = "the learned time constant has another dtype than the input"
+        if reason is None:
+            key = *_surrogate_key(self.surrogate_function), *self._constants(), *version_key(*self._learned())
+            dynamics = self.reversal.dynamics(key, self._build)
+            if dynamics is None:
+                reason = "the surrogate is not a Heaviside step forward, or learns parameters of its own"
+        if reason is not None:
+            self.reversal.ledger.plain(reason)
+        return dynamics
+
+    def _build(self) -> Dynamics | None:
+        surrogate = surrogate_from(self.surrogate_function)
+        return None if surrogate is None else self._equations(surrogate)
+
+    def _constants(self) -> tuple:
+        return self.v_threshold, self.v_reset, self.detach_reset
+
+    def _learned(self) -> tuple[Tensor, ...]:
+        return ()
+
+
+class RevIFNode(_ReversibleNode, neuron.IFNode):
+    """``spikingjelly.activation_based.neuron.IFNode`` with the same spikes, potentials and gradients, and a fraction of the
+    memory. Takes the host's arguments, and ``reversible=False`` for the host's own path.
+    """
+
+    def _equations(self, surrogate: AnySurrogate) -> Dynamics:
+        return IntegrateAndFire(surrogate, *self._constants())
+
+
+class RevLIFNode(_ReversibleNode, neuron.LIFNode):
+    """``spikingjelly.activation_based.neuron.LIFNode`` with the same spikes, potentials and gradients, and a fraction of the
+    memory. Takes the host's arguments, and ``reversible=False`` for the host's own path.
+
+    >>> import torch
+    >>> lif = RevLIFNode(tau=2.0, step_mode="m")
+    >>> lif(torch.full((3, 1), 1.5))
+    tensor([[0.],
+            [1.],
+            [0.]])
+    """
+
+    def _constants(self) -> tuple:
+        return *super()._constants(), self.tau, self.decay_input
+
+    def _equations(self, surrogate: AnySurrogate) -> Dynamics:
+        return LeakyIntegrateAndFire(surrogate, *self._constants())
+
+
+class RevParametricLIFNode(_ReversibleNode, neuron.ParametricLIFNode):
+    """``spikingjelly.activation_based.neuron.ParametricLIFNode`` with the same spikes, potentials and gradients, and a fraction
+    of the memory. Takes the host's arguments, and ``reversible=False`` for the host's own path.
+    """
+
+    def _constants(self) -> tuple:
+        return *super()._constants(), self.decay_input
+
+    def _learned(self) -> tuple[Tensor, ...]:
+        return (self.w,)
+
+    def _equations(self, surrogate: AnySurrogate) -> Dynamics:
+        threshold, v_reset, detach_reset, decay_input = self._constants()
+        return ParametricLeakyIntegrateAndFire(
+            surrogate, threshold, v_reset, detach_reset, decay_input=decay_input, w=self.w
+        )
+
+
+_DYNAMICS = (
+    "forward",
+    "single_step_forward",
+    "multi_step_forward",
+    "single_step_functional_forward",
+    "multi_step_functional_forward",
+    "materialize_states",
+)
+for _host, _reversible in (
+    (neuron.IFNode, RevIFNode),
+    (neuron.LIFNode, RevLIFNode),
+    (neuron.ParametricLIFNode, RevParametricLIFNode),
+):
+    setattr(neuron, _reversible.__name__, _reversible)
+    register_swap(Swap(_host, _reversible, _DYNAMICS, swapped=functional.invalidate_reset_cache))

@@ -1,0 +1,109 @@
+"""Everything private that we use of torch.autograd, in one place.
+
+Each name below is undocumented in torch or lives in ``torch._C``; when a torch release moves one, this is the only
+file to mend. What the functions rely on is tested in ``tests/test_autograd_internals.py``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Node = Any  # torch.autograd.graph.Node, or None at the end of an edge
+Edge = tuple[Node, int]  # the node that made a tensor, and which of its outputs the tensor was
+
+NO_PASS = -1
+
+
+def current_pass() -> int:
+    """A number that identifies the backward pass under way in this thread; ``NO_PASS`` outside of one."""
+    return torch._C._current_graph_task_id()
+
+
+def pass_keeps_graph() -> bool:
+    """Whether the backward pass under way was asked to keep its graph (``retain_graph`` or ``create_graph``)."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()
+
+
+def at_end_of_pass(callback: Callable[[], None]) -> None:
+    """Run ``callback`` when the backward pass under way has ended without an exception."""
+    torch.autograd.Variable._execution_engine.queue_callback(callback)
+
+
+def saved_tensor_hooks_active() -> bool:
+    """Whether someone (a checkpoint, ``save_on_cpu``) decides at present how autograd saves tensors."""
+    return (
+        torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        or not torch._C._autograd._saved_tensors_hooks_is_enabled()
+    )
+
+
+def is_transformed() -> bool:
+    """Whether the code runs under torch.compile, tracing, vmap or another functorch transform."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def name_of(node: Node) -> str:
+    """The name of a graph node's operation: ``'ConvolutionBackward0'``."""
+    return type(node).__name__
+
+
+def is_leaf_edge(node: Node) -> bool:
+    """Whether ``node`` accumulates the gradient of a leaf tensor, found as ``node.variable``."""
+    return name_of(node) == "AccumulateGrad"
+
+
+def attribute_of(node: Node, name: str) -> Any:
+    """What a node remembers of its operation: ``attribute_of(node, 'stride')``."""
+    return _signed(getattr(node, "_saved_" + name))
+
+
+def _signed(value: Any) -> Any:
+    """Undo that autograd hands out negative indices as unsigned 64-bit numbers."""
+    if isinstance(value, tuple | list):
+        return tuple(_signed(each) for each in value)
+    return value - (1 << 64) if isinstance(value, int) and value >= 1 << 63 else value
+
+
+def saved_by(node: Node, name: str) -> Tensor | None:
+    """The tensor that ``node`` saved as ``name``, or None where it saved none or another owner unpacks it."""
+    try:
+        return getattr(node, "_saved_" + name)
+    except RuntimeError:  # freed, or changed in place since: autograd itself will say so in backward
+        return None
+
+
+def replace_saved(node: Node, name: str, unpack: Callable[[], Tensor]) -> bool:
+    """Make autograd let go of a saved tensor now and call ``unpack`` when backward asks for it.
+
+    Returns False where somebody else's hooks are set on it already.
+    """
+    try:
+        getattr(node, "_raw_saved_" + name).register_hooks(lambda _: unpack, lambda unpack: unpack())
+    except RuntimeError:
+        return False
+    return True
+
+
+def shape_of_output(node: Node, output: int = 0) -> Sequence[int]:
+    """The shape of an output of a graph node's operation (a view does not save the shape it made)."""
+    return node._input_metadata[output].shape
+
+
+def type_of_output(node: Node, output: int = 0) -> tuple[torch.dtype, torch.device]:
+    """dtype and device of an output of a graph node's operation."""
+    metadata = node._input_metadata[output]
+    return metadata.dtype, metadata.device
+
+
+def held_by_autograd_alone(tensor: Tensor, references: int) -> bool:
+    """Whether Python code knows no other reference to a saved tensor than the ``references`` of our own frames."""
+    return sys.getrefcount(tensor) <= references + 2 and not tensor._is_view()

@@ -1,0 +1,392 @@
+"""A neuron's equations: charge, fire, reset, their inverse and their derivative. No autograd in here.
+
+One time step takes the membrane potential ``v`` and the input current ``x`` to spikes ``s`` and the next potential:
+
+    charge      h = charge(x, v)
+    fire        s = H(h - threshold)
+    reset       v' = reset(h, s)
+
+and back again, given the spikes:
+
+    unreset     h = unreset(v', s)                     where nothing was lost in the reset
+    uncharge    v = uncharge(h, x)
+
+:class:`Leaky` is snnTorch's neuron, whose reset waits for the next step's charge; :class:`IntegrateAndFire` and
+:class:`LeakyIntegrateAndFire` are SpikingJelly's, which reset at once. Every expression is the host's own, in the host's
+order of operations and with its mixture of dtypes, because spikes have to agree bit for bit. A subtractive (soft) reset can be
+inverted; a hard reset forgets ``h`` where the neuron fired, so there ``invertible`` is False and potentials are rebuilt
+forward from an earlier one.
+
+The inverse divides by the decay ``a < 1``, so a rounding error grows by ``1/a`` a step; :func:`steps_between_anchors`
+says how many steps that may go on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .surrogate import AnySurrogate
+
+
+class Moment(Protocol):
+    """One time step as backward sees it: whatever of it a derivative needs, had when it is asked for."""
+
+    @property
+    def charged(self) -> Tensor: ...  # h, after charge and before reset
+    @property
+    def before(self) -> Tensor: ...  # v, the potential that the step started from
+    @property
+    def fired(self) -> Tensor: ...  # s as bool
+    @property
+    def resets(self) -> Tensor | None: ...  # a delayed reset's signal, see Leaky
+
+
+@dataclass(eq=False)
+class Dynamics:
+    """What the neurons below have in common: the step that fires. Instances are compared by identity: a chain of time steps
+    goes on as long as its neuron hands in the same instance, so a change of parameters calls for a new one."""
+
+    surrogate: AnySurrogate
+
+    delayed = False  # whether a step's spikes reset the potential in the next step's charge
+    reset_needs_resets = False  # whether reset() reads the signal of resets()
+    graded_factor = None  # what multiplies the spikes
+
+    def __post_init__(self) -> None:
+        self._stretches: dict[tuple[float, int], int] = {}
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The tensors, learned or not, that the gradients of :meth:`gradient` are given for."""
+        return ()
+
+    def fires(self, h: Tensor) -> Tensor:
+        """Where a charged potential is over the threshold, as bool."""
+        return self.surrogate.fires(h - self.threshold)
+
+    def spikes(self, fired: Tensor, h: Tensor) -> Tensor:
+        """Spikes as the host hands them out: zeros and ones in the host's dtype, times a factor if there is one."""
+        return fired.to(h.dtype)
+
+    def resets(self, v: Tensor) -> Tensor | None:
+        """The signal by which a delayed reset remembers that ``v`` was over the threshold."""
+        return None
+
+    def step(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One time step: where it fired, the spikes, ``h`` and ``v'``."""
+        resets = self.resets(v)
+        h = self.charge(x, v, resets)
+        fired = self.fires(h)
+        return fired, self.spikes(fired, h), h, self.reset(h, fired, resets)
+
+    def stretch(self, lost_bits: float, most: int) -> int:
+        """The steps between two anchors, see :func:`steps_between_anchors`; read off the parameters once."""
+        key = lost_bits, most
+        if key not in self._stretches:
+            self._stretches[key] = steps_between_anchors(self.decay, lost_bits, most)
+        return self._stretches[key]
+
+
+@dataclass(eq=False)
+class Leaky(Dynamics):
+    r"""snnTorch's leaky integrate-and-fire neuron, ``snntorch.Leaky``.
+
+        r = H(v - theta), detached              the reset that the last step left to do
+        h = beta v + x - theta r                reset 'subtract'
+        h = beta (1 - r) v + x                  reset 'zero'
+        h = beta v + x                          reset 'none'
+        s = H(h - theta),  spikes = factor s
+        v' = h                                  delayed
+        v' = h - d theta  or  h - d h           at once ('subtract', 'zero'), d = s - r, not detached
+
+    with H strict and beta clamped to [0, 1]. ``beta``, ``threshold`` and ``factor`` are scalars or tensors that broadcast
+    with the current.
+    """
+
+    beta: Tensor
+    threshold: Tensor
+    factor: Tensor
+    reset_kind: str  # 'subtract', 'zero', 'none'
+    delayed: bool = True
+    graded: bool = True  # False where the factor is a constant one
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        return self.beta, self.threshold, self.factor
+
+    @property
+    def graded_factor(self) -> Tensor | None:
+        return self.factor.detach() if self.graded else None
+
+    @property
+    def invertible(self) -> bool:
+        return self.delayed and self.reset_kind != "zero"
+
+    @property
+    def reset_needs_resets(self) -> bool:
+        return not self.delayed and self.reset_kind != "none"
+
+    @cached_property
+    def largest_threshold(self) -> float:
+        return self.threshold.detach().abs().max().item()
+
+    @property
+    def decay(self) -> float:
+        """The smallest decay of any neuron."""
+        return self.beta.detach().clamp(0, 1).min().item()
+
+    def spikes(self, fired: Tensor, h: Tensor) -> Tensor:
+        return fired.float() * self.factor if self.graded else fired.float()
+
+    def resets(self, v: Tensor) -> Tensor | None:
+        return None if self.reset_kind == "none" else self.fires(v).float()
+
+    def charge(self, x: Tensor, v: Tensor, resets: Tensor | None) -> Tensor:
+        if self.reset_kind == "zero":
+            v = (1 - resets) * v
+        h = self.beta.clamp(0, 1) * v + x
+        return h - resets * self.threshold if self.reset_kind == "subtract" else h
+
+    def reset(self, h: Tensor, fired: Tensor, resets: Tensor) -> Tensor:
+        if self.delayed or self.reset_kind == "none":
+            return h
+        due = self._due(fired, h, resets)
+        return h - due * (self.threshold if self.reset_kind == "subtract" else h)
+
+    def _due(self, fired: Tensor, h: Tensor, resets: Tensor) -> Tensor:
+        return self.spikes(fired, h) / self.factor - resets
+
+    def unreset(self, v: Tensor, fired: Tensor) -> Tensor:
+        return v
+
+    def uncharge(self, h: Tensor, x: Tensor, resets: Tensor | None) -> Tensor:
+        v = h - x
+        if self.reset_kind == "subtract":
+            v = v + resets * self.threshold
+        return v / self.beta.clamp(0, 1)
+
+    def gradient(
+        self, grad_spikes: Tensor | None, grad_v: Tensor | None, moment: Moment, learned: tuple[bool, ...]
+    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+        h, grad_h = moment.charged, grad_v
+        grad_threshold = grad_factor = None
+        if grad_v is not None and not self.delayed and self.reset_kind != "none":
+            due = self._due(moment.fired, h, moment.resets)
+            if self.reset_kind == "subtract":
+                grad_due = -grad_v * self.threshold
+                grad_threshold = _sum_to(-grad_v * due, self.threshold) if learned[1] else None
+            else:
+                grad_due = -grad_v * h
+                grad_h = grad_v - grad_v * due
+            grad_due = grad_due.to(due.dtype) / self.factor
+            grad_spikes = grad_due if grad_spikes is None else grad_spikes + grad_due
+        if grad_spikes is not None:
+            grad_binary = grad_spikes * self.factor if self.graded else grad_spikes
+            grad_z = self.surrogate.gradient(grad_binary, h - self.threshold)
+            grad_h = grad_z if grad_h is None else grad_h + grad_z
+            if learned[1]:
+                grad_threshold = _added(grad_threshold, _sum_to(-grad_z, self.threshold))
+            if learned[2]:
+                grad_factor = _sum_to(grad_spikes * moment.fired, self.factor)
+        decay = self.beta.clamp(0, 1)
+        if self.reset_kind == "subtract" and learned[1]:
+            # The host multiplies the signal, always float32, with the threshold before it subtracts.
+            product = torch.result_type(moment.resets, self.threshold)
+            grad_threshold = _added(grad_threshold, _sum_to(-grad_h.to(product) * moment.resets, self.threshold))
+        grad_beta = None
+        if learned[0]:
+            v = moment.before
+            if self.reset_kind == "zero":
+                v = (1 - moment.resets) * v
+            inside = (self.beta >= 0) & (self.beta <= 1)
+            grad_beta = _sum_to(grad_h * v, self.beta) * inside
+        grad_before = grad_h * decay
+        if self.reset_kind == "zero":
+            grad_before = grad_before * (1 - moment.resets)
+        return grad_h, grad_before, (grad_beta, grad_threshold, grad_factor)
+
+
+@dataclass(eq=False)
+class IntegrateAndFire(Dynamics):
+    """SpikingJelly's ``IFNode``, and the fire and reset of all its neurons.
+
+        h = v + x
+        s = H(h - theta)
+        v' = h - theta s                        soft reset, ``v_reset`` None
+        v' = s v_reset + (1 - s) h              hard reset
+
+    with ``H(0) = 1``. ``detach_reset`` keeps the gradient from flowing through the ``s`` of the reset.
+    """
+
+    threshold: float
+    v_reset: float | None
+    detach_reset: bool = False
+
+    decay = 1.0
+
+    @property
+    def invertible(self) -> bool:
+        return self.v_reset is None
+
+    @property
+    def largest_threshold(self) -> float:
+        return abs(self.threshold)
+
+    @property
+    def rest(self) -> float:
+        """The potential that a leak decays to."""
+        return 0.0 if self.v_reset is None else self.v_reset
+
+    def charge(self, x: Tensor, v: Tensor, resets: None = None) -> Tensor:
+        return v + x
+
+    def reset(self, h: Tensor, fired: Tensor, resets: None = None) -> Tensor:
+        s = fired.to(h.dtype)
+        return h - s * self.threshold if self.v_reset is None else s * self.v_reset + (1.0 - s) * h
+
+    def unreset(self, v: Tensor, fired: Tensor) -> Tensor:
+        return v + fired.to(v.dtype) * self.threshold
+
+    def uncharge(self, h: Tensor, x: Tensor, resets: None) -> Tensor:
+        return h - x
+
+    def gradient(
+        self, grad_spikes: Tensor | None, grad_v: Tensor | None, moment: Moment, learned: tuple[bool, ...]
+    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+        h, grad_h = moment.charged, grad_v
+        if grad_v is not None and self.v_reset is not None:
+            grad_h = grad_v.masked_fill(moment.fired, 0)
+        if grad_v is not None and not self.detach_reset:
+            through_reset = grad_v * (-self.threshold if self.v_reset is None else self.v_reset - h)
+            grad_spikes = through_reset if grad_spikes is None else grad_spikes + through_reset
+        if grad_spikes is not None:
+            grad_z = self.surrogate.gradient(grad_spikes, h - self.threshold)
+            grad_h = grad_z if grad_h is None else grad_h.add_(grad_z) if grad_h is not grad_v else grad_h + grad_z
+        return self.gradient_of_charge(grad_h, moment, learned)
+
+    def gradient_of_charge(
+        self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...]
+    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+        return grad_h, grad_h, ()
+
+
+@dataclass(eq=False)
+class LeakyIntegrateAndFire(IntegrateAndFire):
+    """SpikingJelly's ``LIFNode``.
+
+        h = v + (x - (v - v_rest)) / tau        ``decay_input``
+        h = v - (v - v_rest) / tau + x          otherwise
+
+    with ``v_rest = v_reset``, or 0 for a soft reset; fire and reset as in :class:`IntegrateAndFire`.
+    """
+
+    tau: float = 2.0
+    decay_input: bool = True
+
+    @property
+    def decay(self) -> float:
+        return 1 - 1 / self.tau
+
+    def leak(self, difference: Tensor) -> Tensor:
+        """A difference of potentials, times the rate at which it decays."""
+        if difference.device.type == "cuda" and difference.dtype is torch.float32:
+            # The host's kernel divides; torch would multiply with the rounded reciprocal of a Python number.
+            return difference / torch.full((), self.tau, device=difference.device)
+        return difference / self.tau
+
+    def charge(self, x: Tensor, v: Tensor, resets: None = None) -> Tensor:
+        if self.decay_input:
+            return v + self.leak(x - (v - self.rest))
+        return v - self.leak(v - self.rest) + x
+
+    def uncharge(self, h: Tensor, x: Tensor, resets: None) -> Tensor:
+        rest = self.rest
+        if self.decay_input:
+            return (h - self.leak(x + rest)) / self.decay
+        return (h - x - self.leak(torch.full_like(h, rest))) / self.decay if rest else (h - x) / self.decay
+
+    def gradient_of_charge(
+        self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...]
+    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+        leaked = self.leak(grad_h)
+        return leaked if self.decay_input else grad_h, grad_h - leaked, ()
+
+
+@dataclass(eq=False)
+class ParametricLeakyIntegrateAndFire(LeakyIntegrateAndFire):
+    """SpikingJelly's ``ParametricLIFNode``: a LIF neuron that learns ``1/tau = sigmoid(w)``, one ``w`` a layer.
+
+    Source: Fang et al., 'Incorporating Learnable Membrane Time Constant to Enhance Learning of SNNs' (ICCV 2021).
+    """
+
+    w: Tensor = None
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        return (self.w,)
+
+    @property
+    def rate(self) -> Tensor:
+        """``1/tau``"""
+        return self.w.sigmoid()
+
+    @property
+    def decay(self) -> float:
+        return 1 - self.rate.item()
+
+    def leak(self, difference: Tensor) -> Tensor:
+        return difference * self.rate
+
+    def gradient_of_charge(
+        self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...]
+    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+        grad_x, grad_before, _ = super().gradient_of_charge(grad_h, moment, learned)
+        if not learned[0]:
+            return grad_x, grad_before, (None,)
+        if self.decay_input:  # h - v = rate (x - (v - v_rest))
+            grad_rate = (grad_h * (moment.charged - moment.before)).sum() / self.rate
+        else:
+            grad_rate = (grad_h * (self.rest - moment.before)).sum()
+        grad_w = grad_rate * self.rate * (1 - self.rate)
+        return grad_x, grad_before, (grad_w.to(self.w.dtype),)
+
+
+def steps_between_anchors(decay: float, lost_bits: float, most: int) -> int:
+    """How many steps a potential may be reversed before an anchor has to stop its rounding error.
+
+    A step forward rounds once, and every step back multiplies what was rounded by ``1/a``. After K steps back the roundings
+    of those steps, taken as independent, add up to ``sqrt(a**-2 + a**-4 + ... + a**-2K)`` of one; K is the largest for
+    which that stays below ``2**lost_bits``.
+
+    Args:
+        decay: a, the smallest of the layer, in [0, 1].
+        lost_bits: how many of the potential's mantissa bits rebuilding may cost.
+        most: the largest K wanted.
+
+    >>> [steps_between_anchors(a, lost_bits=6, most=64) for a in (0.0, 0.5, 0.9, 0.95, 1.0)]
+    [1, 5, 31, 54, 64]
+    """
+    if not decay > 0:
+        return 1
+    growth, error, steps = decay**-2, 0.0, 0
+    while steps < most:
+        error = error * growth + growth
+        if not (math.isfinite(error) and error <= 4.0**lost_bits):
+            break
+        steps += 1
+    return max(steps, 1)
+
+
+def _sum_to(grad: Tensor, parameter: Tensor) -> Tensor:
+    """A gradient summed over whatever its parameter was broadcast along."""
+    return grad.sum_to_size(parameter.shape).to(parameter.dtype)
+
+
+def _added(a: Tensor | None, b: Tensor) -> Tensor:
+    return b if a is None else a + b

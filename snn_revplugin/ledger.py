@@ -1,0 +1,70 @@
+"""What one reversible neuron keeps, what is computed again for it, and what stood in the way: the facts behind ``explain``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .spikes import PackedSpikes
+    from .trajectory import State
+
+
+@dataclass
+class Ledger:
+    """The account of a neuron's calls since :meth:`clear`; filled by the calls, read by :func:`snn_revplugin.explain`."""
+
+    steps: int = 0  # time steps that were taken reversibly
+    calls: int = 0  # ... in as many calls
+    plain_calls: int = 0  # calls that took the host's own path
+    spike_bytes: int = 0  # of packed spikes
+    potential_bytes: int = 0  # of membrane potentials held between the first and the last of a chain
+    neuron_steps: int = 0
+    stretch: int | None = None  # time steps between anchors; None where a whole sequence is scanned again
+    operations: Counter[str] = field(default_factory=Counter)  # computed again, with how many calls
+    boundaries: Counter[str] = field(default_factory=Counter)  # not known, so what they saved stays
+    reasons: Counter[str] = field(default_factory=Counter)  # for taking the host's own path
+
+    def took_step(self, state: State, stretch: int) -> None:
+        self.steps += 1
+        self._took(state.fired)
+        self.stretch = stretch if state.current is not None else 1
+        if state.is_anchor:
+            self.potential_bytes += state.held.nbytes
+        if state.keeps_charged:
+            self.potential_bytes += state.charged.nbytes
+
+    def took_sequence(self, packed: PackedSpikes, charged: Tensor | None) -> None:
+        self.steps += packed.shape[0]
+        self._took(packed)
+        self.stretch = None if charged is None else 1
+        if charged is not None:
+            self.potential_bytes += charged.nbytes
+
+    def _took(self, packed: PackedSpikes) -> None:
+        self.calls += 1
+        self.spike_bytes += packed.nbytes
+        self.neuron_steps += packed.shape.numel()
+
+    def replayed(self, operation: str) -> None:
+        self.operations[operation] += 1
+
+    def boundary(self, operation: str) -> None:
+        self.boundaries[operation] += 1
+
+    def plain(self, reason: str) -> None:
+        """The host's own path was taken."""
+        self.plain_calls += 1
+        self.reasons[reason] += 1
+
+    def clear(self) -> None:
+        self.__init__()
+
+    def __deepcopy__(self, memo: dict) -> Ledger:
+        return Ledger()  # a copy of a neuron has not been called yet
+
+    def __reduce__(self) -> tuple[type[Ledger], tuple]:
+        return Ledger, ()

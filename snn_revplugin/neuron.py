@@ -1,0 +1,73 @@
+"""What every adapter's neuron has, whatever its host: a switch, a ledger, and its dynamics as long as they stay the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import autograd_internals as internals
+from .dynamics import Dynamics
+from .ledger import Ledger
+from .settings import get_settings
+
+NO_GRADIENT = "no gradient is recorded"
+
+
+class Reversal:
+    """The part of a neuron that the host does not know about. Copies and pickles of a neuron start with a fresh one."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self._dynamics: tuple[tuple, Dynamics | None] | None = None
+
+    def dynamics(self, key: tuple, build: Callable[[], Dynamics | None]) -> Dynamics | None:
+        """The dynamics built for ``key``: everything that they depend on. Time steps with the same dynamics form a chain."""
+        known = self._dynamics
+        if known is None or known[0] != key:
+            known = self._dynamics = (key, build())
+        return known[1]
+
+    def __deepcopy__(self, memo: dict) -> Reversal:
+        return Reversal()
+
+    def __reduce__(self) -> tuple[type[Reversal], tuple]:
+        return Reversal, ()
+
+
+class ReversibleNeuron:
+    """Mixed into a host's neuron class. Adds no parameter, buffer, memory or state_dict key.
+
+    Attributes:
+        reversible: False makes this neuron take its host's own path.
+    """
+
+    reversible: bool = True
+
+    @property
+    def reversal(self) -> Reversal:
+        if "_reversal" not in self.__dict__:  # a neuron swapped in place never went through our constructor
+            self.__dict__["_reversal"] = Reversal()
+        return self.__dict__["_reversal"]
+
+    def why_plain(self, current: Tensor, potential: Tensor | None, *parameters: Tensor) -> str | None:
+        """Why a call has to take the host's own path, or None if it need not."""
+        if not torch.is_grad_enabled():
+            return NO_GRADIENT
+        if not self.reversible or not get_settings().reversible:
+            return "switched off (reversible=False)"
+        if internals.is_transformed():
+            return "torch.compile, tracing or a function transform is at work"
+        if internals.saved_tensor_hooks_active():
+            return "another tool (a checkpoint, save_on_cpu) decides here how tensors are saved"
+        if not isinstance(current, Tensor) or not current.is_floating_point():
+            return "the input is not a floating-point tensor"
+        if not any(each is not None and each.requires_grad for each in (current, potential, *parameters)):
+            return NO_GRADIENT
+        return None
+
+
+def version_key(*tensors: Tensor) -> tuple:
+    """What tells one state of some tensors from another."""
+    return tuple((id(each), each._version, each.requires_grad) for each in tensors)

@@ -1,0 +1,8 @@
+"""Computing again in backward what autograd would have kept: recipes, the walk that leaves them, the operations it knows."""
+
+from . import linear, normalisation, pointwise, pooling, shape  # noqa: F401  (each fills the table)
+from .operation import OPERATIONS, Operation, register
+from .recipe import Kept, Output, Recipe, Spikes, Value, Versioned
+from .walk import FIRED, recipe_of
+
+__all__ = ["FIRED", "OPERATIONS", "Kept", "Operation", "Output", "Recipe", "Spikes", "Value", "Versioned", "recipe_of", "register"]

@@ -1,0 +1,100 @@
+"""Normalisations. What they compute from the batch (mean, deviation) is small and stays saved; their input is not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..autograd_internals import Node, attribute_of, saved_by
+from .operation import Operation, Replay, register
+
+
+def _batch_norm(node: Node) -> Replay:
+    """In training, from the batch again: the statistics come out the same, and no running one is touched."""
+    training, eps = attribute_of(node, "training"), attribute_of(node, "eps")
+    mean, var = (None, None) if training else _running_statistics(node)
+    return lambda x, weight, bias: torch.native_batch_norm(
+        x, weight, bias, *_current(mean, var), training, 0.0, eps
+    )[0]
+
+
+def _cudnn_batch_norm(node: Node) -> Replay:
+    training, eps = attribute_of(node, "training"), attribute_of(node, "epsilon")
+    mean, var = (None, None) if training else _running_statistics(node)
+    return lambda x, weight, bias: torch.cudnn_batch_norm(
+        x, weight, bias, *_current(mean, var), training, 0.0, eps
+    )[0]
+
+
+def _running_statistics(node: Node):
+    from .recipe import Versioned
+
+    return tuple(Versioned(saved_by(node, "running_" + name)) for name in ("mean", "var"))
+
+
+def _current(*statistics) -> tuple[Tensor | None, ...]:
+    return tuple(None if each is None else each.get("a batch norm") for each in statistics)
+
+
+def _layer_norm(node: Node) -> Replay | None:
+    shape = attribute_of(node, "normalized_shape")
+    x, deviation = saved_by(node, "input"), saved_by(node, "result2")
+    if x is None or deviation is None:
+        return None
+    rows, deviations = x.reshape(-1, *shape), deviation.reshape(-1)
+    sample = deviations.argmax() if deviations.numel() else None
+    eps = _eps_of(
+        sample, deviations, lambda i, eps: torch.native_layer_norm(rows[i : i + 1], shape, None, None, eps)[2]
+    )
+    return eps and (lambda x, weight, bias: torch.native_layer_norm(x, shape, weight, bias, eps)[0])
+
+
+def _group_norm(node: Node) -> Replay | None:
+    n, c, hxw, groups = (attribute_of(node, name) for name in ("N", "C", "HxW", "group"))
+    x, deviation = saved_by(node, "input"), saved_by(node, "result2")
+    if x is None or deviation is None:
+        return None
+    rows, deviations = x.reshape(n * groups, 1, -1), deviation.reshape(-1)
+    sample = deviations.argmax() if deviations.numel() else None
+    size = rows.shape[-1]
+    eps = _eps_of(
+        sample,
+        deviations,
+        lambda i, eps: torch.native_group_norm(rows[i : i + 1], None, None, 1, 1, size, 1, eps)[2],
+    )
+    return eps and (lambda x, weight, bias: torch.native_group_norm(x, weight, bias, n, c, hxw, groups, eps)[0])
+
+
+USUAL_EPS = (1e-5, 1e-6, 1e-3, 1e-4, 1e-8, 1e-12, 1e-2, 1e-7)
+
+
+def _eps_of(sample: Tensor | None, deviations: Tensor, deviation_of) -> float | None:
+    """The eps that the norm was called with, which its node does not save.
+
+    It is the one that gives the saved deviation again, bit for bit, in the row where eps weighs most. None, and so a boundary,
+    if none of the usual ones does.
+    """
+    if sample is None:
+        return USUAL_EPS[0]
+    row = int(sample)
+    with torch.no_grad():
+        for eps in USUAL_EPS:
+            if torch.equal(deviation_of(row, eps).reshape(-1), deviations[row : row + 1]):
+                return eps
+    return None
+
+
+def _without_affine(node: Node) -> tuple[int, ...]:
+    return (1, 2) if attribute_of(node, "weight") is None else ()
+
+
+def _layer_norm_absent(node: Node) -> tuple[int, ...]:
+    return tuple(i for i, name in ((1, "weight"), (2, "bias")) if attribute_of(node, name) is None)
+
+
+register(
+    Operation("NativeBatchNormBackward0", ("input", "weight", None), _batch_norm, absent=_without_affine, weighs=True),
+    Operation("CudnnBatchNormBackward0", ("input", "weight", None), _cudnn_batch_norm, absent=_without_affine, weighs=True),
+    Operation("NativeLayerNormBackward0", ("input", "weight", "bias"), _layer_norm, absent=_layer_norm_absent, weighs=True),
+    Operation("NativeGroupNormBackward0", ("input", "weight", None), _group_norm, absent=_without_affine, weighs=True),
+)

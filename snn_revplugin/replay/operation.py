@@ -1,0 +1,72 @@
+"""The table of operations that can be computed again: one small :class:`Operation` each, found by its node's name.
+
+To add one, write its entry beside its kin in :mod:`.linear`, :mod:`.normalisation`, :mod:`.pooling`, :mod:`.shape` or
+:mod:`.pointwise` and give it a row in ``tests/test_operations.py``. What an entry has to say:
+
+* ``node``: the name of its autograd node, ``type(output.grad_fn).__name__``;
+* ``inputs``: for each tensor operand, in the order of ``node.next_functions``, the name under which the node saves it
+  (``_saved_<name>``), or None where it saves none. ``VARIADIC`` for an operation on a list of tensors;
+* ``replay``: takes the node to a function of the operands' tensors that gives the outputs again, bit for bit. It must not
+  hold on to the node: a node reaches the recipe, so that would be a cycle;
+* ``outputs``: the names of outputs that the node saves, with their positions;
+* ``absent``: which operands the call left out (a bias, an affine weight), to be passed as None;
+* ``weighs``: whether the first operand is an activation whatever it comes from, so that even an operation on plain data is
+  computed again rather than kept (a convolution of the input image);
+* ``is_view``: whether the output shares memory with the first operand;
+* ``several``: whether the outputs are more than one, so that ``replay`` gives a tuple;
+* ``constant``: whether an operand may be a number that the node does not save;
+* ``layout``: whether the output's strides are the caller's choice, which the node does not tell (``contiguous``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..autograd_internals import Node
+
+VARIADIC = ()
+Replay = Callable[..., Tensor | tuple[Tensor, ...]]
+
+
+def _nothing_absent(node: Node) -> tuple[int, ...]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """How one kind of graph node is computed again; see the module's documentation."""
+
+    node: str
+    inputs: tuple[str | None, ...]
+    replay: Callable[[Node], Replay | None]
+    outputs: dict[str, int] = field(default_factory=dict)
+    absent: Callable[[Node], tuple[int, ...]] = _nothing_absent
+    weighs: bool = False
+    is_view: bool = False
+    several: bool = False
+    layout: bool = False
+    constant: bool = False
+
+    def __post_init__(self) -> None:
+        if "Backward" not in self.node:
+            raise ValueError(f"node: {self.node!r} is not the name of an autograd node")
+        if self.is_view and (self.weighs or self.outputs):
+            raise ValueError(f"{self.node}: a view computes nothing, so it can neither weigh nor save an output")
+
+
+OPERATIONS: dict[str, Operation] = {}
+
+
+def register(*operations: Operation) -> None:
+    """Add operations to the table.
+
+    Raises:
+        ValueError: one of them is there already.
+    """
+    for each in operations:
+        if each.node in OPERATIONS:
+            raise ValueError(f"{each.node} is registered twice")
+        OPERATIONS[each.node] = each

@@ -1,0 +1,163 @@
+"""T time steps of a reversible neuron in one autograd Function: for SpikingJelly's step mode 'm'.
+
+Nothing of the membrane potential's path is kept but its first value. Backward has the current of all steps from its recipe, scans
+forward once more (exact, whatever the reset), and walks back in closed form, writing each step's gradient over the potential
+that it has just used.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import autograd_internals as internals
+from .dynamics import Dynamics
+from .ledger import Ledger
+from .replay import FIRED, Spikes, Value, Versioned, recipe_of
+from .spikes import PackedSpikes
+from .step import SECOND_PASS
+from .trajectory import INITIAL, initial
+
+
+class Call(NamedTuple):
+    """What a sequence is given besides tensors."""
+
+    dynamics: Dynamics
+    currents: Value | None
+    with_path: bool
+    ledger: Ledger
+
+
+def sequence(
+    dynamics: Dynamics,
+    currents: Tensor,
+    potential: Tensor,
+    ledger: Ledger,
+    with_path: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """T time steps.
+
+    Args:
+        dynamics: the neuron's equations.
+        currents: the input currents, ``[T, ...]`` with T at least 1, floating point.
+        potential: the membrane potential before the first step, of the shape of one current.
+        ledger: where the call is recorded.
+        with_path: whether the potentials after every step are wanted too.
+
+    Returns:
+        The spikes ``[T, ...]``, the membrane potential after the last step, and either None or the potentials ``[T, ...]``.
+    """
+    value = recipe_of(currents, ledger)
+    outputs = _Sequence.apply(currents, potential, Call(dynamics, value, with_path, ledger), *dynamics.parameters)
+    return outputs if with_path else (*outputs, None)
+
+
+class _Sequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, currents: Tensor, potential: Tensor, call: Call, *parameters: Tensor) -> tuple[Tensor, ...]:
+        dynamics, v = call.dynamics, potential
+        fired_of, spikes_of, charged_of, path = [], [], [], []
+        for x in currents.unbind(0):
+            fired, spikes, charged, v = dynamics.step(x, v)
+            fired_of.append(fired)
+            spikes_of.append(spikes)
+            if call.currents is None:
+                charged_of.append(charged)
+            if call.with_path:
+                path.append(v)
+        spikes = torch.stack(spikes_of)
+        packed = PackedSpikes(torch.stack(fired_of), spikes.dtype, dynamics.graded_factor)
+        if call.currents is not None:
+            call.currents.expect()
+        ctx.set_materialize_grads(False)
+        if not dynamics.surrogate.differentiable:
+            ctx.mark_non_differentiable(spikes)
+        ctx.parameters = [Versioned(each.detach()) for each in parameters]
+        ctx.call, ctx.potential, ctx.types = call, Versioned(initial(potential)), (currents.dtype, potential.dtype)
+        # Currents that cannot be had again: the charged potentials are kept in their place.
+        ctx.charged = torch.stack(charged_of) if charged_of else None
+        setattr(ctx, FIRED, Spikes(packed))
+        call.ledger.took_sequence(packed, ctx.charged)
+        if not call.with_path:
+            return spikes, v
+        return spikes, v.clone(), torch.stack(path)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | None, grad_path: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        call: Call = ctx.call
+        if call is None:
+            raise RuntimeError(SECOND_PASS)
+        if grad_spikes is None and grad_last is None and grad_path is None:
+            return (None,) * (3 + len(ctx.parameters))
+        for each in ctx.parameters:
+            each.get("a reversible neuron's gradient (decay, threshold or factor)")
+        dynamics, learned = call.dynamics, ctx.needs_input_grad[3:]
+        start = ctx.potential.get(INITIAL)
+        if call.currents is None:
+            charged, ours = ctx.charged, False
+        else:
+            charged, ours = _scan(dynamics, *call.currents.take(), start), True
+        # A step's gradient takes the place of the potential that it was computed from.
+        overwrite = ours and charged.dtype == ctx.types[0]
+        grad_currents = charged if overwrite else torch.empty_like(charged, dtype=ctx.types[0])
+        totals: list[Tensor | None] = [None] * len(learned)
+        grad_v = grad_last
+        for t in range(len(charged) - 1, -1, -1):
+            if grad_path is not None:
+                grad_v = grad_path[t] if grad_v is None else grad_v + grad_path[t]
+            grad_s = None if grad_spikes is None else grad_spikes[t]
+            if grad_s is None and grad_v is None:
+                grad_currents[t] = 0
+                continue
+            moment = _Moment(dynamics, charged, start, t)
+            grad_currents[t], grad_v, grads = dynamics.gradient(grad_s, grad_v, moment, learned)
+            totals = [b if a is None else a if b is None else a + b for a, b in zip(totals, grads, strict=True)]
+        if not internals.pass_keeps_graph():
+            ctx.call = ctx.charged = ctx.potential = None
+            setattr(ctx, FIRED, None)
+        return grad_currents, grad_v.to(ctx.types[1]), None, *totals
+
+
+def _scan(dynamics: Dynamics, currents: Tensor, owned: bool, v: Tensor) -> Tensor:
+    """The charged potentials ``[T, ...]`` of a sequence, over the currents themselves where those may be written into."""
+    charged = None
+    for t, x in enumerate(currents.unbind(0)):
+        resets = dynamics.resets(v)
+        h = dynamics.charge(x, v, resets)
+        v = dynamics.reset(h, dynamics.fires(h), resets)
+        if charged is None:
+            charged = currents if owned and h.dtype == currents.dtype else torch.empty_like(currents, dtype=h.dtype)
+        charged[t] = h
+    return charged
+
+
+class _Moment:
+    """One time step of a sequence whose charged potentials are all at hand; satisfies :class:`.dynamics.Moment`."""
+
+    def __init__(self, dynamics: Dynamics, charged: Tensor, start: Tensor, t: int) -> None:
+        self.dynamics, self.path, self.start, self.t = dynamics, charged, start, t
+
+    @cached_property
+    def charged(self) -> Tensor:
+        return self.path[self.t]
+
+    @cached_property
+    def fired(self) -> Tensor:
+        return self.dynamics.fires(self.charged)
+
+    @cached_property
+    def before(self) -> Tensor:
+        if self.t == 0:
+            return self.start
+        h = self.path[self.t - 1]
+        return self.dynamics.reset(h, self.dynamics.fires(h))
+
+    @cached_property
+    def resets(self) -> Tensor | None:
+        return self.dynamics.resets(self.before)

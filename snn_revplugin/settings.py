@@ -1,0 +1,60 @@
+"""The few numbers that weigh memory against time and rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the memory saving works, for every reversible neuron that is called while these settings hold.
+
+    Args:
+        reversible: False makes every neuron take its host's own path, for comparison.
+        lost_bits: how many bits of a membrane potential's mantissa (24 in float32, 53 in float64) reversing time may cost
+            before an anchor stops it. More bits mean fewer anchors and coarser gradients; 0 keeps every potential.
+        longest_stretch: the most time steps between two anchors of a neuron that is reversed.
+        rebuild_stretch: the time steps between two anchors of a neuron whose reset cannot be inverted. Its potentials
+            are rebuilt forward from the anchor below, exactly; a whole stretch of them stands in memory at a time.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    reversible: bool = True
+    lost_bits: float = 6
+    longest_stretch: int = 64
+    rebuild_stretch: int = 12
+
+    def __post_init__(self) -> None:
+        if self.lost_bits < 0:
+            raise ValueError(f"lost_bits must not be negative, got {self.lost_bits}")
+        for name in ("longest_stretch", "rebuild_stretch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+_settings: ContextVar[Settings] = ContextVar("snn_revplugin_settings", default=Settings())
+
+
+def get_settings() -> Settings:
+    """The settings that hold at present in this thread."""
+    return _settings.get()
+
+
+@contextmanager
+def use_settings(**changes: float) -> Iterator[Settings]:
+    """Change some of the settings inside a ``with`` block.
+
+    >>> with use_settings(lost_bits=3) as settings:
+    ...     settings.lost_bits
+    3
+    """
+    token = _settings.set(replace(get_settings(), **changes))
+    try:
+        yield get_settings()
+    finally:
+        _settings.reset(token)

@@ -1,0 +1,124 @@
+"""One time step of a reversible neuron as an autograd Function: for snnTorch, and for SpikingJelly's step mode 's'.
+
+Forward keeps the spikes as bits, the input current as a recipe and a link in the chain of states. Backward has the step's
+potential from the chain, applies the derivative in closed form, and hands the potential of the step before down. No
+graph of the node is built again.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import autograd_internals as internals
+from .dynamics import Dynamics
+from .ledger import Ledger
+from .replay import FIRED, Spikes, Value, Versioned, recipe_of
+from .settings import get_settings
+from .spikes import PackedSpikes
+from .trajectory import Moment, State, initial
+
+STATE = "snn_revplugin_state"  # where the graph node of a step offers the state it led to
+SECOND_PASS = (
+    "Trying to backward through a reversible neuron's time step a second time (or its spikes were freed by a backward "
+    "without retain_graph). Specify retain_graph=True if you need to backward through the graph a second time, or detach the "
+    "membrane potential between two sequences."
+)
+
+
+class Call(NamedTuple):
+    """What a step is given besides tensors."""
+
+    dynamics: Dynamics
+    before: State
+    current: Value | None
+    stretch: int
+    ledger: Ledger
+
+
+def step(dynamics: Dynamics, current: Tensor, potential: Tensor, ledger: Ledger) -> tuple[Tensor, Tensor]:
+    """One time step.
+
+    Args:
+        dynamics: the neuron's equations.
+        current: the input current x, floating point, of any shape.
+        potential: the membrane potential v, of the same shape. If it is what an earlier step of the same ``dynamics``
+            returned, unmodified, the two steps form a chain; anything else starts a new one.
+        ledger: where the call is recorded.
+
+    Returns:
+        The spikes and the membrane potential after the step, as the host's neuron would have them, bit for bit.
+    """
+    value = recipe_of(current, ledger)
+    before = _start_from(potential, dynamics)
+    stretch = stretch_of(dynamics, potential.dtype)
+    call = Call(dynamics, before, value, stretch, ledger)
+    return _Step.apply(current, potential, call, *dynamics.parameters)
+
+
+def stretch_of(dynamics: Dynamics, dtype: torch.dtype) -> int:
+    """The time steps between two anchors under the settings that hold."""
+    settings = get_settings()
+    if dynamics.invertible and dtype in (torch.float32, torch.float64):
+        return dynamics.stretch(settings.lost_bits, settings.longest_stretch)
+    return settings.rebuild_stretch
+
+
+def state_of(potential: Tensor) -> State | None:
+    """The state that a step left with the potential it returned, unless somebody has written into that since."""
+    state = getattr(potential.grad_fn, STATE, None)
+    return state if potential.output_nr == 1 and potential._version == 0 else None
+
+
+def _start_from(potential: Tensor, dynamics: Dynamics) -> State:
+    """The state that ``potential`` is, or the first of a new chain."""
+    state = state_of(potential)
+    if state is not None and state.dynamics is dynamics:
+        return state
+    with torch.no_grad():
+        return State(initial(potential))
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, current: Tensor, potential: Tensor, call: Call, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        dynamics, before = call.dynamics, call.before
+        fired, spikes, charged, after = dynamics.step(current, potential)
+        packed = PackedSpikes(fired, spikes.dtype, dynamics.graded_factor)
+        # A step whose current is lost cannot be charged again: where the reset cannot be undone either, h is kept.
+        keeps = charged if call.current is None and not dynamics.invertible and charged is not after else None
+        state = State(after.detach(), before, dynamics, call.current, packed, keeps, call.stretch)
+        before.continued()
+        if call.current is not None:
+            call.current.expect()
+        ctx.set_materialize_grads(False)
+        if not dynamics.surrogate.differentiable:
+            ctx.mark_non_differentiable(spikes)
+        ctx.parameters = [Versioned(each.detach()) for each in parameters]
+        ctx.types = current.dtype, potential.dtype
+        setattr(ctx, STATE, state)
+        setattr(ctx, FIRED, Spikes(packed))
+        call.ledger.took_step(state, call.stretch)
+        return spikes, after
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_spikes: Tensor | None, grad_potential: Tensor | None) -> tuple[Tensor | None, ...]:
+        state = getattr(ctx, STATE)
+        if state is None:
+            raise RuntimeError(SECOND_PASS)
+        if grad_spikes is None and grad_potential is None:
+            return (None,) * (3 + len(ctx.parameters))
+        for each in ctx.parameters:
+            each.get("a reversible neuron's gradient (decay, threshold or factor)")
+        moment = Moment(state)
+        learned = ctx.needs_input_grad[3:]
+        grad_x, grad_v, grads = state.dynamics.gradient(grad_spikes, grad_potential, moment, learned)
+        moment.hand_down()
+        if not internals.pass_keeps_graph():
+            # Whoever holds the last potential holds this node: it must not hold the sequence's bits in turn.
+            setattr(ctx, STATE, None)
+            setattr(ctx, FIRED, None)
+        return grad_x.to(ctx.types[0]), grad_v.to(ctx.types[1]), None, *grads
