@@ -89,7 +89,7 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
 
         if held.shape != input_.shape:
             held = torch.zeros_like(input_, device=self.mem.device)
-        spk, self.mem = step(dynamics, input_, held, self.reversal.ledger)
+        spk, self.mem = step(dynamics, input_, held, self.reversal)
         before = state_of(self.mem).before
         self._reset = before.fired if before.fired is not None else PackedSpikes(dynamics.fires(held.detach()))
         if self.init_hidden and not self.output:

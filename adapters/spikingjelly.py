@@ -83,7 +83,7 @@ class _ReversibleNode(ReversibleNeuron):
         dynamics = self._dynamics_for(inputs[0], states[0])
         if dynamics is None:
             return super().single_step_functional_forward(inputs, states, **kwargs)
-        spikes, v = step(dynamics, inputs[0], states[0], self.reversal.ledger)
+        spikes, v = step(dynamics, inputs[0], states[0], self.reversal)
         return (spikes,), (v, *states[1:])
 
     def multi_step_functional_forward(
@@ -93,7 +93,7 @@ class _ReversibleNode(ReversibleNeuron):
         dynamics = self._dynamics_for(inputs[0], states[0])
         if dynamics is None:
             return super().multi_step_functional_forward(inputs, states, **kwargs)
-        spikes, v, _ = sequence(dynamics, inputs[0], states[0], self.reversal.ledger)
+        spikes, v, _ = sequence(dynamics, inputs[0], states[0], self.reversal)
         return (spikes,), (v,)
 
     def multi_step_forward(self, x_seq: Tensor, *args: Tensor, **kwargs: object) -> Tensor:
@@ -104,7 +104,7 @@ class _ReversibleNode(ReversibleNeuron):
         dynamics = self._dynamics_for(x_seq, v)
         if dynamics is None:
             return super().multi_step_forward(x_seq, *args, **kwargs)
-        spikes, self.v, self.v_seq = sequence(dynamics, x_seq, v, self.reversal.ledger, with_path=True)
+        spikes, self.v, self.v_seq = sequence(dynamics, x_seq, v, self.reversal, with_path=True)
         return spikes
 
     def _dynamics_for(self, x: Tensor, v: Tensor) -> Dynamics | None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 Node = Any  # torch.autograd.graph.Node, or None at the end of an edge
 Edge = tuple[Node, int]  # the node that made a tensor, and which of its outputs the tensor was
@@ -107,3 +109,32 @@ def type_of_output(node: Node, output: int = 0) -> tuple[torch.dtype, torch.devi
 def held_by_autograd_alone(tensor: Tensor, references: int) -> bool:
     """Whether Python code knows no other reference to a saved tensor than the ``references`` of our own frames."""
     return sys.getrefcount(tensor) <= references + 2 and not tensor._is_view()
+
+
+class Watch(TorchDispatchMode):
+    """Calls back around every operation that runs inside a ``with`` block in this thread, those of a backward included.
+
+    Args:
+        before: called with the tensors that an operation is about to read.
+        after: called with the tensors that it gave.
+    """
+
+    def __init__(self, before: Callable[[list[Tensor]], None], after: Callable[[list[Tensor]], None]) -> None:
+        super().__init__()
+        self.before, self.after = before, after
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        self.before([each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)])
+        result = func(*args, **kwargs)
+        self.after([each for each in tree_leaves(result) if isinstance(each, Tensor)])
+        return result
+
+
+def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
+    """The memory behind a tensor: one Python object for as long as the memory lives, whoever asks, so that it can be watched
+    with a weak reference. None for a tensor without a storage of its own (a sparse one)."""
+    try:
+        return tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return None

@@ -31,6 +31,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .spikes import PackedSpikes
 from .surrogate import AnySurrogate
 
 
@@ -68,7 +69,7 @@ class Dynamics:
 
     def fires(self, h: Tensor) -> Tensor:
         """Where a charged potential is over the threshold, as bool."""
-        return self.surrogate.fires(h - self.threshold)
+        return self.surrogate.fires(h, self.threshold)
 
     def spikes(self, fired: Tensor, h: Tensor) -> Tensor:
         """Spikes as the host hands them out: zeros and ones in the host's dtype, times a factor if there is one."""
@@ -136,7 +137,7 @@ class Leaky(Dynamics):
     def largest_threshold(self) -> float:
         return self.threshold.detach().abs().max().item()
 
-    @property
+    @cached_property
     def decay(self) -> float:
         """The smallest decay of any neuron."""
         return self.beta.detach().clamp(0, 1).min().item()
@@ -150,8 +151,11 @@ class Leaky(Dynamics):
     def charge(self, x: Tensor, v: Tensor, resets: Tensor | None) -> Tensor:
         if self.reset_kind == "zero":
             v = (1 - resets) * v
-        h = self.beta.clamp(0, 1) * v + x
-        return h - resets * self.threshold if self.reset_kind == "subtract" else h
+        h = _sum(self.beta.clamp(0, 1) * v, x)
+        if self.reset_kind != "subtract":
+            return h
+        due = resets * self.threshold
+        return h.sub_(due) if h.dtype == due.dtype else h - due
 
     def reset(self, h: Tensor, fired: Tensor, resets: Tensor) -> Tensor:
         if self.delayed or self.reset_kind == "none":
@@ -162,14 +166,14 @@ class Leaky(Dynamics):
     def _due(self, fired: Tensor, h: Tensor, resets: Tensor) -> Tensor:
         return self.spikes(fired, h) / self.factor - resets
 
-    def unreset(self, v: Tensor, fired: Tensor) -> Tensor:
+    def unreset(self, v: Tensor, fired: PackedSpikes) -> Tensor:
         return v
 
     def uncharge(self, h: Tensor, x: Tensor, resets: Tensor | None) -> Tensor:
         v = h - x
         if self.reset_kind == "subtract":
-            v = v + resets * self.threshold
-        return v / self.beta.clamp(0, 1)
+            v = _sum(v, resets * self.threshold)
+        return v.div_(self.beta.clamp(0, 1))
 
     def gradient(
         self, grad_spikes: Tensor | None, grad_v: Tensor | None, moment: Moment, learned: tuple[bool, ...]
@@ -250,8 +254,8 @@ class IntegrateAndFire(Dynamics):
         s = fired.to(h.dtype)
         return h - s * self.threshold if self.v_reset is None else s * self.v_reset + (1.0 - s) * h
 
-    def unreset(self, v: Tensor, fired: Tensor) -> Tensor:
-        return v + fired.to(v.dtype) * self.threshold
+    def unreset(self, v: Tensor, fired: PackedSpikes) -> Tensor:
+        return v + fired.binary(v.dtype) * self.threshold
 
     def uncharge(self, h: Tensor, x: Tensor, resets: None) -> Tensor:
         return h - x
@@ -369,8 +373,8 @@ def steps_between_anchors(decay: float, lost_bits: float, most: int) -> int:
         lost_bits: how many of the potential's mantissa bits rebuilding may cost.
         most: the largest K wanted.
 
-    >>> [steps_between_anchors(a, lost_bits=6, most=64) for a in (0.0, 0.5, 0.9, 0.95, 1.0)]
-    [1, 5, 31, 54, 64]
+    >>> [steps_between_anchors(a, lost_bits=4, most=64) for a in (0.0, 0.5, 0.9, 0.95, 1.0)]
+    [1, 3, 18, 31, 64]
     """
     if not decay > 0:
         return 1
@@ -381,6 +385,11 @@ def steps_between_anchors(decay: float, lost_bits: float, most: int) -> int:
             break
         steps += 1
     return max(steps, 1)
+
+
+def _sum(a: Tensor, b: Tensor) -> Tensor:
+    """``a + b``, in place of ``a`` where that has the sum's shape and dtype."""
+    return a.add_(b) if a.dtype == b.dtype and a.shape == b.shape else a + b
 
 
 def _sum_to(grad: Tensor, parameter: Tensor) -> Tensor:

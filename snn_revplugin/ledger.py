@@ -32,8 +32,10 @@ class Ledger:
         self.steps += 1
         self._took(state.fired)
         self.stretch = stretch if state.current is not None else 1
-        if state.is_anchor:
-            self.potential_bytes += state.held.nbytes
+        if state.before.residue is not None:
+            self.potential_bytes += state.before.residue.bits.nbytes
+        elif state.before.is_anchor and state.before.before is not None:
+            self.potential_bytes += state.before.held.nbytes
         if state.keeps_charged:
             self.potential_bytes += state.charged.nbytes
 

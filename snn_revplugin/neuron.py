@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from . import autograd_internals as internals
 from .dynamics import Dynamics
 from .ledger import Ledger
+from .replay import Recipe
 from .settings import get_settings
 
 NO_GRADIENT = "no gradient is recorded"
@@ -20,6 +22,7 @@ class Reversal:
 
     def __init__(self) -> None:
         self.ledger = Ledger()
+        self.static: WeakValueDictionary[tuple, Recipe] = WeakValueDictionary()  # recipes that do not change with time
         self._dynamics: tuple[tuple, Dynamics | None] | None = None
 
     def dynamics(self, key: tuple, build: Callable[[], Dynamics | None]) -> Dynamics | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import autograd_internals as internals
 from .dynamics import Dynamics
-from .ledger import Ledger
+from .neuron import Reversal
 from .replay import FIRED, Spikes, Value, Versioned, recipe_of
 from .spikes import PackedSpikes
 from .step import SECOND_PASS
@@ -28,14 +28,14 @@ class Call(NamedTuple):
     dynamics: Dynamics
     currents: Value | None
     with_path: bool
-    ledger: Ledger
+    reversal: Reversal
 
 
 def sequence(
     dynamics: Dynamics,
     currents: Tensor,
     potential: Tensor,
-    ledger: Ledger,
+    reversal: Reversal,
     with_path: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """T time steps.
@@ -44,14 +44,14 @@ def sequence(
         dynamics: the neuron's equations.
         currents: the input currents, ``[T, ...]`` with T at least 1, floating point.
         potential: the membrane potential before the first step, of the shape of one current.
-        ledger: where the call is recorded.
+        reversal: the neuron's own.
         with_path: whether the potentials after every step are wanted too.
 
     Returns:
         The spikes ``[T, ...]``, the membrane potential after the last step, and either None or the potentials ``[T, ...]``.
     """
-    value = recipe_of(currents, ledger)
-    outputs = _Sequence.apply(currents, potential, Call(dynamics, value, with_path, ledger), *dynamics.parameters)
+    value = recipe_of(currents, reversal)
+    outputs = _Sequence.apply(currents, potential, Call(dynamics, value, with_path, reversal), *dynamics.parameters)
     return outputs if with_path else (*outputs, None)
 
 
@@ -80,7 +80,7 @@ class _Sequence(torch.autograd.Function):
         # Currents that cannot be had again: the charged potentials are kept in their place.
         ctx.charged = torch.stack(charged_of) if charged_of else None
         setattr(ctx, FIRED, Spikes(packed))
-        call.ledger.took_sequence(packed, ctx.charged)
+        call.reversal.ledger.took_sequence(packed, ctx.charged)
         if not call.with_path:
             return spikes, v
         return spikes, v.clone(), torch.stack(path)

@@ -15,7 +15,8 @@ class Settings:
     Args:
         reversible: False makes every neuron take its host's own path, for comparison.
         lost_bits: how many bits of a membrane potential's mantissa (24 in float32, 53 in float64) reversing time may cost
-            before an anchor stops it. More bits mean fewer anchors and coarser gradients; 0 keeps every potential.
+            before an anchor mends it, at most 5. More bits mean fewer anchors and coarser gradients; 0 puts an anchor at every
+            step.
         longest_stretch: the most time steps between two anchors of a neuron that is reversed.
         rebuild_stretch: the time steps between two anchors of a neuron whose reset cannot be inverted. Its potentials
             are rebuilt forward from the anchor below, exactly; a whole stretch of them stands in memory at a time.
@@ -25,13 +26,13 @@ class Settings:
     """
 
     reversible: bool = True
-    lost_bits: float = 6
+    lost_bits: float = 4
     longest_stretch: int = 64
     rebuild_stretch: int = 12
 
     def __post_init__(self) -> None:
-        if self.lost_bits < 0:
-            raise ValueError(f"lost_bits must not be negative, got {self.lost_bits}")
+        if not 0 <= self.lost_bits <= 5:
+            raise ValueError(f"lost_bits must lie between 0 and 5, got {self.lost_bits}")
         for name in ("longest_stretch", "rebuild_stretch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

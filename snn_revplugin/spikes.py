@@ -50,9 +50,9 @@ class PackedSpikes:
         """The spikes as they were packed: a new bool tensor."""
         return self._arranged(_unpack(self.bits, self.shape.numel(), torch.bool))
 
-    def binary(self) -> Tensor:
-        """Zeros and ones in ``dtype``: a new tensor."""
-        return self._arranged(_unpack(self.bits, self.shape.numel(), self.dtype))
+    def binary(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Zeros and ones in ``dtype``, by default that of the spikes: a new tensor."""
+        return self._arranged(_unpack(self.bits, self.shape.numel(), dtype or self.dtype))
 
     def spikes(self) -> Tensor:
         """The spikes as the neuron gave them out, graded factor and all: a new tensor."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import autograd_internals as internals
 from .dynamics import Dynamics
-from .ledger import Ledger
+from .neuron import Reversal
 from .replay import FIRED, Spikes, Value, Versioned, recipe_of
 from .settings import get_settings
 from .spikes import PackedSpikes
@@ -35,10 +35,10 @@ class Call(NamedTuple):
     before: State
     current: Value | None
     stretch: int
-    ledger: Ledger
+    reversal: Reversal
 
 
-def step(dynamics: Dynamics, current: Tensor, potential: Tensor, ledger: Ledger) -> tuple[Tensor, Tensor]:
+def step(dynamics: Dynamics, current: Tensor, potential: Tensor, reversal: Reversal) -> tuple[Tensor, Tensor]:
     """One time step.
 
     Args:
@@ -46,15 +46,15 @@ def step(dynamics: Dynamics, current: Tensor, potential: Tensor, ledger: Ledger)
         current: the input current x, floating point, of any shape.
         potential: the membrane potential v, of the same shape. If it is what an earlier step of the same ``dynamics``
             returned, unmodified, the two steps form a chain; anything else starts a new one.
-        ledger: where the call is recorded.
+        reversal: the neuron's own.
 
     Returns:
         The spikes and the membrane potential after the step, as the host's neuron would have them, bit for bit.
     """
-    value = recipe_of(current, ledger)
+    value = recipe_of(current, reversal)
     before = _start_from(potential, dynamics)
     stretch = stretch_of(dynamics, potential.dtype)
-    call = Call(dynamics, before, value, stretch, ledger)
+    call = Call(dynamics, before, value, stretch, reversal)
     return _Step.apply(current, potential, call, *dynamics.parameters)
 
 
@@ -69,7 +69,9 @@ def stretch_of(dynamics: Dynamics, dtype: torch.dtype) -> int:
 def state_of(potential: Tensor) -> State | None:
     """The state that a step left with the potential it returned, unless somebody has written into that since."""
     state = getattr(potential.grad_fn, STATE, None)
-    return state if potential.output_nr == 1 and potential._version == 0 else None
+    if state is None or potential.output_nr != 1 or potential._version != state.version:
+        return None
+    return state
 
 
 def _start_from(potential: Tensor, dynamics: Dynamics) -> State:
@@ -100,7 +102,7 @@ class _Step(torch.autograd.Function):
         ctx.types = current.dtype, potential.dtype
         setattr(ctx, STATE, state)
         setattr(ctx, FIRED, Spikes(packed))
-        call.ledger.took_step(state, call.stretch)
+        call.reversal.ledger.took_step(state, call.stretch)
         return spikes, after
 
     @staticmethod

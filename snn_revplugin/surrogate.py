@@ -1,7 +1,7 @@
 """Surrogate gradients: the Heaviside step that fires, and the smooth derivative that stands in for its own.
 
 A neuron fires where ``z = h - threshold`` is positive: ``z > 0`` in snnTorch, ``z >= 0`` in SpikingJelly. The derivative
-of that step is zero or infinite, so training uses the derivative of a smooth function in its place. ``DERIVATIVES``
+of that step is zero or infinite, so training uses the derivative of a smooth function in its place. ``GRADIENTS``
 holds those of both hosts that have a closed form, written as the host writes them, so that gradients agree to rounding.
 
 Sources: Neftci, Mostafa, Zenke, 'Surrogate Gradient Learning in Spiking Neural Networks' (2019);
@@ -18,45 +18,71 @@ import torch
 from torch import Tensor
 
 
-def _squarewave(z: Tensor, n: int, T_period: float) -> Tensor:
+def _sigmoid(grad: Tensor, z: Tensor, alpha: float) -> Tensor:
+    s = z.mul_(alpha).sigmoid_()
+    return (1 - s).mul_(s).mul_(alpha).mul_(grad)
+
+
+def _exp_of_sigmoid(grad: Tensor, z: Tensor, slope: float) -> Tensor:
+    e = z.mul_(-slope).exp_()  # overflows far below the threshold, and the gradient is NaN there: the host's is too
+    return grad * slope * e / (e + 1) ** 2
+
+
+def _squarewave(grad: Tensor, z: Tensor, n: int, T_period: float) -> Tensor:
     w = 2 * math.pi / T_period
-    return sum((torch.cos((2 * i - 1) * w * z) for i in range(1, n)), torch.zeros_like(z)) * (4 / T_period)
+    waves = sum((torch.cos((2 * i - 1) * w * z) for i in range(1, n)), torch.zeros_like(z))
+    return waves * (4 / T_period) * grad
 
 
-def _log_tailed_relu(z: Tensor, alpha: float) -> Tensor:
-    return torch.where(z > 1, 1 / z, torch.where(z <= 0, alpha, 1.0))
+def _s2nn(grad: Tensor, z: Tensor, alpha: float, beta: float) -> Tensor:
+    s = torch.sigmoid(alpha * z)
+    return torch.where(z < 0, alpha * s * (1 - s), beta / (z + 1)) * grad
 
 
-DERIVATIVES: dict[str, Callable[..., Tensor]] = {
-    # of both hosts; ``slope`` is snnTorch's name for alpha
-    "atan": lambda z, alpha: alpha / 2 / (1 + (math.pi / 2 * alpha * z).square_()),
-    "straight_through": lambda z: torch.ones_like(z),
+def _log_tailed_relu(grad: Tensor, z: Tensor, alpha: float) -> Tensor:
+    return torch.where(z > 1, 1 / z, torch.where(z <= 0, alpha, 1.0)) * grad
+
+
+# Each takes the gradient at the spikes and z, and gives the gradient at z. It may write into z, and never into the gradient.
+GRADIENTS: dict[str, Callable[..., Tensor]] = {
+    # of both hosts
+    "atan": lambda grad, z, alpha: grad * (alpha / 2) / z.mul_(math.pi / 2 * alpha).square_().add_(1),
+    "straight_through": lambda grad, z: grad.clone(),
     # snntorch.surrogate
-    "fast_sigmoid": lambda z, slope: 1 / (slope * z.abs() + 1.0).square_(),
-    "triangular": lambda z, threshold: torch.where(z >= 0, -threshold, threshold).to(z.dtype),
-    "heaviside": lambda z: (z > 0).to(z.dtype),
-    "sigmoid_of_exp": lambda z, slope: slope * torch.exp(-slope * z) / (torch.exp(-slope * z) + 1) ** 2,
-    "spike_rate_escape": lambda z, beta, slope: slope * torch.exp(-beta * (z - 1).abs()),
-    "sparse_fast_sigmoid": lambda z, slope, B: (z > B).to(z.dtype) / (slope * z.abs() + 1.0).square_(),
+    "fast_sigmoid": lambda grad, z, slope: grad / z.abs_().mul_(slope).add_(1.0).square_(),
+    "triangular": lambda grad, z, threshold: grad * torch.where(z >= 0, -threshold, threshold),
+    "heaviside": lambda grad, z: grad * (z > 0),
+    "sigmoid_of_exp": _exp_of_sigmoid,
+    "spike_rate_escape": lambda grad, z, beta, slope: grad * slope * z.sub_(1).abs_().mul_(-beta).exp_(),
+    "sparse_fast_sigmoid": lambda grad, z, slope, B: grad * (z > B) / z.abs_().mul_(slope).add_(1.0).square_(),
     # spikingjelly.activation_based.surrogate
-    "piecewise_quadratic": lambda z, alpha: (alpha - alpha**2 * z.abs()).masked_fill_(z.abs() > 1 / alpha, 0),
-    "piecewise_exp": lambda z, alpha: alpha / 2 * torch.exp(-alpha * z.abs()),
-    "sigmoid": lambda z, alpha: (s := torch.sigmoid(alpha * z)).neg().add_(1).mul_(s).mul_(alpha),
-    "soft_sign": lambda z, alpha: 1 / (2 * alpha * (1 / alpha + z.abs()).square_()),
-    "super_spike": lambda z, alpha: alpha / (z.abs() + 1).square_(),
-    "nonzero_sign_log_abs": lambda z, alpha: 1 / (1 / alpha + z.abs()),
-    "erf": lambda z, alpha: torch.exp(-((alpha * z).square_())) * (alpha / math.sqrt(math.pi)),
-    "piecewise_leaky_relu": lambda z, w, c: torch.where(z.abs() < w, 1 / (2 * w), c).to(z.dtype),
-    "squarewave_fourier_series": _squarewave,
-    "s2nn": lambda z, alpha, beta: torch.where(
-        z < 0, alpha * (s := torch.sigmoid(alpha * z)) * (1 - s), beta / (z + 1)
+    "piecewise_quadratic": lambda grad, z, alpha: (
+        (alpha - alpha**2 * z.abs()).mul_(grad).masked_fill_(z.abs() > 1 / alpha, 0)
     ),
-    "q_pseudo_spike": lambda z, alpha: (1 + 2 / (alpha - 1) * z.abs()).pow_(-alpha),
-    "leaky_k_relu": lambda z, leak, k: torch.where(z >= 0, k, leak).to(z.dtype),
-    "fake_numerical_gradient": lambda z, alpha: torch.clamp_max(((z >= 0) * 2.0 - 1.0) / z, alpha),
+    "piecewise_exp": lambda grad, z, alpha: z.abs_().mul_(-alpha).exp_().mul_(alpha / 2).mul_(grad),
+    "sigmoid": _sigmoid,
+    "soft_sign": lambda grad, z, alpha: grad / z.abs_().add_(1 / alpha).square_().mul_(2 * alpha),
+    "super_spike": lambda grad, z, alpha: alpha * grad / z.abs_().add_(1).square_(),
+    "nonzero_sign_log_abs": lambda grad, z, alpha: grad / z.abs_().add_(1 / alpha),
+    "erf": lambda grad, z, alpha: z.mul_(alpha).square_().neg_().exp_().mul_(alpha / math.sqrt(math.pi)).mul_(grad),
+    "piecewise_leaky_relu": lambda grad, z, w, c: grad * torch.where(z.abs() < w, 1 / (2 * w), c),
+    "squarewave_fourier_series": _squarewave,
+    "s2nn": _s2nn,
+    "q_pseudo_spike": lambda grad, z, alpha: z.abs_().mul_(2 / (alpha - 1)).add_(1).pow_(-alpha).mul_(grad),
+    "leaky_k_relu": lambda grad, z, leak, k: grad * torch.where(z >= 0, k, leak),
+    "fake_numerical_gradient": lambda grad, z, alpha: grad * torch.clamp_max(((z >= 0) * 2.0 - 1.0) / z, alpha),
     "log_tailed_relu": _log_tailed_relu,
-    "rect": lambda z, alpha: alpha * (z.abs() < 0.5 / alpha).to(z.dtype),
+    "rect": lambda grad, z, alpha: grad * (z.abs() < 0.5 / alpha) * alpha,
 }
+
+
+def _over(h: Tensor, threshold: Tensor | float, strict: bool) -> Tensor:
+    """The host's ``h - threshold > 0``. Where both have one dtype the difference need not be taken: it rounds to zero for
+    equal numbers alone."""
+    if isinstance(threshold, Tensor) and threshold.dtype is h.dtype and h.dtype in (torch.float32, torch.float64):
+        return h > threshold if strict else h >= threshold
+    z = h - threshold
+    return z > 0 if strict else z >= 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +90,17 @@ class Surrogate:
     """A Heaviside step with a surrogate derivative in closed form.
 
     Args:
-        name: a key of ``DERIVATIVES``.
-        parameters: the arguments of that derivative after ``z``, in order.
+        name: a key of ``GRADIENTS``.
+        parameters: the arguments of that gradient after ``z``, in order.
         strict: whether a membrane exactly at the threshold stays silent (``z > 0``, snnTorch) or fires
             (``z >= 0``, SpikingJelly).
 
     Raises:
-        ValueError: ``name`` is not in ``DERIVATIVES``.
+        ValueError: ``name`` is not in ``GRADIENTS``.
 
     >>> import torch
     >>> atan = Surrogate("atan", (2.0,), strict=False)
-    >>> atan.fires(torch.tensor([-0.1, 0.0, 0.1]))
+    >>> atan.fires(torch.tensor([0.9, 1.0, 1.1]), 1.0)
     tensor([False,  True,  True])
     >>> atan.gradient(torch.ones(1), torch.zeros(1))
     tensor([1.])
@@ -87,16 +113,16 @@ class Surrogate:
     differentiable = True  # whether spikes carry a gradient at all
 
     def __post_init__(self) -> None:
-        if self.name not in DERIVATIVES:
-            raise ValueError(f"name: unknown surrogate {self.name!r}, expected one of {sorted(DERIVATIVES)}")
+        if self.name not in GRADIENTS:
+            raise ValueError(f"name: unknown surrogate {self.name!r}, expected one of {sorted(GRADIENTS)}")
 
-    def fires(self, z: Tensor) -> Tensor:
-        """Where the neuron fires, as a bool tensor of ``z``'s shape."""
-        return z > 0 if self.strict else z >= 0
+    def fires(self, h: Tensor, threshold: Tensor | float) -> Tensor:
+        """Where a charged potential fires, as a bool tensor."""
+        return _over(h, threshold, self.strict)
 
     def gradient(self, grad: Tensor, z: Tensor) -> Tensor:
-        """The gradient at ``z`` that the gradient ``grad`` at the spikes makes; a new tensor."""
-        return DERIVATIVES[self.name](z, *self.parameters) * grad
+        """The gradient at ``z`` that the gradient ``grad`` at the spikes makes. ``z`` is spent: it may be written into."""
+        return GRADIENTS[self.name](grad, z, *self.parameters).to(z.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +131,7 @@ class DifferentiatedSurrogate:
 
     Args:
         function: takes ``z`` to spikes and carries a gradient of its own, say through an autograd Function.
-        strict: as in :class:`Surrogate`; see :func:`step_of`.
+        strict: as in :class:`Surrogate`; :func:`surrogate_of` finds it out.
         differentiable: whether the function's spikes carry a gradient at all.
     """
 
@@ -113,9 +139,9 @@ class DifferentiatedSurrogate:
     strict: bool
     differentiable: bool = True
 
-    def fires(self, z: Tensor) -> Tensor:
-        """Where the neuron fires, as a bool tensor of ``z``'s shape."""
-        return z > 0 if self.strict else z >= 0
+    def fires(self, h: Tensor, threshold: Tensor | float) -> Tensor:
+        """Where a charged potential fires, as a bool tensor."""
+        return _over(h, threshold, self.strict)
 
     def gradient(self, grad: Tensor, z: Tensor) -> Tensor:
         """The gradient at ``z`` that the gradient ``grad`` at the spikes makes; a new tensor."""

@@ -1,18 +1,23 @@
 """The membrane potential's path through time: what is held of it, and how the rest is had again.
 
 A :class:`State` is the potential after one time step and a link to the state before. Of a chain of states only the last
-one's potential is held, and an *anchor* every so many steps. Backward walks down the chain; each step hands the potential
-of the step before down to it, by reversal:
+one's potential is held. Backward walks down the chain; each step hands the potential of the step before down to it, by
+reversal:
 
     v[t-1] = uncharge(unreset(v[t], s[t]), x[t])
 
-A potential that is not at hand (a loss on some steps only, a branch, a reset that cannot be inverted, a tensor that somebody
-wrote into) is rebuilt forward from the nearest one below, in the forward's own arithmetic and so exactly. Reversal loses a
-rounding a step, which the distance between anchors bounds (:func:`snn_revplugin.dynamics.steps_between_anchors`).
+Reversal loses a rounding a step, and dividing by the decay lets it grow. So every few steps stands an *anchor*
+(:func:`snn_revplugin.dynamics.steps_between_anchors`). Where the reset can be inverted, an anchor is a :class:`Residue`: the
+reversed potential is nearly right, so the last 16 bits of the right one are enough to mend it. Elsewhere it is the potential.
+
+A potential that cannot be reached from above (a loss on some steps only, a branch, a reset that cannot be inverted, a
+potential next to which rounding swallows others, a tensor that somebody wrote into) is rebuilt forward from the nearest one
+held below, in the forward's own arithmetic and so exactly.
 """
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 import torch
@@ -24,7 +29,32 @@ from .spikes import PackedSpikes
 
 INITIAL = "the membrane potentials (the one that the sequence started from)"
 REVERSIBLE_TYPES = (torch.float32, torch.float64)  # shorter mantissas have no bits to lose: they are rebuilt
-LARGEST_REVERSED = 1024.0  # in thresholds: next to a potential beyond it, or NaN, the bits of a normal one are gone
+LARGEST_REVERSED = 128.0  # in thresholds: beyond it a rounding error could outgrow a residue
+
+
+class Residue:
+    """The last 16 bits of a membrane potential on a fixed grid: enough to mend a copy of it that is nearly right.
+
+    The grid is the spacing of floating-point numbers just above the threshold. In the few steps between two anchors a rounding
+    error stays below 2**15 grid points for potentials up to ``LARGEST_REVERSED`` thresholds, so of all numbers with these 16
+    last bits the right one is the nearest. What is left of the error is half a grid point.
+    """
+
+    __slots__ = ("bits", "grid")
+
+    def __init__(self, potential: Tensor, threshold: float) -> None:
+        self.grid = 2.0 ** math.floor(math.log2(threshold)) * torch.finfo(potential.dtype).eps
+        self.bits = self._points(potential).to(torch.int16)
+
+    def mended(self, potential: Tensor) -> Tensor:
+        """The potential whose residue this is, given one that is nearly it."""
+        points = self._points(potential)
+        error = (self.bits - points.to(torch.int16)).to(points.dtype)  # modulo 2**16
+        return points.add_(error).to(potential.dtype).mul_(self.grid)
+
+    def _points(self, potential: Tensor) -> Tensor:
+        wide = torch.int32 if potential.dtype is torch.float32 else torch.int64
+        return (potential / self.grid).round_().to(wide)
 
 
 def initial(potential: Tensor) -> Tensor:
@@ -35,6 +65,13 @@ def initial(potential: Tensor) -> Tensor:
         if bool((potential == first).all()):
             return first.clone().expand_as(potential)
     return potential
+
+
+def may_be_reversed(potential: Tensor, dynamics: Dynamics) -> bool:
+    """Whether steps may be taken back from a potential: not where rounding has swallowed what came before (or it is NaN)."""
+    if not dynamics.invertible or potential.dtype not in REVERSIBLE_TYPES:
+        return False
+    return potential.numel() == 0 or bool(potential.abs().max() <= LARGEST_REVERSED * dynamics.largest_threshold)
 
 
 class State:
@@ -49,7 +86,10 @@ class State:
         stretch: the steps between anchors.
     """
 
-    __slots__ = ("_held", "before", "dynamics", "current", "fired", "charged", "index", "is_anchor", "keeps_charged")
+    __slots__ = (
+        "_held", "before", "charged", "current", "dynamics", "fired", "index", "is_anchor", "keeps_charged", "residue",
+        "version",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -62,17 +102,24 @@ class State:
         stretch: int = 1,
     ) -> None:
         self._held: Versioned | None = Versioned(potential)
+        self.version = potential._version
         self.before, self.dynamics, self.current, self.fired = before, dynamics, current, fired
         self.charged = charged  # otherwise None until backward is here
         self.keeps_charged = charged is not None
         self.index = 0 if before is None else before.index + 1
         # A step whose current cannot be had again cannot be stepped over, in either direction.
         self.is_anchor = not self.keeps_charged and (before is None or current is None or self.index % stretch == 0)
+        self.residue: Residue | None = None
 
     def continued(self) -> None:
-        """A step has started from here: from now on only an anchor's potential is needed."""
-        if not self.is_anchor:
-            self._held = None
+        """A step has started from here: from now on only an anchor is needed."""
+        if self._held is None:
+            return
+        if self.is_anchor:
+            if self.before is None or self.current is None or not may_be_reversed(self._held.tensor, self.dynamics):
+                return
+            self.residue = Residue(self._held.tensor, self.dynamics.largest_threshold)
+        self._held = None
 
     @property
     def held(self) -> Tensor | None:
@@ -100,7 +147,7 @@ class State:
         return self.dynamics.reset(self.charged, self.fired.fired(), resets)
 
     def _rebuild(self) -> None:
-        """Take the steps that lead here again, from the nearest potential at hand below. Each leaves its ``charged``."""
+        """Take the steps that lead here again, from the nearest potential at hand below."""
         path, state = [], self
         while not state.at_hand:
             path.append(state)
@@ -109,8 +156,10 @@ class State:
         for state in reversed(path):
             dynamics = state.dynamics
             resets = dynamics.resets(v)
-            state.charged = dynamics.charge(state.current.peek(), v, resets)
-            v = dynamics.reset(state.charged, state.fired.fired(), resets)
+            charged = dynamics.charge(state.current.peek(), v, resets)
+            v = dynamics.reset(charged, state.fired.fired(), resets)
+            if state is self or not may_be_reversed(v, dynamics):  # the others are reversed from this one
+                state.charged = charged
 
     def forget(self) -> None:
         """Backward has gone past."""
@@ -124,18 +173,10 @@ class Moment:
     def __init__(self, state: State) -> None:
         self.state, self.dynamics = state, state.dynamics
         self.read_current = False
-        self.invertible = self.dynamics.invertible and self._may_be_reversed()
-
-    def _may_be_reversed(self) -> bool:
-        state = self.state
-        if state.before.at_hand:
-            return self.dynamics.invertible
-        if state.charged is not None:  # handed down: the stretch was judged at its top
-            return True
-        v = state.potential()
-        if v.dtype not in REVERSIBLE_TYPES:
-            return False
-        return v.numel() == 0 or bool(v.abs().max() <= LARGEST_REVERSED * self.dynamics.largest_threshold)
+        # Handed down from above, the potential has been judged at the last anchor.
+        self.invertible = self.dynamics.invertible and (
+            state.before.at_hand or state.charged is not None or may_be_reversed(state.potential(), self.dynamics)
+        )
 
     @cached_property
     def fired(self) -> Tensor:
@@ -152,14 +193,15 @@ class Moment:
         if state.charged is not None:
             return state.charged
         if self.invertible:
-            return self.dynamics.unreset(state.potential(), self.fired)
+            return self.dynamics.unreset(state.potential(), state.fired)
         return self.dynamics.charge(self.current, self.before, self.resets)
 
     @cached_property
     def before(self) -> Tensor:
         before = self.state.before
         if self.invertible and not before.at_hand:
-            return self.dynamics.uncharge(self.charged, self.current, self.resets)
+            v = self.dynamics.uncharge(self.charged, self.current, self.resets)
+            return v if before.residue is None else before.residue.mended(v)
         return before.potential()
 
     @cached_property
@@ -167,14 +209,14 @@ class Moment:
         """A delayed reset acts on what the step before fired: its bits, never a decision on a reversed potential."""
         before = self.state.before
         if self.dynamics.delayed and before.fired is not None:
-            return before.fired.fired().float()
+            return before.fired.binary(torch.float32)
         return self.dynamics.resets(self.before)
 
     def hand_down(self) -> None:
         """Leave the potential for the step before, and let go of what was had for this one."""
         state, before = self.state, self.state.before
         if self.invertible and not before.at_hand:
-            before.charged = self.dynamics.unreset(self.before, before.fired.fired())
+            before.charged = self.dynamics.unreset(self.before, before.fired)
         if not self.read_current and state.current is not None:
             state.current.release()
         state.forget()

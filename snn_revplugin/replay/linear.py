@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+from torch import Tensor
 
 from ..autograd_internals import Node, attribute_of
 from .operation import Operation, Replay, register
 
 
 def _addmm(node: Node) -> Replay:
-    alpha, beta = attribute_of(node, "alpha"), attribute_of(node, "beta")
-    return lambda bias, x, weight: torch.addmm(bias, x, weight, alpha=alpha, beta=beta)
+    return partial(torch.addmm, alpha=attribute_of(node, "alpha"), beta=attribute_of(node, "beta"))
 
 
 def _baddbmm(node: Node) -> Replay:
-    alpha, beta = attribute_of(node, "alpha"), attribute_of(node, "beta")
-    return lambda bias, x, weight: torch.baddbmm(bias, x, weight, alpha=alpha, beta=beta)
+    return partial(torch.baddbmm, alpha=attribute_of(node, "alpha"), beta=attribute_of(node, "beta"))
 
 
 def _convolution(node: Node) -> Replay:
     names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
-    arguments = [attribute_of(node, name) for name in names]
-    return lambda x, weight, bias: torch.convolution(x, weight, bias, *arguments)
+    return partial(_convolve, tuple(attribute_of(node, name) for name in names))
+
+
+def _convolve(arguments: tuple, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.convolution(x, weight, bias, *arguments)
 
 
 def _without_bias(node: Node) -> tuple[int, ...]:

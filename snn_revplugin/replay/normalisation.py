@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from ..autograd_internals import Node, attribute_of, saved_by
 from .operation import Operation, Replay, register
+from .recipe import Versioned
 
 
 def _batch_norm(node: Node) -> Replay:
     """In training, from the batch again: the statistics come out the same, and no running one is touched."""
     training, eps = attribute_of(node, "training"), attribute_of(node, "eps")
     mean, var = (None, None) if training else _running_statistics(node)
-    return lambda x, weight, bias: torch.native_batch_norm(
-        x, weight, bias, *_current(mean, var), training, 0.0, eps
-    )[0]
+    return partial(_normalise_batch, torch.native_batch_norm, mean, var, training, eps)
 
 
 def _cudnn_batch_norm(node: Node) -> Replay:
     training, eps = attribute_of(node, "training"), attribute_of(node, "epsilon")
     mean, var = (None, None) if training else _running_statistics(node)
-    return lambda x, weight, bias: torch.cudnn_batch_norm(
-        x, weight, bias, *_current(mean, var), training, 0.0, eps
-    )[0]
+    return partial(_normalise_batch, torch.cudnn_batch_norm, mean, var, training, eps)
 
 
-def _running_statistics(node: Node):
-    from .recipe import Versioned
+def _running_statistics(node: Node) -> tuple[Versioned, Versioned]:
+    mean, var = (Versioned(saved_by(node, "running_" + name)) for name in ("mean", "var"))
+    return mean, var
 
-    return tuple(Versioned(saved_by(node, "running_" + name)) for name in ("mean", "var"))
 
-
-def _current(*statistics) -> tuple[Tensor | None, ...]:
-    return tuple(None if each is None else each.get("a batch norm") for each in statistics)
+def _normalise_batch(
+    function,
+    mean: Versioned | None,
+    var: Versioned | None,
+    training: bool,
+    eps: float,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    statistics = (each and each.get("a batch norm") for each in (mean, var))
+    return function(x, weight, bias, *statistics, training, 0.0, eps)[0]
 
 
 def _layer_norm(node: Node) -> Replay | None:
@@ -46,7 +54,11 @@ def _layer_norm(node: Node) -> Replay | None:
     eps = _eps_of(
         sample, deviations, lambda i, eps: torch.native_layer_norm(rows[i : i + 1], shape, None, None, eps)[2]
     )
-    return eps and (lambda x, weight, bias: torch.native_layer_norm(x, shape, weight, bias, eps)[0])
+    return eps and partial(_normalise_layer, shape, eps)
+
+
+def _normalise_layer(shape: tuple[int, ...], eps: float, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    return torch.native_layer_norm(x, shape, weight, bias, eps)[0]
 
 
 def _group_norm(node: Node) -> Replay | None:
@@ -62,7 +74,11 @@ def _group_norm(node: Node) -> Replay | None:
         deviations,
         lambda i, eps: torch.native_group_norm(rows[i : i + 1], None, None, 1, 1, size, 1, eps)[2],
     )
-    return eps and (lambda x, weight, bias: torch.native_group_norm(x, weight, bias, n, c, hxw, groups, eps)[0])
+    return eps and partial(_normalise_groups, (n, c, hxw, groups, eps))
+
+
+def _normalise_groups(arguments: tuple, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    return torch.native_group_norm(x, weight, bias, *arguments)[0]
 
 
 USUAL_EPS = (1e-5, 1e-6, 1e-3, 1e-4, 1e-8, 1e-12, 1e-2, 1e-7)

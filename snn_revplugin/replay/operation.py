@@ -14,6 +14,7 @@ To add one, write its entry beside its kin in :mod:`.linear`, :mod:`.normalisati
   computed again rather than kept (a convolution of the input image);
 * ``is_view``: whether the output shares memory with the first operand;
 * ``several``: whether the outputs are more than one, so that ``replay`` gives a tuple;
+* ``shape_only``: the saved inputs of which backward reads the shape and no element;
 * ``constant``: whether an operand may be a number that the node does not save;
 * ``layout``: whether the output's strides are the caller's choice, which the node does not tell (``contiguous``).
 """
@@ -47,6 +48,7 @@ class Operation:
     weighs: bool = False
     is_view: bool = False
     several: bool = False
+    shape_only: tuple[str, ...] = ()
     layout: bool = False
     constant: bool = False
 

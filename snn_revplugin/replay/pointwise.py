@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -14,21 +16,20 @@ ONE = (None,)
 
 def _scaled(function):
     def replay(node: Node) -> Replay:
-        alpha = attribute_of(node, "alpha")
-        return lambda a, b: function(a, b, alpha=alpha)
+        return partial(function, alpha=attribute_of(node, "alpha"))
 
     return replay
 
 
 def _cast(node: Node) -> Replay:
     dtype, device = type_of_output(node)
-    return lambda x: x.to(device=device, dtype=dtype)
+    return partial(Tensor.to, device=device, dtype=dtype)
 
 
 def _reduced(function):
     def replay(node: Node) -> Replay:
-        dim, keepdim, dtype = attribute_of(node, "dim"), attribute_of(node, "keepdim"), type_of_output(node)[0]
-        return lambda x: function(x, dim or tuple(range(x.dim())), keepdim, dtype=dtype)
+        dim, keepdim = attribute_of(node, "dim"), attribute_of(node, "keepdim")
+        return partial(function, dim=dim or None, keepdim=keepdim, dtype=type_of_output(node)[0])
 
     return replay
 

@@ -36,6 +36,7 @@ class Value:
 
     __slots__ = ()
     derived = False  # whether it depends on spikes or data, and so costs memory at every time step if it is kept
+    identity: tuple | None = None  # equal for two values that are sure to be the same at every time step
 
     def value(self) -> Tensor:
         raise NotImplementedError
@@ -90,8 +91,27 @@ class Kept(Value):
     def __init__(self, tensor: Tensor) -> None:
         self.held = Versioned(tensor)
 
+    @property
+    def identity(self) -> tuple:
+        # The tensor object may be one of several for the same memory: autograd makes a new one each time it is asked.
+        tensor = self.held.tensor
+        return tensor.data_ptr(), self.held.version, tensor.dtype, tensor.shape, tensor.stride()
+
     def value(self) -> Tensor:
         return self.held.get("an activation").detach()
+
+
+class Shape(Value):
+    """A tensor of zeros, four bytes large, for a backward that reads the shape of what it saved and no element."""
+
+    __slots__ = ("shape", "zero")
+    derived = True
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.shape, self.zero = tensor.shape, tensor.new_zeros(())
+
+    def value(self) -> Tensor:
+        return self.zero.expand(self.shape)
 
 
 class Spikes(Value):
@@ -123,10 +143,20 @@ class Recipe(Value):
         is_view: whether the output shares memory with the first input.
     """
 
-    __slots__ = ("operation", "inputs", "is_view", "derived", "readers", "left", "pass_id", "cache", "__weakref__")
+    __slots__ = (
+        "operation", "inputs", "is_view", "derived", "identity", "readers", "left", "pass_id", "cache", "__weakref__",
+    )  # fmt: skip
 
-    def __init__(self, operation: Callable[..., Tensor], inputs: tuple[Value | None, ...], is_view: bool, derived: bool):
+    def __init__(
+        self,
+        operation: Callable[..., Tensor],
+        inputs: tuple[Value | None, ...],
+        is_view: bool,
+        derived: bool,
+        identity: tuple | None = None,
+    ) -> None:
         self.operation, self.inputs, self.is_view, self.derived = operation, inputs, is_view, derived
+        self.identity = identity
         self.readers, self.left, self.pass_id, self.cache = 0, 0, internals.NO_PASS, None
         for each in inputs:
             if each is not None:
@@ -202,6 +232,10 @@ class Output(Value):
         outputs, owned = self.recipe.take()
         return outputs[self.index], owned
 
+    @property
+    def identity(self) -> tuple | None:
+        return self.recipe.identity and (*self.recipe.identity, self.index)
+
     def peek(self) -> Tensor:
         return self.recipe.peek()[self.index]
 
@@ -235,8 +269,9 @@ def _forget_at_end_of_pass(recipe: Recipe) -> None:
     recipes = _caching.get(pass_id)
     if recipes is None:
         # A pass that raised never calls back: its list, of weak references only, goes with the next pass.
-        for stale in [each for each in _caching if not any(ref() is not None for ref in _caching[each])]:
-            _caching.pop(stale, None)
+        for stale, left in list(_caching.items()):
+            if all(each() is None for each in left):
+                _caching.pop(stale, None)
         recipes = _caching[pass_id] = []
         internals.at_end_of_pass(lambda: _forget(pass_id))
     recipes.append(weakref.ref(recipe))

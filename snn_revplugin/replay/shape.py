@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+from torch import Tensor
 
 from ..autograd_internals import Node, attribute_of, shape_of_output
 from .operation import VARIADIC, Operation, Replay, register
@@ -11,41 +14,39 @@ ONE = (None,)
 
 
 def _view(node: Node) -> Replay:
-    shape = tuple(shape_of_output(node))
-    return lambda x: x.view(shape)
+    return partial(Tensor.view, size=tuple(shape_of_output(node)))
 
 
 def _expand(node: Node) -> Replay:
-    shape = tuple(shape_of_output(node))
-    return lambda x: x.expand(shape)
+    return partial(Tensor.expand, size=tuple(shape_of_output(node)))
 
 
 def _repeat(node: Node) -> Replay:
-    repeats = attribute_of(node, "repeats")
-    return lambda x: x.repeat(repeats)
+    return partial(Tensor.repeat, repeats=attribute_of(node, "repeats"))
 
 
 def _with(function, *names: str):
     """A replay that passes the named attributes on."""
 
     def replay(node: Node) -> Replay:
-        arguments = [attribute_of(node, name) for name in names]
-        return lambda x: function(x, *arguments)
+        return partial(_applied, function, tuple(attribute_of(node, name) for name in names))
 
     return replay
 
 
-def _slice(node: Node) -> Replay:
-    dim, start, end, step = (attribute_of(node, name) for name in ("dim", "start", "end", "step"))
-    return lambda x: torch.ops.aten.slice.Tensor(x, dim, start, end, step)
+def _applied(function, arguments: tuple, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+    return function(x, *arguments)
 
 
 def _joined(function):
     def replay(node: Node) -> Replay:
-        dim = attribute_of(node, "dim")
-        return lambda *tensors: function(tensors, dim)
+        return partial(_join, function, attribute_of(node, "dim"))
 
     return replay
+
+
+def _join(function, dim: int, *tensors: Tensor) -> Tensor:
+    return function(tensors, dim)
 
 
 register(
@@ -62,7 +63,9 @@ register(
     Operation("UnsqueezeBackward0", ONE, _with(torch.unsqueeze, "dim"), is_view=True),
     Operation("ExpandBackward0", ONE, _expand, is_view=True),
     Operation("SelectBackward0", ONE, _with(torch.select, "dim", "index"), is_view=True),
-    Operation("SliceBackward0", ONE, _slice, is_view=True),
+    Operation(
+        "SliceBackward0", ONE, _with(torch.ops.aten.slice.Tensor, "dim", "start", "end", "step"), is_view=True
+    ),
     Operation("UnbindBackward0", ONE, _with(torch.unbind, "dim"), is_view=True, several=True),
     Operation("SplitBackward0", ONE, _with(torch.split, "split_size", "dim"), is_view=True, several=True),
     Operation("SplitWithSizesBackward0", ONE, _with(torch.split, "split_sizes", "dim"), is_view=True, several=True),

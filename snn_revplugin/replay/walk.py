@@ -11,6 +11,7 @@ saved it, and the ledger remembers its name. Unknown never means wrong, only lar
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -18,12 +19,12 @@ from torch import Tensor
 
 from .. import autograd_internals as internals
 from ..autograd_internals import Edge, Node
-from .operation import OPERATIONS, Operation
+from .operation import OPERATIONS, Operation, Replay
 from .pointwise import constant_of, packed_mask
-from .recipe import Kept, Output, Recipe, Spikes, Value
+from .recipe import Kept, Output, Recipe, Shape, Spikes, Value
 
 if TYPE_CHECKING:
-    from ..ledger import Ledger
+    from ..neuron import Reversal
 
 FIRED = "snn_revplugin_fired"  # where a neuron's graph node offers its packed spikes, the node's first output
 MEMO = "snn_revplugin_recipe"  # where a node met before remembers its recipe, weakly: the readers own it
@@ -40,7 +41,7 @@ class Operand(NamedTuple):
     saved: Tensor | None
 
 
-def recipe_of(current: Tensor, ledger: Ledger) -> Value | None:
+def recipe_of(current: Tensor, reversal: Reversal) -> Value | None:
     """How a neuron's current can be had again in backward; replaces what was saved on the way to it.
 
     Returns:
@@ -49,11 +50,11 @@ def recipe_of(current: Tensor, ledger: Ledger) -> Value | None:
     """
     if current.grad_fn is None:
         return None
-    value = _value_of((current.grad_fn, current.output_nr), current, ledger)
+    value = _value_of((current.grad_fn, current.output_nr), current, reversal)
     return value if value is not None and value.derived else None
 
 
-def _value_of(edge: Edge, tensor: Tensor | None, ledger: Ledger) -> Value | None:
+def _value_of(edge: Edge, tensor: Tensor | None, reversal: Reversal) -> Value | None:
     """The value of the output of a node; ``tensor`` is that output, where somebody has it."""
     node, output = edge
     if internals.is_leaf_edge(node):
@@ -67,38 +68,64 @@ def _value_of(edge: Edge, tensor: Tensor | None, ledger: Ledger) -> Value | None
     recipe = memo() if memo else None
     if recipe is None and memo is not BOUNDARY:
         if operation is None:
-            ledger.boundary(name)
+            reversal.ledger.boundary(name)
         else:
-            recipe = _replay(node, operation, tensor, ledger)
+            recipe = _replay(node, operation, tensor, reversal)
         node.metadata[MEMO] = BOUNDARY if recipe is None else weakref.ref(recipe)
     if recipe is None:
         return None if tensor is None else Kept(tensor)
     return Output(recipe, output) if operation.several else recipe
 
 
-def _replay(node: Node, operation: Operation, tensor: Tensor | None, ledger: Ledger) -> Recipe | None:
+def _replay(node: Node, operation: Operation, tensor: Tensor | None, reversal: Reversal) -> Recipe | None:
     """The recipe of a known operation, after what its node saved has been replaced."""
-    operands = _operands(node, operation, ledger)
+    operands = _operands(node, operation, reversal)
     derived = operation.weighs or any(each.value is not None and each.value.derived for each in operands)
     recipe = None
     function, values = _function_of(node, operation, operands, tensor)
     if function is not None:
         if operation.layout and tensor is not None:
             function = _laid_out(function, tensor.stride())
-        recipe = Recipe(function, values, operation.is_view, derived)
-        ledger.replayed(operation.node)
+        recipe = _shared(reversal, function, values, operation.is_view, derived)
+        reversal.ledger.replayed(operation.node)
     elif derived:
-        ledger.boundary(operation.node)
+        reversal.ledger.boundary(operation.node)
     for each in operands:
         if each.saved is not None and each.value is not None and each.value.derived:
-            _replace(node, each.name, each.value)
+            # Where strides decide what backward does, zeros without strides will not do.
+            shape_only = each.name in operation.shape_only and each.saved.is_contiguous()
+            _replace(node, each.name, Shape(each.saved) if shape_only else each.value)
     if recipe is not None and derived:
         for name, position in operation.outputs.items():
             _replace(node, name, Output(recipe, position) if operation.several else recipe)
     return recipe
 
 
-def _operands(node: Node, operation: Operation, ledger: Ledger) -> list[Operand]:
+def _shared(
+    reversal: Reversal, function: Replay, values: tuple[Value | None, ...], is_view: bool, derived: bool
+) -> Recipe:
+    """A recipe; the same one again for an operation that an earlier time step did on the very same tensors.
+
+    An image shown at every time step goes through the same first layer each time: computed once a backward pass, it serves them
+    all.
+    """
+    identities = tuple(each and each.identity for each in values)
+    if any(each is not None and identity is None for each, identity in zip(values, identities, strict=True)):
+        return Recipe(function, values, is_view, derived)
+    identity = _identity(function), identities
+    recipe = reversal.static.get(identity)
+    if recipe is None:
+        recipe = reversal.static[identity] = Recipe(function, values, is_view, derived, identity)
+    return recipe
+
+
+def _identity(function: Replay) -> object:
+    if isinstance(function, partial):
+        return function.func, function.args, tuple(function.keywords.items())
+    return function
+
+
+def _operands(node: Node, operation: Operation, reversal: Reversal) -> list[Operand]:
     edges = node.next_functions
     names = operation.inputs or (None,) * len(edges)
     absent = operation.absent(node)
@@ -111,7 +138,7 @@ def _operands(node: Node, operation: Operation, ledger: Ledger) -> list[Operand]
         below, output = edges[position] if position < len(edges) else (None, 0)
         value = None
         if below is not None:
-            value = _value_of((below, output), saved, ledger)
+            value = _value_of((below, output), saved, reversal)
         elif saved is not None:
             value = _constant(saved)
         if saved is not None and (value is None or not value.derived):
