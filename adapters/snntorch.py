@@ -1,6 +1,6 @@
 """snnTorch's neuron, reversible: ``RevLeaky`` for ``snntorch.Leaky``.
 
-    from snn_revplugin.adapters.snntorch import RevLeaky as Leaky
+from snn_revplugin.adapters.snntorch import RevLeaky as Leaky
 """
 
 from __future__ import annotations
@@ -76,25 +76,22 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """One time step; arguments and results as in ``snntorch.Leaky.forward``."""
         held = self.mem if mem is None else mem
-        reason = self.why_plain(input_, held, self.beta, self.threshold, self.graded_spikes_factor)
-        reason = reason or self._why_host(input_, mem)
-        dynamics = None
-        if reason is None:
-            dynamics = self._dynamics()
-            if dynamics is None:
-                reason = "the surrogate is not a Heaviside step forward, or the reset is none of the host's"
-        if reason is not None:
-            self.reversal.ledger.plain(reason)
+        parameters = self.beta, self.threshold, self.graded_spikes_factor
+        reason = self.why_plain(input_, held, *parameters) or self._why_host(input_, mem, parameters)
+        dynamics = None if reason else self._dynamics(parameters)
+        if dynamics is None:
+            self.reversal.ledger.plain(reason or "the surrogate is no Heaviside step, or the reset is none of the host's")
             return super().forward(input_, mem)
 
         if held.shape != input_.shape:
-            held = torch.zeros_like(input_, device=self.mem.device)
-        spk, self.mem = step(dynamics, input_, held, self.reversal)
-        before = state_of(self.mem).before
-        self._reset = before.fired if before.fired is not None else PackedSpikes(dynamics.fires(held.detach()))
+            held = torch.zeros_like(input_, device=held.device)
+        spk, potential = step(dynamics, input_, held, self.reversal)
+        self.mem = potential
+        before = state_of(potential).before
+        self.__dict__["_reset"] = before.fired or PackedSpikes(dynamics.fires(held.detach()))
         if self.init_hidden and not self.output:
             return spk
-        return spk, self.mem
+        return spk, potential
 
     @property
     def reset(self) -> Tensor:
@@ -107,54 +104,59 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
     def reset(self, signal: Tensor) -> None:
         self._reset = signal
 
-    def _why_host(self, input_: Tensor, mem: Tensor | None) -> str | None:
+    def _why_host(self, input_: Tensor, mem: Tensor | None, parameters: tuple[Tensor, ...]) -> str | None:
         if self.inhibition:
             return "inhibition lets one neuron of a layer silence the others"
         if self.state_quant:
             return "state_quant rounds the potential, which cannot be undone"
         if self.init_hidden and mem is not None:
             return "mem was passed with init_hidden=True"  # the host's error says it best
-        if not isinstance(self.mem, Tensor) or not (mem is None or isinstance(mem, Tensor)):
-            return "mem is not a tensor"
-        for name in ("beta", "threshold", "graded_spikes_factor"):
-            shape = getattr(self, name).shape
-            if shape and torch.broadcast_shapes(shape, input_.shape) != input_.shape:
-                return f"{name} has more elements than the input has neurons"
+        for each in parameters:
+            if each.dim() and not _broadcasts_to(each.shape, input_.shape):
+                return "beta, threshold or graded_spikes_factor does not fit the shape of the input"
         return None
 
-    def _dynamics(self) -> Dynamics | None:
-        parameters = self.beta, self.threshold, self.graded_spikes_factor
-        factor = self.graded_spikes_factor
+    def _dynamics(self, parameters: tuple[Tensor, ...]) -> Dynamics | None:
+        factor = parameters[2]
         # Asking a CUDA tensor for its value would stall the time loop.
-        graded = factor.requires_grad or factor.device.type != "cpu" or factor.dim() > 0 or float(factor) != 1.0
-        key = (*version_key(*parameters), self.spike_grad, self._charge_function, self.reset_delay, graded)
-        return self.reversal.dynamics(key, lambda: self._build(graded))
+        graded = factor.requires_grad or factor.device.type != "cpu" or factor.dim() > 0 or factor.item() != 1.0
+        # The host decides by this bound method; its ``reset_mechanism`` may be set to something else later on.
+        charge = getattr(self.state_function, "__func__", None)
+        at_once = None if self.reset_delay else int(self.reset_mechanism_val)
+        key = *version_key(*parameters), self.spike_grad, charge, at_once, graded
+        return self.reversal.dynamics(key, lambda: self._build(parameters, charge, at_once, graded))
 
-    @property
-    def _charge_function(self) -> Any:
-        """The host decides by this bound method; its ``reset_mechanism`` may be set to something else later on."""
-        return getattr(self.state_function, "__func__", None)
-
-    def _build(self, graded: bool) -> Dynamics | None:
-        surrogate = surrogate_from(self.spike_grad)
-        kind = {
+    def _build(self, parameters: tuple[Tensor, ...], charge: Any, at_once: int | None, graded: bool) -> Dynamics | None:
+        kinds = {
             snntorch.Leaky._base_sub: "subtract",
             snntorch.Leaky._base_zero: "zero",
             snntorch.Leaky._base_int: "none",
-        }.get(self._charge_function)
+        }
+        kind, surrogate = kinds.get(charge), surrogate_from(self.spike_grad)
         if surrogate is None or kind is None:
             return None
-        if not self.reset_delay and snntorch.Leaky.reset_dict[kind] != int(self.reset_mechanism_val):
+        if at_once is not None and snntorch.Leaky.reset_dict[kind] != at_once:
             return None  # one reset in the charge and another after the spike
-        return LeakyDynamics(
-            surrogate, self.beta, self.threshold, self.graded_spikes_factor, kind, bool(self.reset_delay), graded
-        )
+        return LeakyDynamics(surrogate, *parameters, kind, delayed=at_once is None, graded=graded)
+
+
+def _broadcasts_to(shape: torch.Size, target: torch.Size) -> bool:
+    return len(shape) <= len(target) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(target), strict=False))
 
 
 register_swap(
     Swap(
         host=snntorch.Leaky,
         reversible=RevLeaky,
-        dynamics=("forward", "fire", "fire_inhibition", "mem_reset", "_base_state_function", "_base_sub", "_base_zero", "_base_int"),
+        dynamics=(
+            "forward",
+            "fire",
+            "fire_inhibition",
+            "mem_reset",
+            "_base_state_function",
+            "_base_sub",
+            "_base_zero",
+            "_base_int",
+        ),
     )
 )

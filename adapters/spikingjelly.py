@@ -163,8 +163,8 @@ class RevLIFNode(_ReversibleNode, neuron.LIFNode):
 
 
 class RevParametricLIFNode(_ReversibleNode, neuron.ParametricLIFNode):
-    """``spikingjelly.activation_based.neuron.ParametricLIFNode`` with the same spikes, potentials and gradients, and a fraction
-    of the memory. Takes the host's arguments, and ``reversible=False`` for the host's own path.
+    """``spikingjelly.activation_based.neuron.ParametricLIFNode`` with the same spikes, potentials and gradients, and a
+    fraction of the memory. Takes the host's arguments, and ``reversible=False`` for the host's own path.
     """
 
     def _constants(self) -> tuple:
@@ -175,9 +175,7 @@ class RevParametricLIFNode(_ReversibleNode, neuron.ParametricLIFNode):
 
     def _equations(self, surrogate: AnySurrogate) -> Dynamics:
         threshold, v_reset, detach_reset, decay_input = self._constants()
-        return ParametricLeakyIntegrateAndFire(
-            surrogate, threshold, v_reset, detach_reset, decay_input=decay_input, w=self.w
-        )
+        return ParametricLeakyIntegrateAndFire(surrogate, threshold, v_reset, detach_reset, decay_input=decay_input, w=self.w)
 
 
 _DYNAMICS = (

@@ -1,0 +1,27 @@
+"""Train spiking neural networks of snnTorch and SpikingJelly in a fraction of the memory: same spikes, same gradients.
+
+    import snn_revplugin
+    snn_revplugin.convert(net)      # every supported neuron of a net, in place; restore(net) undoes it
+
+or neuron by neuron, from ``snn_revplugin.adapters.snntorch`` and ``snn_revplugin.adapters.spikingjelly``. Importing this
+package imports no host.
+"""
+
+from .check import check_reversible
+from .convert import Conversion, convert, restore
+from .explain import explain
+from .memory import memory_report
+from .settings import Settings, get_settings, use_settings
+
+__all__ = [
+    "Conversion",
+    "Settings",
+    "check_reversible",
+    "convert",
+    "explain",
+    "get_settings",
+    "memory_report",
+    "restore",
+    "use_settings",
+]
+__version__ = "0.1.0"

@@ -64,15 +64,17 @@ def is_leaf_edge(node: Node) -> bool:
 
 
 def attribute_of(node: Node, name: str) -> Any:
-    """What a node remembers of its operation: ``attribute_of(node, 'stride')``."""
-    return _signed(getattr(node, "_saved_" + name))
-
-
-def _signed(value: Any) -> Any:
-    """Undo that autograd hands out negative indices as unsigned 64-bit numbers."""
-    if isinstance(value, tuple | list):
-        return tuple(_signed(each) for each in value)
-    return value - (1 << 64) if isinstance(value, int) and value >= 1 << 63 else value
+    """What a node remembers of its operation: ``attribute_of(node, 'stride')``; a list as a tuple."""
+    value = getattr(node, "_saved_" + name)
+    if type(value) is int:
+        return value if value < 1 << 63 else value - (1 << 64)  # negative indices come as unsigned 64-bit numbers
+    if type(value) is tuple or type(value) is list:
+        return (
+            tuple(value)
+            if not value or max(value) < 1 << 63
+            else tuple((each + (1 << 63)) % (1 << 64) - (1 << 63) for each in value)
+        )
+    return value
 
 
 def saved_by(node: Node, name: str) -> Tensor | None:

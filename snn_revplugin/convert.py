@@ -35,8 +35,8 @@ class Conversion:
 def convert(net: nn.Module) -> Conversion:
     """Make every supported neuron of ``net`` reversible, in place.
 
-    A user's subclass of a supported neuron is supported if it overrides none of the host's dynamics. A state that is carried at
-    the moment is carried on. Call :func:`restore` to undo it.
+    A user's subclass of a supported neuron is supported if it overrides none of the host's dynamics. A state that is carried
+    at the moment is carried on. Call :func:`restore` to undo it.
 
     Returns:
         A report of what was swapped, and of what was left and why.

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from .spikes import PackedSpikes
 from .surrogate import AnySurrogate
+from .versioned import Versioned
 
 
 class Moment(Protocol):
@@ -61,6 +62,16 @@ class Dynamics:
 
     def __post_init__(self) -> None:
         self._stretches: dict[tuple[float, int], int] = {}
+        self._versions = [Versioned(each.detach()) for each in self.parameters]
+
+    def check_unchanged(self) -> None:
+        """See that no parameter has been written into since these dynamics were made.
+
+        Raises:
+            RuntimeError: one has, between a forward and its backward.
+        """
+        for each in self._versions:
+            each.get("a reversible neuron's gradient (its decay, threshold or factor)")
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -148,7 +159,7 @@ class Leaky(Dynamics):
     def resets(self, v: Tensor) -> Tensor | None:
         return None if self.reset_kind == "none" else self.fires(v).float()
 
-    def charge(self, x: Tensor, v: Tensor, resets: Tensor | None) -> Tensor:
+    def charge(self, x: Tensor, v: Tensor, resets: Tensor | None, out: Tensor | None = None) -> Tensor:
         if self.reset_kind == "zero":
             v = (1 - resets) * v
         h = _sum(self.beta.clamp(0, 1) * v, x)
@@ -157,14 +168,14 @@ class Leaky(Dynamics):
         due = resets * self.threshold
         return h.sub_(due) if h.dtype == due.dtype else h - due
 
-    def reset(self, h: Tensor, fired: Tensor, resets: Tensor) -> Tensor:
+    def reset(self, h: Tensor, fired: Tensor, resets: Tensor | None = None) -> Tensor:
         if self.delayed or self.reset_kind == "none":
             return h
         due = self._due(fired, h, resets)
         return h - due * (self.threshold if self.reset_kind == "subtract" else h)
 
     def _due(self, fired: Tensor, h: Tensor, resets: Tensor) -> Tensor:
-        return self.spikes(fired, h) / self.factor - resets
+        return (fired.float() * self.factor) / self.factor - resets
 
     def unreset(self, v: Tensor, fired: PackedSpikes) -> Tensor:
         return v
@@ -172,7 +183,11 @@ class Leaky(Dynamics):
     def uncharge(self, h: Tensor, x: Tensor, resets: Tensor | None) -> Tensor:
         v = h - x
         if self.reset_kind == "subtract":
-            v = _sum(v, resets * self.threshold)
+            v = (
+                v.addcmul_(resets, self.threshold)
+                if v.dtype == resets.dtype == self.threshold.dtype
+                else v + resets * self.threshold
+            )
         return v.div_(self.beta.clamp(0, 1))
 
     def gradient(
@@ -193,11 +208,11 @@ class Leaky(Dynamics):
         if grad_spikes is not None:
             grad_binary = grad_spikes * self.factor if self.graded else grad_spikes
             grad_z = self.surrogate.gradient(grad_binary, h - self.threshold)
-            grad_h = grad_z if grad_h is None else grad_h + grad_z
             if learned[1]:
                 grad_threshold = _added(grad_threshold, _sum_to(-grad_z, self.threshold))
             if learned[2]:
                 grad_factor = _sum_to(grad_spikes * moment.fired, self.factor)
+            grad_h = grad_z if grad_h is None else _sum(grad_z, grad_h)
         decay = self.beta.clamp(0, 1)
         if self.reset_kind == "subtract" and learned[1]:
             # The host multiplies the signal, always float32, with the threshold before it subtracts.
@@ -247,12 +262,15 @@ class IntegrateAndFire(Dynamics):
         """The potential that a leak decays to."""
         return 0.0 if self.v_reset is None else self.v_reset
 
-    def charge(self, x: Tensor, v: Tensor, resets: None = None) -> Tensor:
-        return v + x
+    def charge(self, x: Tensor, v: Tensor, resets: None = None, out: Tensor | None = None) -> Tensor:
+        return torch.add(v, x, out=out)
 
     def reset(self, h: Tensor, fired: Tensor, resets: None = None) -> Tensor:
         s = fired.to(h.dtype)
-        return h - s * self.threshold if self.v_reset is None else s * self.v_reset + (1.0 - s) * h
+        if self.v_reset is None:
+            return h - s * self.threshold
+        kept = (1.0 - s).mul_(h)  # not where(fired, v_reset, h): like the host's, an infinite potential does not recover
+        return kept.add_(s * self.v_reset) if self.v_reset else kept
 
     def unreset(self, v: Tensor, fired: PackedSpikes) -> Tensor:
         return v + fired.binary(v.dtype) * self.threshold
@@ -265,7 +283,7 @@ class IntegrateAndFire(Dynamics):
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
         h, grad_h = moment.charged, grad_v
         if grad_v is not None and self.v_reset is not None:
-            grad_h = grad_v.masked_fill(moment.fired, 0)
+            grad_h = torch.where(moment.fired, 0.0, grad_v)
         if grad_v is not None and not self.detach_reset:
             through_reset = grad_v * (-self.threshold if self.v_reset is None else self.v_reset - h)
             grad_spikes = through_reset if grad_spikes is None else grad_spikes + through_reset
@@ -297,17 +315,18 @@ class LeakyIntegrateAndFire(IntegrateAndFire):
     def decay(self) -> float:
         return 1 - 1 / self.tau
 
-    def leak(self, difference: Tensor) -> Tensor:
+    def leak(self, difference: Tensor, out: Tensor | None = None) -> Tensor:
         """A difference of potentials, times the rate at which it decays."""
         if difference.device.type == "cuda" and difference.dtype is torch.float32:
             # The host's kernel divides; torch would multiply with the rounded reciprocal of a Python number.
-            return difference / torch.full((), self.tau, device=difference.device)
-        return difference / self.tau
+            return torch.div(difference, torch.full((), self.tau, device=difference.device), out=out)
+        return torch.div(difference, self.tau, out=out)
 
-    def charge(self, x: Tensor, v: Tensor, resets: None = None) -> Tensor:
+    def charge(self, x: Tensor, v: Tensor, resets: None = None, out: Tensor | None = None) -> Tensor:
+        above = v - self.rest if self.rest else v
         if self.decay_input:
-            return v + self.leak(x - (v - self.rest))
-        return v - self.leak(v - self.rest) + x
+            return torch.add(v, self.leak(torch.sub(x, above, out=out), out), out=out)
+        return torch.add(v - self.leak(above), x, out=out)
 
     def uncharge(self, h: Tensor, x: Tensor, resets: None) -> Tensor:
         rest = self.rest
@@ -344,8 +363,8 @@ class ParametricLeakyIntegrateAndFire(LeakyIntegrateAndFire):
     def decay(self) -> float:
         return 1 - self.rate.item()
 
-    def leak(self, difference: Tensor) -> Tensor:
-        return difference * self.rate
+    def leak(self, difference: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.mul(difference, self.rate, out=out)
 
     def gradient_of_charge(
         self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...]

@@ -1,13 +1,12 @@
 """T time steps of a reversible neuron in one autograd Function: for SpikingJelly's step mode 'm'.
 
-Nothing of the membrane potential's path is kept but its first value. Backward has the current of all steps from its recipe, scans
-forward once more (exact, whatever the reset), and walks back in closed form, writing each step's gradient over the potential
-that it has just used.
+Nothing of the membrane potential's path is kept but its first value. Backward has the current of all steps from its recipe,
+scans forward once more (exact, whatever the reset), and walks back in closed form, writing each step's gradient over the
+potential that it has just used.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -16,10 +15,11 @@ from torch import Tensor
 from . import autograd_internals as internals
 from .dynamics import Dynamics
 from .neuron import Reversal
-from .replay import FIRED, Spikes, Value, Versioned, recipe_of
+from .replay import FIRED, Spikes, Value, recipe_of
 from .spikes import PackedSpikes
 from .step import SECOND_PASS
-from .trajectory import INITIAL, initial
+from .trajectory import INITIAL, initial, once
+from .versioned import Versioned
 
 
 class Call(NamedTuple):
@@ -50,6 +50,8 @@ def sequence(
     Returns:
         The spikes ``[T, ...]``, the membrane potential after the last step, and either None or the potentials ``[T, ...]``.
     """
+    if dynamics.reset_needs_resets:
+        raise ValueError(f"dynamics: {type(dynamics).__name__} with a reset at once that looks back is for single steps only")
     value = recipe_of(currents, reversal)
     outputs = _Sequence.apply(currents, potential, Call(dynamics, value, with_path, reversal), *dynamics.parameters)
     return outputs if with_path else (*outputs, None)
@@ -75,7 +77,6 @@ class _Sequence(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if not dynamics.surrogate.differentiable:
             ctx.mark_non_differentiable(spikes)
-        ctx.parameters = [Versioned(each.detach()) for each in parameters]
         ctx.call, ctx.potential, ctx.types = call, Versioned(initial(potential)), (currents.dtype, potential.dtype)
         # Currents that cannot be had again: the charged potentials are kept in their place.
         ctx.charged = torch.stack(charged_of) if charged_of else None
@@ -94,9 +95,8 @@ class _Sequence(torch.autograd.Function):
         if call is None:
             raise RuntimeError(SECOND_PASS)
         if grad_spikes is None and grad_last is None and grad_path is None:
-            return (None,) * (3 + len(ctx.parameters))
-        for each in ctx.parameters:
-            each.get("a reversible neuron's gradient (decay, threshold or factor)")
+            return (None,) * len(ctx.needs_input_grad)
+        call.dynamics.check_unchanged()
         dynamics, learned = call.dynamics, ctx.needs_input_grad[3:]
         start = ctx.potential.get(INITIAL)
         if call.currents is None:
@@ -126,14 +126,14 @@ class _Sequence(torch.autograd.Function):
 
 def _scan(dynamics: Dynamics, currents: Tensor, owned: bool, v: Tensor) -> Tensor:
     """The charged potentials ``[T, ...]`` of a sequence, over the currents themselves where those may be written into."""
-    charged = None
-    for t, x in enumerate(currents.unbind(0)):
+    in_place = owned and v.dtype == currents.dtype
+    charged = currents if in_place else torch.empty_like(currents, dtype=torch.result_type(currents, v))
+    for x, h in zip(currents.unbind(0), charged.unbind(0), strict=True):
         resets = dynamics.resets(v)
-        h = dynamics.charge(x, v, resets)
+        after_charge = dynamics.charge(x, v, resets, out=h)
+        if after_charge is not h:
+            h.copy_(after_charge)
         v = dynamics.reset(h, dynamics.fires(h), resets)
-        if charged is None:
-            charged = currents if owned and h.dtype == currents.dtype else torch.empty_like(currents, dtype=h.dtype)
-        charged[t] = h
     return charged
 
 
@@ -143,21 +143,21 @@ class _Moment:
     def __init__(self, dynamics: Dynamics, charged: Tensor, start: Tensor, t: int) -> None:
         self.dynamics, self.path, self.start, self.t = dynamics, charged, start, t
 
-    @cached_property
+    @once
     def charged(self) -> Tensor:
         return self.path[self.t]
 
-    @cached_property
+    @once
     def fired(self) -> Tensor:
         return self.dynamics.fires(self.charged)
 
-    @cached_property
+    @once
     def before(self) -> Tensor:
         if self.t == 0:
             return self.start
         h = self.path[self.t - 1]
         return self.dynamics.reset(h, self.dynamics.fires(h))
 
-    @cached_property
+    @once
     def resets(self) -> Tensor | None:
         return self.dynamics.resets(self.before)

@@ -38,7 +38,7 @@ class Settings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-_settings: ContextVar[Settings] = ContextVar("snn_revplugin_settings", default=Settings())
+_settings: ContextVar[Settings] = ContextVar("snn_revplugin_settings", default=Settings())  # noqa: B039 (frozen)
 
 
 def get_settings() -> Settings:

@@ -27,7 +27,7 @@ class PackedSpikes:
     the first time, or it may round otherwise.
     """
 
-    __slots__ = ("bits", "shape", "strides", "dtype", "factor")
+    __slots__ = ("bits", "dtype", "factor", "shape", "strides")
 
     def __init__(self, fired: Tensor, dtype: torch.dtype = torch.float32, factor: Tensor | None = None) -> None:
         if fired.dtype is not torch.bool:
@@ -89,7 +89,10 @@ def _unpack(bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     """The first ``count`` bits as a flat tensor of zeros and ones."""
     if bits.device.type != "cpu":
         return ((bits.unsqueeze(1) >> _shifts(bits.device)) & 1).view(-1)[:count].to(dtype)
-    flat, packed = torch.empty(count, dtype=dtype), bits.numpy()
+    packed = bits.numpy()
+    if packed.size <= CHUNK:
+        return torch.from_numpy(np.unpackbits(packed, count=count, bitorder="little").view(bool)).to(dtype)
+    flat = torch.empty(count, dtype=dtype)
     for start in range(0, packed.size, CHUNK):  # a chunk of bytes, not floats, is all that stands beside the result
         octets = torch.from_numpy(np.unpackbits(packed[start : start + CHUNK], bitorder="little"))
         part = flat[start * BITS : (start + CHUNK) * BITS]

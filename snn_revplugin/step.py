@@ -15,7 +15,7 @@ from torch import Tensor
 from . import autograd_internals as internals
 from .dynamics import Dynamics
 from .neuron import Reversal
-from .replay import FIRED, Spikes, Value, Versioned, recipe_of
+from .replay import FIRED, Spikes, Value, recipe_of
 from .settings import get_settings
 from .spikes import PackedSpikes
 from .trajectory import Moment, State, initial
@@ -98,7 +98,6 @@ class _Step(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if not dynamics.surrogate.differentiable:
             ctx.mark_non_differentiable(spikes)
-        ctx.parameters = [Versioned(each.detach()) for each in parameters]
         ctx.types = current.dtype, potential.dtype
         setattr(ctx, STATE, state)
         setattr(ctx, FIRED, Spikes(packed))
@@ -112,13 +111,12 @@ class _Step(torch.autograd.Function):
         if state is None:
             raise RuntimeError(SECOND_PASS)
         if grad_spikes is None and grad_potential is None:
-            return (None,) * (3 + len(ctx.parameters))
-        for each in ctx.parameters:
-            each.get("a reversible neuron's gradient (decay, threshold or factor)")
+            return (None,) * len(ctx.needs_input_grad)
+        state.dynamics.check_unchanged()
         moment = Moment(state)
-        learned = ctx.needs_input_grad[3:]
-        grad_x, grad_v, grads = state.dynamics.gradient(grad_spikes, grad_potential, moment, learned)
-        moment.hand_down()
+        moment.hand_down()  # first, so that what reversing takes is gone before the gradients come
+        grad_x, grad_v, grads = state.dynamics.gradient(grad_spikes, grad_potential, moment, ctx.needs_input_grad[3:])
+        moment.close()
         if not internals.pass_keeps_graph():
             # Whoever holds the last potential holds this node: it must not hold the sequence's bits in turn.
             setattr(ctx, STATE, None)

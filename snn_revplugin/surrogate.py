@@ -18,6 +18,11 @@ import torch
 from torch import Tensor
 
 
+def _atan(grad: Tensor, z: Tensor, alpha: float) -> Tensor:
+    # alpha/2 / (1 + (pi alpha z / 2)**2), with alpha/2 drawn into the denominator
+    return z.mul_(math.pi / 2 * math.sqrt(2 * alpha)).square_().add_(2 / alpha).reciprocal_().mul_(grad)
+
+
 def _sigmoid(grad: Tensor, z: Tensor, alpha: float) -> Tensor:
     s = z.mul_(alpha).sigmoid_()
     return (1 - s).mul_(s).mul_(alpha).mul_(grad)
@@ -46,19 +51,17 @@ def _log_tailed_relu(grad: Tensor, z: Tensor, alpha: float) -> Tensor:
 # Each takes the gradient at the spikes and z, and gives the gradient at z. It may write into z, and never into the gradient.
 GRADIENTS: dict[str, Callable[..., Tensor]] = {
     # of both hosts
-    "atan": lambda grad, z, alpha: grad * (alpha / 2) / z.mul_(math.pi / 2 * alpha).square_().add_(1),
+    "atan": _atan,
     "straight_through": lambda grad, z: grad.clone(),
     # snntorch.surrogate
-    "fast_sigmoid": lambda grad, z, slope: grad / z.abs_().mul_(slope).add_(1.0).square_(),
+    "fast_sigmoid": lambda grad, z, slope: z.abs_().mul_(slope).add_(1.0).square_().reciprocal_().mul_(grad),
     "triangular": lambda grad, z, threshold: grad * torch.where(z >= 0, -threshold, threshold),
     "heaviside": lambda grad, z: grad * (z > 0),
     "sigmoid_of_exp": _exp_of_sigmoid,
     "spike_rate_escape": lambda grad, z, beta, slope: grad * slope * z.sub_(1).abs_().mul_(-beta).exp_(),
     "sparse_fast_sigmoid": lambda grad, z, slope, B: grad * (z > B) / z.abs_().mul_(slope).add_(1.0).square_(),
     # spikingjelly.activation_based.surrogate
-    "piecewise_quadratic": lambda grad, z, alpha: (
-        (alpha - alpha**2 * z.abs()).mul_(grad).masked_fill_(z.abs() > 1 / alpha, 0)
-    ),
+    "piecewise_quadratic": lambda grad, z, alpha: (alpha - alpha**2 * z.abs()).mul_(grad).masked_fill_(z.abs() > 1 / alpha, 0),
     "piecewise_exp": lambda grad, z, alpha: z.abs_().mul_(-alpha).exp_().mul_(alpha / 2).mul_(grad),
     "sigmoid": _sigmoid,
     "soft_sign": lambda grad, z, alpha: grad / z.abs_().add_(1 / alpha).square_().mul_(2 * alpha),
@@ -79,7 +82,7 @@ GRADIENTS: dict[str, Callable[..., Tensor]] = {
 def _over(h: Tensor, threshold: Tensor | float, strict: bool) -> Tensor:
     """The host's ``h - threshold > 0``. Where both have one dtype the difference need not be taken: it rounds to zero for
     equal numbers alone."""
-    if isinstance(threshold, Tensor) and threshold.dtype is h.dtype and h.dtype in (torch.float32, torch.float64):
+    if h.dtype in (torch.float32, torch.float64) and getattr(threshold, "dtype", h.dtype) is h.dtype:
         return h > threshold if strict else h >= threshold
     z = h - threshold
     return z > 0 if strict else z >= 0

@@ -18,14 +18,16 @@ held below, in the forward's own arithmetic and so exactly.
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .dynamics import Dynamics
-from .replay import Value, Versioned
+from .replay import Value
 from .spikes import PackedSpikes
+from .versioned import Versioned
 
 INITIAL = "the membrane potentials (the one that the sequence started from)"
 REVERSIBLE_TYPES = (torch.float32, torch.float64)  # shorter mantissas have no bits to lose: they are rebuilt
@@ -167,6 +169,19 @@ class State:
             self.charged = None
 
 
+class once:
+    """A property that is computed when it is first asked for (``functools.cached_property`` without its lock, which costs more
+    than the rest of a small layer's time step)."""
+
+    def __init__(self, compute: Callable[[Any], Tensor | None]) -> None:
+        self.compute, self.name = compute, compute.__name__
+        self.__doc__ = compute.__doc__
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        value = instance.__dict__[self.name] = self.compute(instance)
+        return value
+
+
 class Moment:
     """One time step as backward sees it; each part of it is had once, when it is first asked for."""
 
@@ -178,16 +193,16 @@ class Moment:
             state.before.at_hand or state.charged is not None or may_be_reversed(state.potential(), self.dynamics)
         )
 
-    @cached_property
+    @once
     def fired(self) -> Tensor:
         return self.state.fired.fired()
 
-    @cached_property
+    @once
     def current(self) -> Tensor:
         self.read_current = True
         return self.state.current.value()
 
-    @cached_property
+    @once
     def charged(self) -> Tensor:
         state = self.state
         if state.charged is not None:
@@ -196,7 +211,7 @@ class Moment:
             return self.dynamics.unreset(state.potential(), state.fired)
         return self.dynamics.charge(self.current, self.before, self.resets)
 
-    @cached_property
+    @once
     def before(self) -> Tensor:
         before = self.state.before
         if self.invertible and not before.at_hand:
@@ -204,7 +219,7 @@ class Moment:
             return v if before.residue is None else before.residue.mended(v)
         return before.potential()
 
-    @cached_property
+    @once
     def resets(self) -> Tensor | None:
         """A delayed reset acts on what the step before fired: its bits, never a decision on a reversed potential."""
         before = self.state.before
@@ -213,10 +228,15 @@ class Moment:
         return self.dynamics.resets(self.before)
 
     def hand_down(self) -> None:
-        """Leave the potential for the step before, and let go of what was had for this one."""
-        state, before = self.state, self.state.before
+        """Leave the potential for the step before."""
+        before = self.state.before
         if self.invertible and not before.at_hand:
             before.charged = self.dynamics.unreset(self.before, before.fired)
-        if not self.read_current and state.current is not None:
-            state.current.release()
-        state.forget()
+            self.__dict__.pop("current", None)
+            self.__dict__.pop("resets", None)
+
+    def close(self) -> None:
+        """Let go of what was had for this step."""
+        if not self.read_current and self.state.current is not None:
+            self.state.current.release()
+        self.state.forget()

@@ -71,7 +71,7 @@ class Workload:
 
     def build(self, whose: str, seed: int = 0) -> nn.Module:
         """The net; the same seed gives the same weights, whosever the neurons are, and leaves torch's generator alone."""
-        neuron = self.neuron(whose)
+        neuron = self.neuron(whose)  # outside of the fork: importing a host may draw numbers
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.make(neuron)
@@ -106,8 +106,9 @@ class LeakyConvNet(nn.Module):
         mem1, mem2, mem3, mems = self.lif1.reset_mem(), self.lif2.reset_mem(), self.lif3.reset_mem(), []
         for _ in range(time_steps):
             spk1, mem1 = self.lif1(F.max_pool2d(self.conv1(images), 2), mem1)
-            spk2, mem2 = self.lif2(F.max_pool2d(self.conv2(spk1), 2), mem2)
-            _, mem3 = self.lif3(self.fc1(spk2.flatten(1)), mem3)
+            # snnTorch hands out float32 spikes whatever the net's dtype.
+            spk2, mem2 = self.lif2(F.max_pool2d(self.conv2(spk1.to(images.dtype)), 2), mem2)
+            _, mem3 = self.lif3(self.fc1(spk2.flatten(1).to(images.dtype)), mem3)
             mems.append(mem3)
         return torch.stack(mems)
 

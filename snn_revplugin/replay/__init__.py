@@ -2,7 +2,18 @@
 
 from . import linear, normalisation, pointwise, pooling, shape  # noqa: F401  (each fills the table)
 from .operation import OPERATIONS, Operation, register
-from .recipe import Kept, Output, Recipe, Spikes, Value, Versioned
+from .recipe import Kept, Output, Recipe, Spikes, Value
 from .walk import FIRED, recipe_of
 
-__all__ = ["FIRED", "OPERATIONS", "Kept", "Operation", "Output", "Recipe", "Spikes", "Value", "Versioned", "recipe_of", "register"]
+__all__ = [
+    "FIRED",
+    "OPERATIONS",
+    "Kept",
+    "Operation",
+    "Output",
+    "Recipe",
+    "Spikes",
+    "Value",
+    "recipe_of",
+    "register",
+]

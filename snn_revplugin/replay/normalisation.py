@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..autograd_internals import Node, attribute_of, saved_by
+from ..versioned import Versioned
 from .operation import Operation, Replay, register
-from .recipe import Versioned
 
 
 def _batch_norm(node: Node) -> Replay:
@@ -51,9 +51,7 @@ def _layer_norm(node: Node) -> Replay | None:
         return None
     rows, deviations = x.reshape(-1, *shape), deviation.reshape(-1)
     sample = deviations.argmax() if deviations.numel() else None
-    eps = _eps_of(
-        sample, deviations, lambda i, eps: torch.native_layer_norm(rows[i : i + 1], shape, None, None, eps)[2]
-    )
+    eps = _eps_of(sample, deviations, lambda i, eps: torch.native_layer_norm(rows[i : i + 1], shape, None, None, eps)[2])
     return eps and partial(_normalise_layer, shape, eps)
 
 

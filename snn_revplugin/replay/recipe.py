@@ -23,12 +23,7 @@ from torch import Tensor
 
 from .. import autograd_internals as internals
 from ..spikes import PackedSpikes
-
-CHANGED = (
-    "one of the variables needed to compute {what} again has been modified by an inplace operation: a {kind} of shape "
-    "{shape} is at version {now}, expected version {then}. Call backward before you change it (optimizer.step, load_state_"
-    "dict, an in-place edit), or clone it."
-)
+from ..versioned import Versioned
 
 
 class Value:
@@ -36,6 +31,7 @@ class Value:
 
     __slots__ = ()
     derived = False  # whether it depends on spikes or data, and so costs memory at every time step if it is kept
+    cheap = False  # spikes or a view of spikes: to be had again for less than it costs to keep
     identity: tuple | None = None  # equal for two values that are sure to be the same at every time step
 
     def value(self) -> Tensor:
@@ -53,34 +49,6 @@ class Value:
 
     def release(self) -> None:
         """Withdraw a reader."""
-
-
-class Versioned:
-    """A tensor and the version it had, to tell whether somebody wrote into it since. Autograd asks the same of all it saves,
-    but not of what it saves through hooks."""
-
-    __slots__ = ("tensor", "version")
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.version = tensor, tensor._version
-
-    def unchanged(self) -> bool:
-        return self.tensor._version == self.version
-
-    def get(self, what: str) -> Tensor:
-        """The tensor.
-
-        Raises:
-            RuntimeError: somebody wrote into it; the message names ``what`` needs it.
-        """
-        if not self.unchanged():
-            kind = "parameter" if isinstance(self.tensor, torch.nn.Parameter) else "tensor"
-            raise RuntimeError(
-                CHANGED.format(
-                    what=what, kind=kind, shape=tuple(self.tensor.shape), now=self.tensor._version, then=self.version
-                )
-            )
-        return self.tensor
 
 
 class Kept(Value):
@@ -117,8 +85,9 @@ class Shape(Value):
 class Spikes(Value):
     """The spikes of a neuron below. Unpacking is cheap, so every reader gets a copy of its own and nothing is counted."""
 
-    __slots__ = ("packed", "factor")
+    __slots__ = ("factor", "packed")
     derived = True
+    cheap = True
 
     def __init__(self, packed: PackedSpikes) -> None:
         self.packed = packed
@@ -144,7 +113,7 @@ class Recipe(Value):
     """
 
     __slots__ = (
-        "operation", "inputs", "is_view", "derived", "identity", "readers", "left", "pass_id", "cache", "__weakref__",
+        "__weakref__", "cache", "cheap", "derived", "identity", "inputs", "is_view", "left", "operation", "pass_id", "readers",
     )  # fmt: skip
 
     def __init__(
@@ -156,7 +125,7 @@ class Recipe(Value):
         identity: tuple | None = None,
     ) -> None:
         self.operation, self.inputs, self.is_view, self.derived = operation, inputs, is_view, derived
-        self.identity = identity
+        self.identity, self.cheap = identity, is_view and inputs[0].cheap
         self.readers, self.left, self.pass_id, self.cache = 0, 0, internals.NO_PASS, None
         for each in inputs:
             if each is not None:
@@ -174,7 +143,7 @@ class Recipe(Value):
         value, owned = self.cache, False
         if value is None:
             value, owned = self._compute(reading=True)
-        if self.left > 0:
+        if self.left > 0 and not self.cheap:
             if self.cache is None:
                 self.cache = value
                 _forget_at_end_of_pass(self)
@@ -216,7 +185,7 @@ class Recipe(Value):
 class Output(Value):
     """One of several outputs of a recipe, such as the indices that max pooling found."""
 
-    __slots__ = ("recipe", "index")
+    __slots__ = ("index", "recipe")
 
     def __init__(self, recipe: Recipe, index: int) -> None:
         self.recipe, self.index = recipe, index

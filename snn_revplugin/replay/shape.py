@@ -63,9 +63,7 @@ register(
     Operation("UnsqueezeBackward0", ONE, _with(torch.unsqueeze, "dim"), is_view=True),
     Operation("ExpandBackward0", ONE, _expand, is_view=True),
     Operation("SelectBackward0", ONE, _with(torch.select, "dim", "index"), is_view=True),
-    Operation(
-        "SliceBackward0", ONE, _with(torch.ops.aten.slice.Tensor, "dim", "start", "end", "step"), is_view=True
-    ),
+    Operation("SliceBackward0", ONE, _with(torch.ops.aten.slice.Tensor, "dim", "start", "end", "step"), is_view=True),
     Operation("UnbindBackward0", ONE, _with(torch.unbind, "dim"), is_view=True, several=True),
     Operation("SplitBackward0", ONE, _with(torch.split, "split_size", "dim"), is_view=True, several=True),
     Operation("SplitWithSizesBackward0", ONE, _with(torch.split, "split_sizes", "dim"), is_view=True, several=True),

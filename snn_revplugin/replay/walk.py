@@ -101,13 +101,11 @@ def _replay(node: Node, operation: Operation, tensor: Tensor | None, reversal: R
     return recipe
 
 
-def _shared(
-    reversal: Reversal, function: Replay, values: tuple[Value | None, ...], is_view: bool, derived: bool
-) -> Recipe:
+def _shared(reversal: Reversal, function: Replay, values: tuple[Value | None, ...], is_view: bool, derived: bool) -> Recipe:
     """A recipe; the same one again for an operation that an earlier time step did on the very same tensors.
 
-    An image shown at every time step goes through the same first layer each time: computed once a backward pass, it serves them
-    all.
+    An image shown at every time step goes through the same first layer each time: computed once a backward pass, it serves
+    them all.
     """
     identities = tuple(each and each.identity for each in values)
     if any(each is not None and identity is None for each, identity in zip(values, identities, strict=True)):
@@ -152,7 +150,7 @@ def _function_of(node: Node, operation: Operation, operands: list[Operand], tens
     values = tuple(each.value for each in operands)
     if all(each.known for each in operands):
         return operation.replay(node), values
-    if operation.constant and tensor is not None and _is_cheap(values[0]):
+    if operation.constant and tensor is not None and values[0] is not None and values[0].cheap:
         return constant_of(node, values[0].peek(), tensor), values[:1]
     return None, values
 
@@ -169,13 +167,6 @@ def _constant(saved: Tensor) -> Value:
         if packed is not None:
             return Spikes(packed)
     return Kept(saved)
-
-
-def _is_cheap(value: Value | None) -> bool:
-    """Whether a value is spikes, or a view of spikes, and so had for next to nothing."""
-    while isinstance(value, Recipe) and value.is_view:
-        value = value.inputs[0]
-    return isinstance(value, Spikes)
 
 
 def _laid_out(function, strides):

@@ -1,0 +1,152 @@
+"""Whether a neuron's time can be reversed, tried out: forward, back again, and how far off that comes out."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from .dynamics import Dynamics
+from .neuron import ReversibleNeuron
+from .replay import Kept
+from .spikes import PackedSpikes
+from .step import stretch_of
+from .swap import reversible_class, swap_for
+from .trajectory import Moment, State, initial
+
+
+@dataclass(frozen=True)
+class Reversibility:
+    """How well a neuron's potentials were had again.
+
+    Attributes:
+        error: the largest difference between a potential and its reconstruction.
+        largest: the largest potential, to measure the error by.
+        invertible: whether the dynamics have an inverse; otherwise potentials were rebuilt forward, from an anchor below.
+        steps_between_anchors: after how many steps an anchor stands.
+        time_steps: how many steps were taken forward and back.
+    """
+
+    error: float
+    largest: float
+    invertible: bool
+    steps_between_anchors: int
+    time_steps: int
+
+    def __float__(self) -> float:
+        return self.error
+
+    def __str__(self) -> str:
+        every = f"an anchor every {self.steps_between_anchors} of {self.time_steps} steps"
+        if self.invertible:
+            how = f"reversed with {every}"
+        else:
+            how = f"the dynamics have no inverse (a hard reset forgets the potential that fired): rebuilt forward from {every}"
+        return f"{how}; largest error {self.error:.3g} of potentials up to {self.largest:.3g}"
+
+
+def check_reversible(
+    neuron: nn.Module,
+    currents: Tensor | None = None,
+    *,
+    time_steps: int = 100,
+    shape: tuple[int, ...] = (8, 64),
+    seed: int = 0,
+) -> Reversibility:
+    """Run a neuron forward from a potential of zero, then backward through time as a backward pass would, and compare.
+
+    The neuron itself, its state and its hooks are left alone. In SpikingJelly's step mode 'm' a backward pass has no need
+    to reverse time, because it scans forward again; what is tried here is single steps.
+
+    Args:
+        neuron: a reversible neuron, or one of a host's that could be converted to one.
+        currents: its input currents, ``[T, ...]``, floating point; random ones of ``[time_steps, *shape]`` around the
+            threshold if they are not given.
+        time_steps, shape, seed: of the random currents.
+
+    Returns:
+        The largest error, with what it takes to judge it.
+
+    Raises:
+        TypeError: the module is no neuron that can be reversible.
+        ValueError: the currents are no sequence of floating-point tensors, or the neuron takes the host's own path, which
+            is then said why.
+
+    >>> from snn_revplugin.adapters.snntorch import RevLeaky
+    >>> check_reversible(RevLeaky(beta=0.9)).error < 1e-5
+    True
+    """
+    if currents is not None and (currents.dim() == 0 or len(currents) == 0 or not currents.is_floating_point()):
+        raise ValueError(
+            f"currents must be floating point and [T, ...] with T > 0, got {currents.dtype} {tuple(currents.shape)}"
+        )
+    probe = _probe(neuron)
+    sample = _random(probe, (1, *shape), seed)[0] if currents is None else currents[0]
+    dynamics = _dynamics_of(probe, sample)
+    if currents is None:
+        threshold = dynamics.largest_threshold
+        currents = _random(probe, (time_steps, *shape), seed) * threshold + threshold / 2
+    with torch.no_grad():
+        return _there_and_back(dynamics, currents.detach())
+
+
+def _there_and_back(dynamics: Dynamics, currents: Tensor) -> Reversibility:
+    v = torch.zeros_like(currents[0])
+    stretch = stretch_of(dynamics, v.dtype)
+    state, path = State(initial(v)), []
+    for x in currents:
+        path.append(v)
+        fired, _, _, v = dynamics.step(x, v)
+        before, state = state, State(v, state, dynamics, Kept(x), PackedSpikes(fired), None, stretch)
+        before.continued()
+    error = 0.0
+    for v in reversed(path):
+        moment = Moment(state)
+        error = max(error, (moment.before.double() - v.double()).abs().max().item())
+        moment.hand_down()
+        state = state.before
+    largest = max(v.abs().max().item() for v in path)
+    return Reversibility(error, largest, dynamics.invertible, stretch, len(currents))
+
+
+def _probe(neuron: nn.Module) -> ReversibleNeuron:
+    """A reversible neuron with the parameters of ``neuron`` and a state of its own. (A deep copy would refuse a state that
+    hangs on a graph.)"""
+    if not isinstance(neuron, nn.Module):
+        raise TypeError(f"neuron must be a torch.nn.Module, got {type(neuron).__name__}")
+    kind = type(neuron)
+    if not isinstance(neuron, ReversibleNeuron):
+        swap, reason = swap_for(neuron)
+        if swap is None:
+            raise TypeError(f"{kind.__name__} cannot be reversible{reason and ': '}{reason}")
+        kind = reversible_class(kind, swap)
+    probe = copy.copy(neuron)
+    probe.__class__ = kind
+    private = vars(probe)
+    private.pop("_reversal", None)
+    private.update({name: value.copy() for name, value in private.items() if isinstance(value, dict)})
+    return probe
+
+
+def _random(neuron: nn.Module, shape: tuple[int, ...], seed: int) -> Tensor:
+    like = next((each for each in (*neuron.parameters(), *neuron.buffers()) if each.is_floating_point()), torch.empty(0))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(like.device, like.dtype)
+
+
+def _dynamics_of(probe: ReversibleNeuron, current: Tensor) -> Dynamics:
+    """The equations that a neuron goes by when it gets such a current; one call of it finds them out."""
+    potential = "v" if hasattr(probe, "step_mode") else "mem"
+    if potential == "v":
+        probe.step_mode = "s"
+    setattr(probe, potential, torch.zeros_like(current))
+    with torch.enable_grad():
+        probe.forward(current.detach().clone().requires_grad_())
+    ledger = probe.reversal.ledger
+    if ledger.plain_calls:
+        raise ValueError(f"{type(probe).__name__} takes the host's own path here: {', '.join(ledger.reasons)}")
+    _, dynamics = probe.reversal._dynamics
+    return dynamics

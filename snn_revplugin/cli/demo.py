@@ -1,0 +1,176 @@
+"""``snn-revplugin demo``: two real networks learn handwritten digits, with the host's neurons and with ours."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from ..comparison import SIDES, Comparison, Setup, compare, rows_of, steps_of, take_turns, write_csv
+from ..memory import MIB, MemoryReport, memory_report, mib
+from ..workloads import HOST, OURS, WORKLOADS, Batch, digits
+from .bench import progress
+
+NETS = {"digits-snntorch": (10, 25, 50, 75, 100), "digits-spikingjelly": (4, 8, 16, 24, 32)}  # and T for the picture
+LEARNING_RATE = 1e-2
+COLOURS = {HOST: "#c44e52", OURS: "#1f77b4"}
+LABELS = {HOST: "host's neurons", OURS: "reversible neurons"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training a network both ways came to; dictionaries are keyed by ``HOST`` and ``OURS``.
+
+    Attributes:
+        comparison: of one training step on a batch of digits, at the first weights.
+        milliseconds: the median training step, optimizer included.
+        accuracy: on the test set.
+        memory: of one training step for some numbers of time steps.
+    """
+
+    comparison: Comparison
+    milliseconds: dict[str, float]
+    accuracy: dict[str, float]
+    memory: dict[str, dict[int, MemoryReport]]
+
+
+def run(console: Console, epochs: int, out: Path, device: str, seed: int) -> None:
+    """Train, print the table, save the picture and the figures."""
+    out.mkdir(parents=True, exist_ok=True)
+    results = {}
+    for name, several in NETS.items():
+        setup = Setup.usual(WORKLOADS[name], device=device, seed=seed)
+        console.print(
+            f"[bold]{name}[/bold]: {setup.workload.title}; T {setup.time_steps}, batch {setup.batch}", highlight=False
+        )
+        results[name] = _both_ways(console, setup, epochs, several)
+    console.print(table_of(results))
+    picture, figures = out / "memory.png", out / "figures.csv"
+    draw(results).savefig(picture, dpi=150)
+    write_csv((row for each in results.values() for row in rows_of(each.comparison)), figures)
+    console.print(f"memory over T in {picture}, figures in {figures}", highlight=False, soft_wrap=True)
+
+
+def _both_ways(console: Console, setup: Setup, epochs: int, several: tuple[int, ...]) -> Trained:
+    training, test = (setup.place(each) for each in digits(setup.workload.image[-1], seed=setup.seed))
+    first = Batch(training.images[: setup.batch], training.classes[: setup.batch])
+    batches = -(-len(training.images) // setup.batch)
+    with progress(console) as bars:
+        bar = bars.add_task("one step  ", total=steps_of(0))
+        comparison = compare(setup, 0, first, lambda: bars.advance(bar))
+        bar = bars.add_task("training  ", total=epochs * batches * len(SIDES))
+        nets, milliseconds = train(setup, training, epochs, lambda: bars.advance(bar))
+        bar = bars.add_task("memory    ", total=len(several) * len(SIDES))
+        memory = _memory_over_time_steps(setup, first, several, lambda: bars.advance(bar))
+    accuracy = {whose: accuracy_of(setup, net, test) for whose, net in nets.items()}
+    return Trained(comparison, milliseconds, accuracy, memory)
+
+
+def train(
+    setup: Setup, training: Batch, epochs: int, on_step: Callable[[], None] = lambda: None
+) -> tuple[dict[str, nn.Module], dict[str, float]]:
+    """Train a net with the host's neurons and one with ours, step by step in turns, on the same batches from the same weights.
+
+    Returns:
+        The two nets, and the median milliseconds that a step of theirs took.
+    """
+    nets = {whose: setup.net(whose) for whose in SIDES}
+    optimizers = {whose: torch.optim.Adam(net.parameters(), LEARNING_RATE) for whose, net in nets.items()}
+    batches = -(-len(training.images) // setup.batch)
+    schedules = [torch.optim.lr_scheduler.LinearLR(each, 1.0, 0.0, epochs * batches) for each in optimizers.values()]
+    seconds: dict[str, list[float]] = {whose: [] for whose in SIDES}
+    shuffle = torch.Generator().manual_seed(setup.seed)
+
+    def step(whose: str, batch: Batch) -> None:
+        optimizers[whose].zero_grad()
+        setup.loss(nets[whose], batch).backward()
+        optimizers[whose].step()
+
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(training.images), generator=shuffle).split(setup.batch):
+            batch = Batch(training.images[chosen], training.classes[chosen])
+            turn = {whose: (lambda whose=whose, batch=batch: step(whose, batch)) for whose in SIDES}
+            for whose, taken in take_turns(turn, 1, warm_ups=0, on_step=on_step).items():
+                seconds[whose] += taken
+            for schedule in schedules:
+                schedule.step()
+    return nets, {whose: 1000 * statistics.median(taken) for whose, taken in seconds.items()}
+
+
+@torch.no_grad()
+def accuracy_of(setup: Setup, net: nn.Module, test: Batch) -> float:
+    """The share of images whose class has the largest output, summed over time."""
+    net.eval()
+    return (net(test.images, setup.time_steps).sum(0).argmax(1) == test.classes).double().mean().item()
+
+
+def _memory_over_time_steps(
+    setup: Setup, batch: Batch, several: tuple[int, ...], on_step: Callable[[], None]
+) -> dict[str, dict[int, MemoryReport]]:
+    memory: dict[str, dict[int, MemoryReport]] = {whose: {} for whose in SIDES}
+    for whose in SIDES:
+        for time_steps in several:
+            sized = Setup.usual(setup.workload, time_steps=time_steps, batch=setup.batch, device=setup.device, seed=setup.seed)
+            net = sized.net(whose)
+            memory[whose][time_steps] = memory_report(lambda net=net, sized=sized: sized.loss(net, batch), device=setup.device)
+            on_step()
+    return memory
+
+
+def table_of(results: dict[str, Trained]) -> Table:
+    """The figures, a row for each network and neuron."""
+    table = Table(
+        "network", "neurons", "retained", "peak", "ms a step", "test accuracy", "gradients differ by",
+        title="Memory of one training step, and what it came to", title_justify="left",
+    )  # fmt: skip
+    for name, each in results.items():
+        difference = {HOST: "", OURS: f"{each.comparison.gradient_error:.1e}"}
+        for whose in SIDES:
+            memory = each.comparison.memory[whose]
+            table.add_row(
+                name if whose == HOST else "",
+                LABELS[whose],
+                mib(memory.retained),
+                mib(memory.peak),
+                f"{each.milliseconds[whose]:.0f}",
+                f"{100 * each.accuracy[whose]:.1f}%",
+                difference[whose],
+            )
+        times = each.milliseconds[OURS] / each.milliseconds[HOST]
+        table.add_row(
+            "",
+            "",
+            f"[bold]{each.comparison.retained_ratio:.1f}x less",
+            f"[bold]{each.comparison.peak_ratio:.1f}x less",
+            f"{times:.2f}x",
+            "",
+            "",
+            end_section=True,
+        )
+    return table
+
+
+def draw(results: dict[str, Trained]) -> Figure:
+    """Memory over the number of time steps, a panel for each network."""
+    figure = Figure(figsize=(5.5 * len(results), 4.2), layout="constrained")
+    for axes, (name, each) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
+        for whose, reports in each.memory.items():
+            for what, style in (("peak", "o-"), ("retained", "s--")):
+                sizes = [getattr(report, what) / MIB for report in reports.values()]
+                label = f"{LABELS[whose]}, {what}"
+                axes.plot(list(reports), sizes, style, color=COLOURS[whose], label=label, markersize=4)
+        axes.set_title(name)
+        axes.set_xlabel("time steps T")
+        axes.set_ylabel("memory of one training step (MiB)")
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    return figure

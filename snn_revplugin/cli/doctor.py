@@ -1,0 +1,61 @@
+"""``snn-revplugin doctor``: versions, devices, and what is supported here."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ..comparison import versions
+from ..explain import operation_name
+from ..memory import mib
+from ..replay import OPERATIONS
+from ..settings import get_settings
+from ..swap import HOSTS, known_swaps
+
+
+def run(console: Console) -> None:
+    """Print it."""
+    table = Table(title="Versions", title_justify="left", show_header=False)
+    for name, version in versions().items():
+        table.add_row(name, version or "not installed")
+    console.print(table)
+
+    table = Table(title="Devices", title_justify="left", show_header=False)
+    table.add_row("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        table.add_row(f"cuda:{index}", f"{properties.name}, {mib(properties.total_memory)}")
+    if not torch.cuda.is_available():
+        table.add_row("cuda", "not available")
+    console.print(table)
+
+    table = Table("host", "neuron", "swapped for", title="Neurons", title_justify="left")
+    adapters = {}
+    for host, adapter in HOSTS.items():
+        if importlib.util.find_spec(host) is None:
+            table.add_row(host, "not installed", f"pip install 'snn-revplugin\\[{host}]'")
+        else:
+            adapters[host] = importlib.import_module(adapter)
+    for swap in known_swaps():
+        table.add_row(swap.host.__module__.partition(".")[0], swap.host.__name__, swap.reversible.__name__)
+    console.print(table)
+
+    table = Table(
+        "host",
+        "surrogates",
+        title="Surrogates with a derivative in closed form (others: through autograd)",
+        title_justify="left",
+    )
+    for host, adapter in adapters.items():
+        names = (name if isinstance(name, str) else name.__name__ for name in adapter.SURROGATES)
+        table.add_row(host, ", ".join(names))
+    console.print(table)
+
+    console.print("[italic]Operations that are computed again (at any other, what it saved stays)")
+    console.print(", ".join(sorted({operation_name(node) for node in OPERATIONS})), highlight=False)
+    console.print(f"\n[italic]Settings[/italic]\n{get_settings()}", highlight=False)

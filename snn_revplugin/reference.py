@@ -1,0 +1,54 @@
+"""The plain neuron: the same equations as differentiable torch code, for autograd to keep everything of.
+
+Nothing here saves memory. It is what tests and benchmarks compare the closed-form backward with, and the shortest way to read
+what a neuron does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .dynamics import Dynamics
+
+
+def reference_step(dynamics: Dynamics, current: Tensor, potential: Tensor) -> tuple[Tensor, Tensor]:
+    """One time step; arguments and results as in :func:`snn_revplugin.step.step`."""
+    resets = dynamics.resets(potential.detach())
+    h = dynamics.charge(current, potential, resets)
+    binary = _Fire.apply(h, _as_tensor(dynamics.threshold, h), dynamics)
+    through_reset = binary.detach() if getattr(dynamics, "detach_reset", False) else binary
+    spikes = binary if dynamics.graded_factor is None else binary * dynamics.factor
+    return spikes, dynamics.reset(h, through_reset, resets)
+
+
+def reference_sequence(dynamics: Dynamics, currents: Tensor, potential: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """T time steps: spikes ``[T, ...]``, the last potential, all potentials ``[T, ...]``."""
+    spikes, potentials = [], []
+    for current in currents:
+        s, potential = reference_step(dynamics, current, potential)
+        spikes.append(s)
+        potentials.append(potential)
+    return torch.stack(spikes), potential, torch.stack(potentials)
+
+
+class _Fire(torch.autograd.Function):
+    """The Heaviside step with its surrogate derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, threshold: Tensor, dynamics: Dynamics) -> Tensor:
+        ctx.save_for_backward(h, threshold)
+        ctx.dynamics = dynamics
+        return dynamics.fires(h).to(h.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        h, threshold = ctx.saved_tensors
+        grad_z = ctx.dynamics.surrogate.gradient(grad, h - threshold)
+        return grad_z, -grad_z.sum_to_size(threshold.shape), None
+
+
+def _as_tensor(threshold: Tensor | float, like: Tensor) -> Tensor:
+    return threshold if isinstance(threshold, Tensor) else torch.tensor(threshold, dtype=like.dtype, device=like.device)

@@ -1,0 +1,148 @@
+"""The one way in which these tests judge a neuron: run a program with the host's neuron, run it with ours, and compare.
+
+A *program* takes a function that makes neurons, builds a net, trains it for a step or does whatever else a user would, and
+returns what it :class:`Observed`. The host's own neuron is the specification, so nothing here knows an equation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+# Largest error of a gradient, relative to its largest element.
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+@dataclass
+class Observed:
+    """What a program saw of a net.
+
+    Attributes:
+        exact: spikes, membrane potentials, buffers: host and ours must agree bit for bit, in dtype, shape and strides too.
+        gradients: they must agree to rounding, and be None in the same places.
+    """
+
+    exact: dict[str, Tensor] = field(default_factory=dict)
+    gradients: dict[str, Tensor | None] = field(default_factory=dict)
+
+    def see_gradients(self, *nets: nn.Module, **tensors: Tensor) -> Observed:
+        """Add ``.grad`` of every parameter of ``nets`` and of every tensor named."""
+        for i, net in enumerate(nets):
+            self.gradients |= {f"{i}.{name}" if i else name: p.grad for name, p in net.named_parameters()}
+        self.gradients |= {name: each.grad for name, each in tensors.items()}
+        return self
+
+
+MakeNeuron = Callable[..., nn.Module]
+Program = Callable[[MakeNeuron], Observed]
+
+
+def agree(
+    program: Program,
+    host: type[nn.Module],
+    ours: type[nn.Module],
+    *,
+    tolerance: float | None = None,
+    path: str = "reversible",
+    reason: str | None = None,
+    seed: int = 0,
+) -> list[nn.Module]:
+    """Run a program with the host's neuron and with ours, from the same seed, and assert that they saw the same.
+
+    Args:
+        program: makes its neurons by the function it is given, with the arguments of the host's constructor.
+        tolerance: of gradients; by default that of each gradient's dtype.
+        path: "reversible" asserts that ours took every step reversibly, "host" that it took the host's path at each,
+            "both" that it did some of either.
+        reason: a part of the reason that the ledger must give for the host's path.
+
+    Returns:
+        Our neurons.
+    """
+    seen, neurons = [], []
+    for kind in (host, ours):
+        torch.manual_seed(seed)
+        neurons.append([])
+
+        def make(*args: Any, kind=kind, made=neurons[-1], **kwargs: Any) -> nn.Module:
+            made.append(kind(*args, **kwargs))
+            return made[-1]
+
+        seen.append(program(make))
+    assert seen[0].exact or seen[0].gradients, "the program observed nothing"
+    assert_agree(*seen, tolerance=tolerance)
+    assert_path(neurons[1], path, reason)
+    return neurons[1]
+
+
+def assert_path(neurons: Iterable[nn.Module], path: str, reason: str | None = None) -> None:
+    """Assert from their ledgers which way neurons went, see :func:`agree`."""
+    for neuron in neurons:
+        ledger = neuron.reversal.ledger
+        if path in ("reversible", "both"):
+            assert ledger.steps > 0, f"no step was reversible: {dict(ledger.reasons)}"
+        if path == "reversible":
+            assert ledger.plain_calls == 0, f"steps took the host's path: {dict(ledger.reasons)}"
+        if path in ("host", "both"):
+            assert ledger.plain_calls > 0, "no call took the host's path"
+        if path == "host":
+            assert ledger.steps == 0, "steps were reversible"
+        if reason is not None:
+            assert any(reason in each for each in ledger.reasons), f"{reason!r} is not among {dict(ledger.reasons)}"
+
+
+def assert_agree(host: Observed, ours: Observed, tolerance: float | None = None) -> None:
+    assert host.exact.keys() == ours.exact.keys()
+    assert host.gradients.keys() == ours.gradients.keys()
+    for name, value in host.exact.items():
+        assert_exact(name, value, ours.exact[name])
+    for name, gradient in host.gradients.items():
+        assert_close(name, gradient, ours.gradients[name], tolerance)
+
+
+def assert_exact(name: str, host: Tensor, ours: Tensor) -> None:
+    """Equal in dtype, shape, strides and every bit; NaN equals NaN."""
+    assert ours.dtype == host.dtype, f"{name}: dtype {ours.dtype}, the host's {host.dtype}"
+    assert ours.shape == host.shape, f"{name}: shape {tuple(ours.shape)}, the host's {tuple(host.shape)}"
+    assert ours.requires_grad == host.requires_grad, f"{name}: requires_grad {ours.requires_grad}"
+    assert _strides(ours) == _strides(host), f"{name}: strides {ours.stride()}, the host's {host.stride()}"
+    differ = (ours != host) & ~((ours != ours) & (host != host))
+    assert not differ.any(), f"{name}: {int(differ.sum())} of {differ.numel()} elements differ"
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
+
+
+def assert_close(name: str, host: Tensor | None, ours: Tensor | None, tolerance: float | None = None) -> None:
+    """Two gradients equal to rounding: the largest difference, relative to the largest element of the host's."""
+    assert (ours is None) == (host is None), f"gradient of {name}: ours is {ours}, the host's {host}"
+    if host is None:
+        return
+    assert ours.dtype == host.dtype, f"gradient of {name}: dtype {ours.dtype}, the host's {host.dtype}"
+    assert ours.shape == host.shape, f"gradient of {name}: shape {tuple(ours.shape)}, the host's {tuple(host.shape)}"
+    error, allowed = relative_error(host, ours), TOLERANCES[host.dtype] if tolerance is None else tolerance
+    assert error <= allowed, f"gradient of {name}: relative error {error:.3g}, allowed {allowed:.3g}"
+
+
+def relative_error(host: Tensor, ours: Tensor) -> float:
+    """The largest difference over the largest element; infinite where NaN and infinities stand in other places."""
+    host, ours = host.detach().double(), ours.detach().double()
+    finite = host.isfinite()
+    if not torch.equal(host[~finite].nan_to_num(), ours[~finite].nan_to_num()) or not torch.equal(finite, ours.isfinite()):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    difference, scale = (ours - host)[finite].abs().max().item(), host[finite].abs().max().item()
+    return difference / scale if scale else (0.0 if difference == 0 else float("inf"))
+
+
+def assert_alive(spikes: Tensor) -> None:
+    """A comparison of silent neurons, or of ones that always fire, would show nothing."""
+    share = (spikes != 0).double().mean().item()
+    assert 0.02 < share < 0.98, f"{share:.0%} of the neurons fired"

@@ -1,0 +1,533 @@
+"""Operations between a neuron and the next: one row each, held against the host's own neuron.
+
+A row is a function from spikes (and parameters) to a current, and says which graph nodes are computed again and which are
+boundaries. To cover another operation, add a row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import snntorch
+import torch
+import torch.nn.functional as F
+from compare import assert_close, assert_exact
+from live_bytes import LiveBytes
+from snntorch import surrogate as snn_surrogate
+from spikingjelly.activation_based import neuron as sj_neuron
+from spikingjelly.activation_based import surrogate as sj_surrogate
+from torch import Tensor, nn
+
+from snn_revplugin import autograd_internals as internals
+from snn_revplugin.adapters.snntorch import RevLeaky
+from snn_revplugin.adapters.spikingjelly import RevIFNode, RevLIFNode
+from snn_revplugin.neuron import Reversal
+from snn_revplugin.replay import FIRED, OPERATIONS, Kept, recipe_of
+
+TIME_STEPS = 4
+
+
+class Using(nn.Module):
+    """A function of spikes and of freshly drawn parameters of the given shapes."""
+
+    def __init__(self, function: Callable[..., Tensor], *shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.function = function
+        self.parameters_ = nn.ParameterList([nn.Parameter(torch.randn(shape) * 0.6) for shape in shapes])
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        return self.function(spikes, *self.parameters_)
+
+
+class Affine(nn.Module):
+    """A normalisation whose affine parameters are not the ones and zeros that they start from."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        for each in norm.parameters():
+            nn.init.normal_(each)
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        return self.norm(spikes)
+
+
+class Evaluated(Affine):
+    """A batch norm in evaluation mode, with running statistics of its own."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__(norm)
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        self.norm.eval()
+        return self.norm(spikes)
+
+
+LOOP_ONLY = "not at all"  # the operation depends on the size of the batch
+FOLDED = "folded"  # with time folded into the batch
+UNFOLDED = "unfolded"  # as it is: the operation goes element by element
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operation.
+
+    Args:
+        name: the row's name in the test's id.
+        shape: of one time step's spikes; the first dimension is the batch.
+        build: makes the operation, a module from spikes to a current.
+        replayed: the names of the graph nodes that are computed again, without their ``Backward0``.
+        boundaries: the names of those that are not.
+        over_time: how SpikingJelly's layers apply it to all time steps at once.
+        retained: at most this share of the bytes that the host holds for backward.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    build: Callable[[], nn.Module]
+    replayed: str = ""
+    boundaries: str = ""
+    over_time: str = FOLDED
+    retained: float = 0.25
+
+
+def of(function: Callable[..., Tensor], *shapes: tuple[int, ...]) -> Callable[[], nn.Module]:
+    return lambda: Using(function, *shapes)
+
+
+FEATURES = (6, 10)
+TOKENS = (3, 5, 8)
+LINE = (3, 4, 12)
+IMAGE = (3, 4, 6, 6)
+VOLUME = (2, 3, 4, 4, 4)
+
+
+def own_relu(x: Tensor) -> Tensor:
+    return OwnRelu.apply(x)
+
+
+class OwnRelu(torch.autograd.Function):
+    """A user's own operation."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(min=0) * 1.5
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad * 1.5 * (ctx.saved_tensors[0] > 0)
+
+
+class SharedMask(nn.Module):
+    """A dropout whose mask is drawn once and shared by all time steps, as SpikingJelly's Dropout does."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mask", F.dropout(torch.ones(shape), 0.4, training=True))
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        return spikes * self.mask
+
+
+def edited(spikes: Tensor) -> Tensor:
+    spikes = spikes.clone()
+    spikes[:, 1:3] *= 0.5
+    return spikes
+
+
+def attention(spikes: Tensor, weight: Tensor) -> Tensor:
+    """Spikformer's: three projections, no softmax."""
+    q, k, v = F.linear(spikes, weight).chunk(3, dim=-1)
+    q, k, v = (each.unflatten(-1, (2, 4)).transpose(1, 2) for each in (q, k, v))
+    return ((q @ k.transpose(-2, -1)) @ v * 0.25).transpose(1, 2).reshape(spikes.shape)
+
+
+KNOWN = [
+    # weight layers
+    Row("linear", FEATURES, lambda: nn.Linear(10, 7), "T Addmm"),
+    Row("linear without bias", FEATURES, lambda: nn.Linear(10, 7, bias=False), "T Mm"),
+    Row("linear of three dimensions", TOKENS, lambda: nn.Linear(8, 7), "View T Addmm UnsafeView"),
+    Row("linear of three dimensions without bias", TOKENS, lambda: nn.Linear(8, 7, bias=False), "View T Mm UnsafeView"),
+    Row("linear of linear", FEATURES, lambda: nn.Sequential(nn.Linear(10, 7), nn.Linear(7, 5)), "T Addmm"),
+    Row("addmm", FEATURES, of(lambda s, b, w: torch.addmm(b, s, w), (7,), (10, 7)), "Addmm"),
+    Row("addmm scaled", FEATURES, of(lambda s, b, w: torch.addmm(b, s, w, beta=0.3, alpha=-2), (7,), (10, 7)), "Addmm"),
+    Row("mm", FEATURES, of(torch.mm, (10, 7)), "Mm"),
+    Row("mm from the left", FEATURES, of(lambda s, w: torch.mm(w, s), (5, 6)), "Mm", over_time=LOOP_ONLY),
+    Row("matmul of three dimensions", TOKENS, of(torch.matmul, (8, 7)), "View Mm UnsafeView"),
+    Row("matmul with matrices", TOKENS, of(torch.matmul, (3, 8, 2)), "Expand View Bmm UnsafeView", over_time=LOOP_ONLY),
+    Row("mv", FEATURES, of(torch.mv, (10,)), "Mv"),
+    Row("bmm", TOKENS, of(torch.bmm, (3, 8, 2)), "Bmm", over_time=LOOP_ONLY),
+    Row("bmm of spikes with spikes", TOKENS, of(lambda s: s @ s.transpose(1, 2)),
+        "Transpose Expand View ReshapeAlias Bmm UnsafeView"),
+    Row("baddbmm", TOKENS, of(lambda s, w, b: torch.baddbmm(b, s, w, beta=0.5, alpha=2), (3, 8, 2), (3, 5, 2)), "Baddbmm",
+        over_time=LOOP_ONLY),
+    Row("einsum", TOKENS, of(lambda s, w: torch.einsum("nld,de->nle", s, w), (8, 2)), "Permute Unsqueeze View Bmm"),
+    Row("attention", TOKENS, of(attention, (24, 8)), "View T Mm UnsafeView Split Transpose Expand Bmm Mul Clone"),
+    # convolutions
+    Row("conv1d", LINE, lambda: nn.Conv1d(4, 5, 3), "Convolution"),
+    Row("conv1d strided", LINE, lambda: nn.Conv1d(4, 6, 3, stride=2, padding=2, groups=2, bias=False), "Convolution"),
+    Row("conv2d", IMAGE, lambda: nn.Conv2d(4, 5, 3), "Convolution"),
+    Row("conv2d without bias", IMAGE, lambda: nn.Conv2d(4, 5, 3, bias=False), "Convolution"),
+    Row("conv2d strided", IMAGE, lambda: nn.Conv2d(4, 5, 3, stride=2, padding=1), "Convolution"),
+    Row("conv2d dilated", IMAGE, lambda: nn.Conv2d(4, 5, 3, dilation=2, padding="same"), "Convolution"),
+    Row("conv2d depthwise", IMAGE, lambda: nn.Conv2d(4, 8, 3, groups=4), "Convolution"),
+    Row("conv2d of one element", IMAGE, lambda: nn.Conv2d(4, 5, 1), "Convolution"),
+    Row("conv2d channels last", IMAGE, lambda: nn.Conv2d(4, 5, 3).to(memory_format=torch.channels_last), "Convolution"),
+    Row("conv2d transposed", IMAGE, lambda: nn.ConvTranspose2d(4, 5, 3, stride=2, output_padding=1), "Convolution"),
+    Row("conv3d", VOLUME, lambda: nn.Conv3d(3, 4, 2, padding=1), "Convolution"),
+    Row("conv3d transposed", VOLUME, lambda: nn.ConvTranspose3d(3, 4, 2, groups=1, bias=False), "Convolution"),
+    # normalisations
+    Row("batch norm 1d", FEATURES, lambda: Affine(nn.BatchNorm1d(10)), "NativeBatchNorm"),
+    Row("batch norm 1d of lines", LINE, lambda: Affine(nn.BatchNorm1d(4)), "NativeBatchNorm"),
+    Row("batch norm 2d", IMAGE, lambda: Affine(nn.BatchNorm2d(4)), "NativeBatchNorm"),
+    Row("batch norm 2d without affine", IMAGE, lambda: nn.BatchNorm2d(4, affine=False), "NativeBatchNorm"),
+    Row("batch norm 2d without statistics", IMAGE, lambda: nn.BatchNorm2d(4, track_running_stats=False), "NativeBatchNorm"),
+    Row("batch norm 2d other eps and momentum", IMAGE, lambda: nn.BatchNorm2d(4, eps=0.1, momentum=None), "NativeBatchNorm"),
+    Row("batch norm 2d in eval", IMAGE, lambda: Evaluated(nn.BatchNorm2d(4)), "NativeBatchNorm"),
+    Row("batch norm 1d in eval", FEATURES, lambda: Evaluated(nn.BatchNorm1d(10, affine=False)), "NativeBatchNorm"),
+    Row("batch norm 3d", VOLUME, lambda: Affine(nn.BatchNorm3d(3)), "NativeBatchNorm"),
+    Row("conv and batch norm", IMAGE, lambda: nn.Sequential(nn.Conv2d(4, 5, 3, bias=False), Affine(nn.BatchNorm2d(5))),
+        "Convolution NativeBatchNorm"),
+    Row("instance norm", IMAGE, lambda: nn.InstanceNorm2d(4), "View NativeBatchNorm"),
+    Row("instance norm with affine", IMAGE, lambda: Affine(nn.InstanceNorm2d(4, affine=True)), "View Repeat NativeBatchNorm"),
+    Row("layer norm", TOKENS, lambda: Affine(nn.LayerNorm(8)), "NativeLayerNorm"),
+    Row("layer norm of two dimensions", TOKENS, lambda: nn.LayerNorm((5, 8), eps=1e-6), "NativeLayerNorm"),
+    Row("layer norm without bias", TOKENS, lambda: Affine(nn.LayerNorm(8, bias=False, eps=1e-3)), "NativeLayerNorm"),
+    Row("layer norm without affine", TOKENS, lambda: nn.LayerNorm(8, elementwise_affine=False), "NativeLayerNorm"),
+    Row("group norm", IMAGE, lambda: Affine(nn.GroupNorm(2, 4)), "NativeGroupNorm"),
+    Row("group norm without affine", LINE, lambda: nn.GroupNorm(4, 4, affine=False, eps=1e-6), "NativeGroupNorm"),
+    Row("conv and group norm", IMAGE, lambda: nn.Sequential(nn.Conv2d(4, 6, 3), Affine(nn.GroupNorm(3, 6))),
+        "Convolution NativeGroupNorm"),
+    # pooling: of spikes, so full of ties
+    Row("max pool 1d", LINE, of(lambda s: F.max_pool1d(s, 2)), "Unsqueeze MaxPool2DWithIndices Squeeze"),
+    Row("max pool 2d", IMAGE, of(lambda s: F.max_pool2d(s, 2)), "MaxPool2DWithIndices"),
+    Row("max pool 2d overlapping", IMAGE, of(lambda s: F.max_pool2d(s, 3, 2, 1)), "MaxPool2DWithIndices"),
+    Row("max pool 2d dilated", IMAGE, of(lambda s: F.max_pool2d(s, 2, 2, 0, 2, ceil_mode=True)), "MaxPool2DWithIndices"),
+    Row("max pool 2d of a current", IMAGE, lambda: nn.Sequential(nn.Conv2d(4, 5, 3), nn.MaxPool2d(2)),
+        "Convolution MaxPool2DWithIndices"),
+    Row("max pool 3d", VOLUME, of(lambda s: F.max_pool3d(s, 2)), "MaxPool3DWithIndices"),
+    Row("average pool 1d", LINE, of(lambda s: F.avg_pool1d(s, 3, 2)), "Unsqueeze AvgPool2D Squeeze"),
+    Row("average pool 2d", IMAGE, of(lambda s: F.avg_pool2d(s, 2)), "AvgPool2D"),
+    Row("average pool 2d padded", IMAGE, of(lambda s: F.avg_pool2d(s, 3, 2, 1, True, False)), "AvgPool2D"),
+    Row("average pool 2d by a divisor", IMAGE, of(lambda s: F.avg_pool2d(s, 2, divisor_override=3)), "AvgPool2D"),
+    Row("average pool 3d", VOLUME, of(lambda s: F.avg_pool3d(s, 2)), "AvgPool3D"),
+    Row("adaptive average pool 1d", LINE, of(lambda s: F.adaptive_avg_pool1d(s, 5)), "Unsqueeze AdaptiveAvgPool2D Squeeze"),
+    Row("adaptive average pool 2d", IMAGE, of(lambda s: F.adaptive_avg_pool2d(s, (4, 2))), "AdaptiveAvgPool2D"),
+    Row("adaptive average pool 2d to one", IMAGE, of(lambda s: F.adaptive_avg_pool2d(s, 1)), "Mean"),
+    Row("adaptive average pool 3d", VOLUME, of(lambda s: F.adaptive_avg_pool3d(s, 3)), "AdaptiveAvgPool3D"),
+    Row("adaptive max pool 1d", LINE, of(lambda s: F.adaptive_max_pool1d(s, 5)), "Unsqueeze AdaptiveMaxPool2D Squeeze"),
+    Row("adaptive max pool 2d", IMAGE, of(lambda s: F.adaptive_max_pool2d(s, 4)), "AdaptiveMaxPool2D"),
+    Row("adaptive max pool 3d", VOLUME, of(lambda s: F.adaptive_max_pool3d(s, 2)), "AdaptiveMaxPool3D"),
+    # shape
+    Row("view", IMAGE, of(lambda s: s.view(len(s), -1)), "View"),
+    Row("reshape", IMAGE, of(lambda s: s.reshape(len(s), 8, 18)), "View"),
+    Row("reshape of a permutation", IMAGE, of(lambda s: s.permute(0, 2, 3, 1).reshape(len(s), -1)),
+        "Permute Clone UnsafeView"),
+    Row("flatten", IMAGE, of(lambda s: s.flatten(1)), "View"),
+    Row("unflatten", FEATURES, of(lambda s: s.unflatten(1, (2, 5))), "View"),
+    Row("squeeze and unsqueeze", FEATURES, of(lambda s: s[:, None, :, None].squeeze(1).squeeze()), "Unsqueeze Squeeze"),
+    Row("squeeze of several", FEATURES, of(lambda s: s[:, None, :, None].squeeze((1, -1))), "Unsqueeze Squeeze"),
+    Row("permute", IMAGE, of(lambda s: s.permute(0, 3, 1, 2)), "Permute"),
+    Row("transpose", TOKENS, of(lambda s: s.transpose(-1, -2)), "Transpose"),
+    Row("ellipsis", IMAGE, of(lambda s: s[...] * 2), "Alias Mul"),
+    Row("t", FEATURES, of(lambda s: s.t()), "T", over_time=LOOP_ONLY),
+    Row("expand", FEATURES, of(lambda s: s.unsqueeze(1).expand(-1, 3, -1)), "Unsqueeze Expand"),
+    Row("repeat", FEATURES, of(lambda s: s.repeat(1, 3)), "Repeat"),
+    Row("select", TOKENS, of(lambda s: s[:, 2]), "Select"),
+    Row("select the last", TOKENS, of(lambda s: s.select(-1, -1)), "Select"),
+    Row("slice", TOKENS, of(lambda s: s[:, 1:4, ::3]), "Slice"),
+    Row("slice from the end", TOKENS, of(lambda s: s[:, -3:, :-2]), "Slice"),
+    Row("stack", FEATURES, of(lambda s, w: torch.stack([s, s @ w, s], 1), (10, 10)), "Mm Stack"),
+    Row("cat", FEATURES, of(lambda s, w: torch.cat([s, s @ w], 1), (10, 3)), "Mm Cat"),
+    Row("unbind", TOKENS, of(lambda s: torch.stack(s.unbind(1)[::-1], -1)), "Unbind Stack"),
+    Row("split", TOKENS, of(lambda s: torch.cat(s.split(3, dim=-1)[::-1], -1)), "Split Cat"),
+    Row("split with sizes", TOKENS, of(lambda s: torch.cat(s.split([1, 5, 2], dim=2)[::-1], 2)), "SplitWithSizes Cat"),
+    Row("chunk", TOKENS, of(lambda s: s.chunk(2, -1)[1]), "Split"),
+    # arithmetic
+    Row("add", FEATURES, of(lambda s, w, b: s @ w + b, (10, 10), (10,)), "Mm Add"),
+    Row("residual", FEATURES, of(lambda s, w: s @ w + s, (10, 10)), "Mm Add"),
+    Row("add scaled", FEATURES, of(lambda s, w: torch.add(s @ w, s, alpha=-0.7), (10, 10)), "Mm Add"),
+    Row("sub", FEATURES, of(lambda s, w: s - s @ w, (10, 10)), "Mm Sub"),
+    Row("rsub", FEATURES, of(lambda s, w: torch.rsub(s, s @ w, alpha=2), (10, 10)), "Mm Rsub"),
+    Row("mul", FEATURES, of(lambda s, w: s * w, (10,)), "Mul", over_time=UNFOLDED),
+    Row("mul of spikes and current", FEATURES, of(lambda s, w: s * (s @ w), (10, 10)), "Mm Mul"),
+    Row("div", FEATURES, of(lambda s, w: s / w, (10,)), "Div", over_time=UNFOLDED),
+    Row("mul by a number", FEATURES, of(lambda s: s * 0.3), "Mul"),
+    Row("mul by a tensor without gradient", FEATURES, of(lambda s: s * torch.linspace(-1, 1, 10).to(s)), "Mul"),
+    Row("div by a number", FEATURES, of(lambda s: s / 0.7), "Div"),
+    Row("add a number", FEATURES, of(lambda s: s + 0.1), "Add", over_time=UNFOLDED),
+    Row("add a scaled number", FEATURES, of(lambda s: torch.add(s, 0.1, alpha=-3)), "Add", over_time=UNFOLDED),
+    Row("sub a number", FEATURES, of(lambda s: s - 0.7), "Sub", over_time=UNFOLDED),
+    Row("one minus spikes", FEATURES, of(lambda s: 1 - s), "Rsub", over_time=UNFOLDED),
+    Row("IAND of SEW-ResNet", FEATURES, of(lambda s, w: (1 - s) * (s @ w), (10, 10)), "Rsub Mm Mul"),
+    Row("neg", FEATURES, of(lambda s, w: -(s @ w), (10, 10)), "Mm Neg"),
+    Row("add_ a tensor", FEATURES, of(lambda s, w: (s @ w).add_(s, alpha=0.5), (10, 10)), "Mm Add"),
+    Row("add_ to spikes", FEATURES, of(lambda s, w: s.add_(w), (10,)), "Add", over_time=UNFOLDED),
+    Row("mul_ of spikes", FEATURES, of(lambda s, w: s.mul_(w), (10,)), "Mul", over_time=UNFOLDED),
+    Row("mul_ of a current", FEATURES, of(lambda s, w, b: (s @ w).mul_(b), (10, 10), (10,)), "Mm Mul"),
+    Row("sub_ and div_ of a current", FEATURES, of(lambda s, w: (s @ w).sub_(s).div_(3), (10, 10)), "Mm Sub Div"),
+    Row("relu", FEATURES, of(lambda s, w: F.relu(s @ w) @ w, (10, 10)), "Mm Relu"),
+    Row("relu in place", FEATURES, of(lambda s, w: F.relu(s @ w, inplace=True) @ w, (10, 10)), "Mm Relu"),
+    Row("mean", IMAGE, of(lambda s: s.mean((2, 3))), "Mean"),
+    Row("mean of one dimension", TOKENS, of(lambda s: s.mean(1, keepdim=True)), "Mean"),
+    Row("sum", TOKENS, of(lambda s: s.sum(-1)), "Sum"),
+    Row("casts", FEATURES, of(lambda s: (s * 1.1).to(torch.bfloat16).mul(0.7).to(s.dtype)), "Mul ToCopy"),
+    Row("clone", FEATURES, of(lambda s: s.clone()), "Clone"),
+    Row("contiguous", TOKENS, of(lambda s: s.transpose(1, 2).contiguous() * 1.5), "Transpose Clone Mul"),
+    Row("channels last", IMAGE, of(lambda s: s.contiguous(memory_format=torch.channels_last) * 0.5), "Clone Mul"),
+    Row("clone in channels last", IMAGE, of(lambda s: s.clone(memory_format=torch.channels_last).add(s)), "Clone Add"),
+    # dropout: small masks stay as they are
+    Row("dropout, small mask", FEATURES, of(lambda s: F.dropout(s, 0.5)), "Mul", retained=0.6),
+    Row("dropout, packed mask", (4, 32, 10), of(lambda s: F.dropout(s, 0.3)), "Mul"),
+    Row("dropout in place, packed mask", (4, 32, 10), of(lambda s: F.dropout(s * 2, 0.3, inplace=True)), "Mul"),
+    Row("dropout, shared mask", (4, 32, 10), lambda: SharedMask((32, 10)), "Mul"),
+    Row("dropout of nothing", FEATURES, of(lambda s: F.dropout(s * 2, 0.0)), "Mul"),
+    Row("dropout of all", FEATURES, of(lambda s, w: F.dropout(s, 1.0) + s @ w, (10, 10)), "Mul Mm Add"),
+    Row("dropout and linear", (4, 300), lambda: nn.Sequential(nn.Dropout(0.3), nn.Linear(300, 5)), "Mul T Addmm"),
+    Row("feature dropout", IMAGE, of(lambda s: F.dropout2d(s, 0.5)), "Mul"),
+]  # fmt: skip
+
+UNKNOWN = [
+    Row("sigmoid", FEATURES, of(lambda s: torch.sigmoid(s - 2)), "", "Sigmoid"),
+    Row("sigmoid and linear", FEATURES, lambda: nn.Sequential(nn.Sigmoid(), nn.Linear(10, 5)), "T Addmm", "Sigmoid"),
+    Row("linear and gelu", FEATURES, lambda: nn.Sequential(nn.Linear(10, 5), nn.GELU()), "", "Gelu"),
+    Row("cumsum", FEATURES, of(lambda s: s.cumsum(1)), "", "Cumsum"),
+    Row("softmax of a product", FEATURES, of(lambda s, w: torch.softmax(s @ w, 1) @ w, (10, 10)), "Mm", "Softmax"),
+    Row("index", FEATURES, of(lambda s: s[:, [3, 1, 1]]), "", "Index"),
+    Row("gather", FEATURES, of(lambda s: s.index_select(1, torch.tensor([0, 2]))), "", "IndexSelect"),
+    Row("write into a part", FEATURES, of(edited), "", "CopySlices"),
+    Row("pad", IMAGE, of(lambda s, w: F.conv2d(F.pad(s, (1, 1)), w), (2, 4, 3, 3)), "Convolution", "ConstantPadNd"),
+    Row("cat with data", FEATURES, of(lambda s: torch.cat([s, torch.ones_like(s)], 1) * 2), "", "Cat"),
+    Row("sum with data", FEATURES, of(lambda s: s + torch.linspace(0, 1, 10).to(s)), "", "Add"),
+    Row("power", FEATURES, of(lambda s, w: (s @ w) ** 2, (10, 10)), "", "Pow"),
+    Row("maximum", FEATURES, of(lambda s, w: torch.maximum(s, s @ w), (10, 10)), "", "Maximum"),
+    Row("interpolation", IMAGE, of(lambda s: F.interpolate(s, scale_factor=2.0, mode="bilinear")), "", "UpsampleBilinear2D"),
+    Row("mean of all", FEATURES, of(lambda s: s.mean() * s), "Mul", "Mean"),
+    Row("rounded division", FEATURES, of(lambda s: torch.div(s, 0.3, rounding_mode="floor")), "", "Div"),
+    Row("layer norm of an unusual eps", TOKENS, lambda: nn.LayerNorm(8, eps=3.3e-3), "", "NativeLayerNorm"),
+    Row("group norm of an unusual eps", IMAGE, lambda: nn.GroupNorm(2, 4, eps=3.3e-3), "", "NativeGroupNorm"),
+    Row("a function of the user's", FEATURES, of(lambda s, w: own_relu(s @ w) @ w, (10, 10)), "Mm", "OwnRelu"),
+]  # fmt: skip
+ROWS = [pytest.param(each, id=each.name) for each in KNOWN + UNKNOWN]
+KNOWN_ROWS = [pytest.param(each, id=each.name) for each in KNOWN]
+AT_ONCE_ROWS = [pytest.param(each, id=each.name) for each in KNOWN + UNKNOWN if each.over_time != LOOP_ONLY]
+NOT_IN_BFLOAT16 = {"average pool 3d"}  # torch has no kernel for it on a CPU
+DTYPES = [pytest.param(torch.float32, id="float32"), pytest.param(torch.float64, id="float64")]
+
+
+class TimeLoop(nn.Module):
+    """A neuron, an operation and a neuron of snnTorch's, in a loop over time."""
+
+    def __init__(self, neuron: type[snntorch.Leaky], operation: nn.Module, row: Row) -> None:
+        super().__init__()
+        surrogate = snn_surrogate.fast_sigmoid(slope=5)
+        self.scale = nn.Parameter(torch.linspace(0.7, 1.3, row.shape[-1]))
+        self.below = neuron(beta=0.8, threshold=0.6, spike_grad=surrogate)
+        self.operation = operation
+        self.above = neuron(beta=0.9, threshold=0.3, spike_grad=surrogate)
+
+    def forward(self, x_seq: Tensor) -> tuple[Tensor, Tensor]:
+        spikes, potentials = [], []
+        mem_below = torch.zeros_like(x_seq[0])
+        mem_above = None
+        for x in x_seq:
+            spk, mem_below = self.below(x * self.scale, mem_below)
+            current = self.operation(spk.to(x.dtype))  # snnTorch's spikes are float32 whatever the potential is
+            mem_above = torch.zeros_like(current) if mem_above is None else mem_above
+            spk, mem_above = self.above(current, mem_above)
+            spikes.append(spk)
+            potentials.append(mem_above)
+        return torch.stack(spikes), torch.stack(potentials)
+
+
+class AllSteps(nn.Module):
+    """The same of SpikingJelly's, all time steps at once."""
+
+    def __init__(self, neuron: type[sj_neuron.LIFNode], operation: nn.Module, row: Row) -> None:
+        super().__init__()
+        options = {"surrogate_function": sj_surrogate.ATan(), "step_mode": "m"}
+        self.scale = nn.Parameter(torch.linspace(1.2, 2.0, row.shape[-1]))
+        self.below = neuron(v_threshold=0.5, **options)
+        self.operation = operation
+        self.above = neuron(v_threshold=0.1, store_v_seq=True, **options)
+        self.folds = row.over_time == FOLDED
+
+    def forward(self, x_seq: Tensor) -> tuple[Tensor, Tensor]:
+        spikes = self.below(x_seq * self.scale)
+        if self.folds:
+            current = self.operation(spikes.flatten(0, 1)).unflatten(0, spikes.shape[:2])
+        else:
+            current = self.operation(spikes)
+        return self.above(current), self.above.v_seq
+
+
+def operation_of(row: Row, dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(0)
+    return row.build().to(dtype)
+
+
+def train_a_step(net: nn.Module, row: Row, dtype: torch.dtype) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
+    """Forward and backward; the spikes, the potentials and the gradients of the parameters and the input by name."""
+    net.to(dtype)
+    torch.manual_seed(1)
+    x_seq = torch.randn(TIME_STEPS, *row.shape, dtype=dtype, requires_grad=True)
+    torch.manual_seed(2)  # for dropout
+    spikes, potentials = net(x_seq)
+    torch.manual_seed(3)
+    loss = (spikes * torch.randn_like(spikes)).sum() + (potentials * torch.randn_like(potentials)).sum()
+    loss.backward()
+    return (
+        spikes.detach(),
+        potentials.detach(),
+        {name: each.grad for name, each in (*net.named_parameters(), ("input", x_seq))},
+    )
+
+
+def names(counter: dict[str, int]) -> set[str]:
+    """The names of graph nodes without what follows the operation's."""
+    return {re.sub(r"Backward\d*$", "", name) for name in counter}
+
+
+def assert_trains_alike(host: nn.Module, ours: nn.Module, row: Row, dtype: torch.dtype) -> None:
+    host_spikes, host_potentials, host_gradients = train_a_step(host, row, dtype)
+    spikes, potentials, our_gradients = train_a_step(ours, row, dtype)
+    assert 0 < host_spikes.count_nonzero() < host_spikes.numel()
+    assert torch.equal(spikes, host_spikes)
+    assert torch.equal(potentials, host_potentials)
+    for name, gradient in host_gradients.items():
+        assert_close(name, gradient, our_gradients[name])
+    for (name, expected), found in zip(host.operation.named_buffers(), ours.operation.buffers(), strict=True):
+        assert_exact(name, expected, found)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("row", ROWS)
+def test_time_loop(row: Row, dtype: torch.dtype) -> None:
+    operation = operation_of(row, dtype)
+    host = TimeLoop(snntorch.Leaky, deepcopy(operation), row)
+    ours = TimeLoop(RevLeaky, operation, row)
+    assert_trains_alike(host, ours, row, dtype)
+    ledger = ours.above.reversal.ledger
+    if dtype is torch.float32:  # otherwise the cast of snnTorch's spikes is there too
+        assert names(ledger.operations) == set(row.replayed.split())
+        assert names(ledger.boundaries) == set(row.boundaries.split())
+    assert ledger.plain_calls == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("row", AT_ONCE_ROWS)
+def test_all_steps_at_once(row: Row, dtype: torch.dtype) -> None:
+    operation = operation_of(row, dtype)
+    host = AllSteps(sj_neuron.LIFNode, deepcopy(operation), row)
+    ours = AllSteps(RevLIFNode, operation, row)
+    assert_trains_alike(host, ours, row, dtype)
+    ledger = ours.above.reversal.ledger
+    assert names(ledger.boundaries) == set(row.boundaries.split())
+    assert ledger.plain_calls == 0
+
+
+class Nothing(nn.Module):
+    """Stands for the operation and the neuron above it, and keeps nothing."""
+
+    def forward(self, x: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        return x if mem is None else (x, mem)
+
+
+def live_after_forward(net: TimeLoop, row: Row) -> int:
+    torch.manual_seed(1)
+    x_seq = torch.randn(2 * TIME_STEPS, *row.shape, requires_grad=True)
+    with LiveBytes(x_seq, *net.parameters(), *net.buffers()) as live:
+        spikes, potentials = net(x_seq)
+        loss = spikes.sum() + potentials.sum()
+        del spikes, potentials
+    assert loss.requires_grad
+    return live.now
+
+
+@cache
+def live_below(neuron: type[snntorch.Leaky], shape: tuple[int, ...]) -> int:
+    """The bytes that the neuron below holds."""
+    row = Row("", shape, Nothing)
+    net = TimeLoop(neuron, Nothing(), row)
+    net.above = Nothing()
+    return live_after_forward(net, row)
+
+
+def retained(neuron: type[snntorch.Leaky], row: Row) -> int:
+    """The bytes that the operation and the neuron above it hold for backward after a forward pass."""
+    net = TimeLoop(neuron, operation_of(row, torch.float32), row)
+    return live_after_forward(net, row) - live_below(neuron, row.shape)
+
+
+@pytest.mark.parametrize("row", KNOWN_ROWS)
+def test_less_is_retained(row: Row) -> None:
+    assert retained(RevLeaky, row) < row.retained * retained(snntorch.Leaky, row)
+
+
+def current_of(row: Row, dtype: torch.dtype) -> Tensor:
+    """A current that the row's operation made of a reversible neuron's spikes."""
+    operation = operation_of(row, dtype)
+    torch.manual_seed(1)
+    x = torch.randn(row.shape, dtype=dtype, requires_grad=True)
+    return operation(RevIFNode(v_threshold=0.5)(x))
+
+
+def nodes_below(current: Tensor) -> list[internals.Node]:
+    """The graph nodes between a current and the spikes below."""
+    found, stack = [], [current.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in found and not hasattr(node, FIRED) and not internals.is_leaf_edge(node):
+            found.append(node)
+            stack += [each for each, _ in node.next_functions]
+    return found
+
+
+def saved_tensors(nodes: list[internals.Node]) -> dict[tuple[int, str], Tensor]:
+    """Copies of all that graph nodes saved, by the node's place and the name."""
+    found = {}
+    for i, node in enumerate(nodes):
+        for name in dir(node):
+            if name.startswith("_saved_") and isinstance(saved := getattr(node, name), Tensor):
+                found[i, name.removeprefix("_saved_")] = saved.detach().clone()
+    return found
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, pytest.param(torch.bfloat16, id="bfloat16")])
+@pytest.mark.parametrize("row", KNOWN_ROWS)
+def test_values_come_back_bit_for_bit(row: Row, dtype: torch.dtype) -> None:
+    """The current itself, and all that autograd had saved on the way to it."""
+    if dtype is torch.bfloat16 and row.name in NOT_IN_BFLOAT16:
+        with pytest.raises(NotImplementedError):
+            current_of(row, dtype)
+        return
+    current = current_of(row, dtype)
+    nodes = nodes_below(current)
+    expected = saved_tensors(nodes)
+    value = recipe_of(current, Reversal())
+    assert value is not None and not isinstance(value, Kept)
+    again = value.peek()
+    assert again.dtype == current.dtype and again.stride() == current.stride()
+    assert torch.equal(again, current)
+    found = saved_tensors(nodes)
+    assert found.keys() == expected.keys()
+    for key, saved in expected.items():
+        node, name = nodes[key[0]], key[1]
+        assert found[key].shape == saved.shape and found[key].dtype == saved.dtype, key
+        if name not in OPERATIONS[internals.name_of(node)].shape_only:
+            assert torch.equal(found[key], saved) and found[key].stride() == saved.stride(), key
+
+
+def test_every_known_operation_has_a_row() -> None:
+    """Operations that only a GPU has are tested there."""
+    only_on_cuda = {"CudnnBatchNorm", "NativeDropout"}
+    covered = {name for each in KNOWN for name in each.replayed.split()}
+    assert names(dict.fromkeys(OPERATIONS, 0)) - covered - only_on_cuda == set()
