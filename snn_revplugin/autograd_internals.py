@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -78,8 +79,10 @@ def attribute_of(node: Node, name: str) -> Any:
 
 
 def saved_by(node: Node, name: str) -> Tensor | None:
-    """The tensor that ``node`` saved as ``name``, or None where it saved none or another owner unpacks it."""
+    """The tensor that ``node`` saved as ``name``, or None where it saved none or somebody's hook unpacks it."""
     try:
+        if getattr(getattr(node, "_raw_saved_" + name), "unpack_hook", None) is not None:
+            return None  # asking would run it: a checkpoint would compute itself again in the middle of the forward
         return getattr(node, "_saved_" + name)
     except RuntimeError:  # freed, or changed in place since: autograd itself will say so in backward
         return None
@@ -110,7 +113,15 @@ def type_of_output(node: Node, output: int = 0) -> tuple[torch.dtype, torch.devi
 
 def held_by_autograd_alone(tensor: Tensor, references: int) -> bool:
     """Whether Python code knows no other reference to a saved tensor than the ``references`` of our own frames."""
-    return sys.getrefcount(tensor) <= references + 2 and not tensor._is_view()
+    return sys.getrefcount(tensor) <= references + 1 + _references_of_autograd() and not tensor._is_view()
+
+
+@cache
+def _references_of_autograd() -> int:
+    """What a saved tensor's count of references shows above those of Python code; it differs between torch releases."""
+    with torch.enable_grad():
+        saved = (torch.ones(1, requires_grad=True) * torch.ones(1)).grad_fn._saved_other
+    return sys.getrefcount(saved) - 1
 
 
 class Watch(TorchDispatchMode):

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from types import MethodType
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .dynamics import Dynamics
-from .neuron import ReversibleNeuron
-from .replay import Kept
-from .spikes import PackedSpikes
-from .step import stretch_of
+from .dynamics import Dynamics, Moment
+from .neuron import Reversal, ReversibleNeuron
+from .step import step
 from .swap import reversible_class, swap_for
-from .trajectory import Moment, State, initial
 
 
 @dataclass(frozen=True)
@@ -84,32 +82,42 @@ def check_reversible(
             f"currents must be floating point and [T, ...] with T > 0, got {currents.dtype} {tuple(currents.shape)}"
         )
     probe = _probe(neuron)
-    sample = _random(probe, (1, *shape), seed)[0] if currents is None else currents[0]
-    dynamics = _dynamics_of(probe, sample)
-    if currents is None:
-        threshold = dynamics.largest_threshold
-        currents = _random(probe, (time_steps, *shape), seed) * threshold + threshold / 2
-    with torch.no_grad():
+    with torch.enable_grad():
+        sample = _random(probe, (1, *shape), seed)[0] if currents is None else currents[0].detach()
+        dynamics = _dynamics_of(probe, sample)
+        if currents is None:
+            threshold = dynamics.largest_threshold
+            currents = _random(probe, (time_steps, *shape), seed) * threshold + threshold / 2
         return _there_and_back(dynamics, currents.detach())
 
 
 def _there_and_back(dynamics: Dynamics, currents: Tensor) -> Reversibility:
-    v = torch.zeros_like(currents[0])
-    stretch = stretch_of(dynamics, v.dtype)
-    state, path = State(initial(v)), []
+    """Take the steps and run a backward pass over them, which has every potential again on its way."""
+    errors: list[float] = []
+    dynamics = copy.copy(dynamics)
+    gradient = dynamics.gradient
+
+    def comparing(
+        grad_spikes: Tensor | None, grad_v: Tensor | None, moment: Moment, learned: tuple[bool, ...]
+    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+        right = path[len(currents) - 1 - len(errors)]
+        errors.append((moment.before.double() - right.double()).abs().max().item())
+        return gradient(grad_spikes, grad_v, moment, learned)
+
+    dynamics.gradient = comparing
+    reversal, v, path = Reversal(), torch.zeros_like(currents[0]), []
+    currents = currents.clone().requires_grad_()
     for x in currents:
-        path.append(v)
-        fired, _, _, v = dynamics.step(x, v)
-        before, state = state, State(v, state, dynamics, Kept(x), PackedSpikes(fired), None, stretch)
-        before.continued()
-    error = 0.0
-    for v in reversed(path):
-        moment = Moment(state)
-        error = max(error, (moment.before.double() - v.double()).abs().max().item())
-        moment.hand_down()
-        state = state.before
+        path.append(v.detach())
+        _, v = step(dynamics, _computed_again(x), v, reversal)
+    torch.autograd.grad(v.sum(), currents)  # and no gradient of the neuron's parameters
     largest = max(v.abs().max().item() for v in path)
-    return Reversibility(error, largest, dynamics.invertible, stretch, len(currents))
+    return Reversibility(max(errors), largest, dynamics.invertible, reversal.ledger.stretch, len(currents))
+
+
+def _computed_again(x: Tensor) -> Tensor:
+    """``x`` as the output of an operation that can be done again. A neuron whose current cannot keeps every potential."""
+    return torch.max_pool1d(x.reshape(1, -1), 1).view(x.shape)
 
 
 def _probe(neuron: nn.Module) -> ReversibleNeuron:
@@ -127,7 +135,11 @@ def _probe(neuron: nn.Module) -> ReversibleNeuron:
     probe.__class__ = kind
     private = vars(probe)
     private.pop("_reversal", None)
-    private.update({name: value.copy() for name, value in private.items() if isinstance(value, dict)})
+    for name, value in private.items():
+        if isinstance(value, dict):
+            private[name] = value.copy()
+        elif isinstance(value, MethodType) and value.__self__ is neuron:
+            private[name] = MethodType(value.__func__, probe)
     return probe
 
 
@@ -143,8 +155,7 @@ def _dynamics_of(probe: ReversibleNeuron, current: Tensor) -> Dynamics:
     if potential == "v":
         probe.step_mode = "s"
     setattr(probe, potential, torch.zeros_like(current))
-    with torch.enable_grad():
-        probe.forward(current.detach().clone().requires_grad_())
+    probe.forward(current.clone().requires_grad_())
     ledger = probe.reversal.ledger
     if ledger.plain_calls:
         raise ValueError(f"{type(probe).__name__} takes the host's own path here: {', '.join(ledger.reasons)}")

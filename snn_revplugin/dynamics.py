@@ -57,7 +57,9 @@ class Dynamics:
     surrogate: AnySurrogate
 
     delayed = False  # whether a step's spikes reset the potential in the next step's charge
+    has_resets = False  # whether resets() gives a signal at all
     reset_needs_resets = False  # whether reset() reads the signal of resets()
+    charged_is_kept = False  # whether the potential after a step is the charged one
     graded_factor = None  # what multiplies the spikes
 
     def __post_init__(self) -> None:
@@ -138,7 +140,15 @@ class Leaky(Dynamics):
 
     @property
     def invertible(self) -> bool:
-        return self.delayed and self.reset_kind != "zero"
+        return self.reset_kind == "none" or (self.delayed and self.reset_kind == "subtract")
+
+    @property
+    def has_resets(self) -> bool:
+        return self.reset_kind != "none"
+
+    @property
+    def charged_is_kept(self) -> bool:
+        return self.delayed or self.reset_kind == "none"
 
     @property
     def reset_needs_resets(self) -> bool:
@@ -157,7 +167,7 @@ class Leaky(Dynamics):
         return fired.float() * self.factor if self.graded else fired.float()
 
     def resets(self, v: Tensor) -> Tensor | None:
-        return None if self.reset_kind == "none" else self.fires(v).float()
+        return self.fires(v).float() if self.has_resets else None
 
     def charge(self, x: Tensor, v: Tensor, resets: Tensor | None, out: Tensor | None = None) -> Tensor:
         if self.reset_kind == "zero":
@@ -195,6 +205,8 @@ class Leaky(Dynamics):
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
         h, grad_h = moment.charged, grad_v
         grad_threshold = grad_factor = None
+        if grad_spikes is not None and learned[2]:
+            grad_factor = _sum_to(grad_spikes * moment.fired, self.factor)  # the factor cancels out of a reset at once
         if grad_v is not None and not self.delayed and self.reset_kind != "none":
             due = self._due(moment.fired, h, moment.resets)
             if self.reset_kind == "subtract":
@@ -210,8 +222,6 @@ class Leaky(Dynamics):
             grad_z = self.surrogate.gradient(grad_binary, h - self.threshold)
             if learned[1]:
                 grad_threshold = _added(grad_threshold, _sum_to(-grad_z, self.threshold))
-            if learned[2]:
-                grad_factor = _sum_to(grad_spikes * moment.fired, self.factor)
             grad_h = grad_z if grad_h is None else _sum(grad_z, grad_h)
         decay = self.beta.clamp(0, 1)
         if self.reset_kind == "subtract" and learned[1]:
@@ -392,18 +402,21 @@ def steps_between_anchors(decay: float, lost_bits: float, most: int) -> int:
         lost_bits: how many of the potential's mantissa bits rebuilding may cost.
         most: the largest K wanted.
 
+    Returns:
+        K, or 0 if not even one step can be taken back.
+
     >>> [steps_between_anchors(a, lost_bits=4, most=64) for a in (0.0, 0.5, 0.9, 0.95, 1.0)]
-    [1, 3, 18, 31, 64]
+    [0, 3, 18, 31, 64]
     """
     if not decay > 0:
-        return 1
+        return 0
     growth, error, steps = decay**-2, 0.0, 0
     while steps < most:
         error = error * growth + growth
         if not (math.isfinite(error) and error <= 4.0**lost_bits):
             break
         steps += 1
-    return max(steps, 1)
+    return steps
 
 
 def _sum(a: Tensor, b: Tensor) -> Tensor:

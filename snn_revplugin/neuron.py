@@ -23,6 +23,7 @@ class Reversal:
     def __init__(self) -> None:
         self.ledger = Ledger()
         self.static: WeakValueDictionary[tuple, Recipe] = WeakValueDictionary()  # recipes that do not change with time
+        self.trusted: dict[tuple, bool] = {}  # outputs that were written into: whether their recipes give them all the same
         self._dynamics: tuple[tuple, Dynamics | None] | None = None
 
     def dynamics(self, key: tuple, build: Callable[[], Dynamics | None]) -> Dynamics | None:

@@ -80,7 +80,7 @@ class _Sequence(torch.autograd.Function):
         ctx.call, ctx.potential, ctx.types = call, Versioned(initial(potential)), (currents.dtype, potential.dtype)
         # Currents that cannot be had again: the charged potentials are kept in their place.
         ctx.charged = torch.stack(charged_of) if charged_of else None
-        setattr(ctx, FIRED, Spikes(packed))
+        setattr(ctx, FIRED, Spikes(packed, spikes))
         call.reversal.ledger.took_sequence(packed, ctx.charged)
         if not call.with_path:
             return spikes, v
@@ -126,7 +126,7 @@ class _Sequence(torch.autograd.Function):
 
 def _scan(dynamics: Dynamics, currents: Tensor, owned: bool, v: Tensor) -> Tensor:
     """The charged potentials ``[T, ...]`` of a sequence, over the currents themselves where those may be written into."""
-    in_place = owned and v.dtype == currents.dtype
+    in_place = owned and v.dtype == currents.dtype and 0 not in currents.stride()
     charged = currents if in_place else torch.empty_like(currents, dtype=torch.result_type(currents, v))
     for x, h in zip(currents.unbind(0), charged.unbind(0), strict=True):
         resets = dynamics.resets(v)

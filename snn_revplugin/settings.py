@@ -15,8 +15,8 @@ class Settings:
     Args:
         reversible: False makes every neuron take its host's own path, for comparison.
         lost_bits: how many bits of a membrane potential's mantissa (24 in float32, 53 in float64) reversing time may cost
-            before an anchor mends it, at most 5. More bits mean fewer anchors and coarser gradients; 0 puts an anchor at every
-            step.
+            before an anchor mends it, at most 5. More bits mean fewer anchors and coarser gradients; at 0 a neuron that leaks
+            is not reversed at all but rebuilt forward, exactly.
         longest_stretch: the most time steps between two anchors of a neuron that is reversed.
         rebuild_stretch: the time steps between two anchors of a neuron whose reset cannot be inverted. Its potentials
             are rebuilt forward from the anchor below, exactly; a whole stretch of them stands in memory at a time.

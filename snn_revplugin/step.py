@@ -35,6 +35,7 @@ class Call(NamedTuple):
     before: State
     current: Value | None
     stretch: int
+    invertible: bool
     reversal: Reversal
 
 
@@ -53,17 +54,18 @@ def step(dynamics: Dynamics, current: Tensor, potential: Tensor, reversal: Rever
     """
     value = recipe_of(current, reversal)
     before = _start_from(potential, dynamics)
-    stretch = stretch_of(dynamics, potential.dtype)
-    call = Call(dynamics, before, value, stretch, reversal)
+    call = Call(dynamics, before, value, *stretch_of(dynamics, potential.dtype), reversal)
     return _Step.apply(current, potential, call, *dynamics.parameters)
 
 
-def stretch_of(dynamics: Dynamics, dtype: torch.dtype) -> int:
-    """The time steps between two anchors under the settings that hold."""
+def stretch_of(dynamics: Dynamics, dtype: torch.dtype) -> tuple[int, bool]:
+    """The time steps between two anchors under the settings that hold, and whether those between are reversed."""
     settings = get_settings()
-    if dynamics.invertible and dtype in (torch.float32, torch.float64):
-        return dynamics.stretch(settings.lost_bits, settings.longest_stretch)
-    return settings.rebuild_stretch
+    if dynamics.invertible and dtype in (torch.float32, torch.float64):  # shorter mantissas have no bits to lose
+        stretch = dynamics.stretch(settings.lost_bits, settings.longest_stretch)
+        if stretch:
+            return stretch, True
+    return settings.rebuild_stretch, False
 
 
 def state_of(potential: Tensor) -> State | None:
@@ -90,9 +92,9 @@ class _Step(torch.autograd.Function):
         fired, spikes, charged, after = dynamics.step(current, potential)
         packed = PackedSpikes(fired, spikes.dtype, dynamics.graded_factor)
         # A step whose current is lost cannot be charged again: where the reset cannot be undone either, h is kept.
-        keeps = charged if call.current is None and not dynamics.invertible and charged is not after else None
-        state = State(after.detach(), before, dynamics, call.current, packed, keeps, call.stretch)
-        before.continued()
+        keeps = charged if call.current is None and not call.invertible and charged is not after else None
+        state = State(after.detach(), before, dynamics, call.current, packed, keeps, call.stretch, call.invertible)
+        before.continued(can_be_undone=call.current is not None)
         if call.current is not None:
             call.current.expect()
         ctx.set_materialize_grads(False)
@@ -100,7 +102,7 @@ class _Step(torch.autograd.Function):
             ctx.mark_non_differentiable(spikes)
         ctx.types = current.dtype, potential.dtype
         setattr(ctx, STATE, state)
-        setattr(ctx, FIRED, Spikes(packed))
+        setattr(ctx, FIRED, Spikes(packed, spikes))
         call.reversal.ledger.took_step(state, call.stretch)
         return spikes, after
 

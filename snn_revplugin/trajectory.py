@@ -26,11 +26,11 @@ from torch import Tensor
 
 from .dynamics import Dynamics
 from .replay import Value
+from .scratch import scratch
 from .spikes import PackedSpikes
 from .versioned import Versioned
 
 INITIAL = "the membrane potentials (the one that the sequence started from)"
-REVERSIBLE_TYPES = (torch.float32, torch.float64)  # shorter mantissas have no bits to lose: they are rebuilt
 LARGEST_REVERSED = 128.0  # in thresholds: beyond it a rounding error could outgrow a residue
 
 
@@ -63,16 +63,14 @@ def initial(potential: Tensor) -> Tensor:
     """An alias of the potential that a chain starts from; four bytes where it is the same everywhere, as after a reset."""
     potential = potential.detach()
     if potential.numel() > 1 and not (potential.is_cuda and torch.cuda.is_current_stream_capturing()):
-        first = potential.reshape(-1)[:1]
+        first = potential[(0,) * potential.dim()]
         if bool((potential == first).all()):
             return first.clone().expand_as(potential)
     return potential
 
 
-def may_be_reversed(potential: Tensor, dynamics: Dynamics) -> bool:
-    """Whether steps may be taken back from a potential: not where rounding has swallowed what came before (or it is NaN)."""
-    if not dynamics.invertible or potential.dtype not in REVERSIBLE_TYPES:
-        return False
+def _is_moderate(potential: Tensor, dynamics: Dynamics) -> bool:
+    """Whether no potential is so large, or NaN, that rounding has swallowed those before it."""
     return potential.numel() == 0 or bool(potential.abs().max() <= LARGEST_REVERSED * dynamics.largest_threshold)
 
 
@@ -86,10 +84,11 @@ class State:
             cannot), its spikes.
         charged: the potential before the reset, for a step whose current cannot be had again.
         stretch: the steps between anchors.
+        invertible: whether time may be reversed over the step; otherwise its potential is rebuilt forward.
     """
 
     __slots__ = (
-        "_held", "before", "charged", "current", "dynamics", "fired", "index", "is_anchor", "keeps_charged", "residue",
+        "_held", "_kept_charged", "before", "current", "dynamics", "fired", "index", "invertible", "is_anchor", "residue",
         "version",
     )  # fmt: skip
 
@@ -102,23 +101,26 @@ class State:
         fired: PackedSpikes | None = None,
         charged: Tensor | None = None,
         stretch: int = 1,
+        invertible: bool = False,
     ) -> None:
         self._held: Versioned | None = Versioned(potential)
         self.version = potential._version
         self.before, self.dynamics, self.current, self.fired = before, dynamics, current, fired
-        self.charged = charged  # otherwise None until backward is here
-        self.keeps_charged = charged is not None
+        self._kept_charged = charged
         self.index = 0 if before is None else before.index + 1
+        self.invertible = invertible
         # A step whose current cannot be had again cannot be stepped over, in either direction.
-        self.is_anchor = not self.keeps_charged and (before is None or current is None or self.index % stretch == 0)
+        self.is_anchor = before is None or current is None or self.index % stretch == 0
+        if self.keeps_charged and not dynamics.reset_needs_resets:
+            self.is_anchor = False  # the potential follows from what is kept
         self.residue: Residue | None = None
 
-    def continued(self) -> None:
-        """A step has started from here: from now on only an anchor is needed."""
-        if self._held is None:
+    def continued(self, can_be_undone: bool) -> None:
+        """A step has started from here: from now on only an anchor is needed, if backward can come back over that step."""
+        if self._held is None or not can_be_undone:
             return
         if self.is_anchor:
-            if self.before is None or self.current is None or not may_be_reversed(self._held.tensor, self.dynamics):
+            if self.current is None or not self.invertible or not _is_moderate(self._held.tensor, self.dynamics):
                 return
             self.residue = Residue(self._held.tensor, self.dynamics.largest_threshold)
         self._held = None
@@ -133,6 +135,19 @@ class State:
         if self.before is None or (self.current is None and not self.keeps_charged):
             self._held.get(INITIAL)  # raises: nothing is left to rebuild it from
         return None
+
+    @property
+    def keeps_charged(self) -> bool:
+        return self._kept_charged is not None
+
+    @property
+    def charged(self) -> Tensor | None:
+        """The potential before the reset, where it is kept or where this backward pass has left it."""
+        return self._kept_charged if self._kept_charged is not None else scratch().get(self)
+
+    @charged.setter
+    def charged(self, h: Tensor) -> None:
+        scratch()[self] = h
 
     @property
     def at_hand(self) -> bool:
@@ -154,19 +169,21 @@ class State:
         while not state.at_hand:
             path.append(state)
             state = state.before
-        v = state.potential()
+        v, charged = state.potential(), state.charged
         for state in reversed(path):
-            dynamics = state.dynamics
+            dynamics, charged_before = state.dynamics, charged
             resets = dynamics.resets(v)
             charged = dynamics.charge(state.current.peek(), v, resets)
             v = dynamics.reset(charged, state.fired.fired(), resets)
-            if state is self or not may_be_reversed(v, dynamics):  # the others are reversed from this one
+            if not (state.invertible and _is_moderate(v, dynamics)):  # it will not be reversed
                 state.charged = charged
+                if not state.before.at_hand:
+                    state.before.charged = charged_before
+        self.charged = charged
 
     def forget(self) -> None:
         """Backward has gone past."""
-        if not self.keeps_charged:
-            self.charged = None
+        scratch().pop(self, None)
 
 
 class once:
@@ -189,8 +206,8 @@ class Moment:
         self.state, self.dynamics = state, state.dynamics
         self.read_current = False
         # Handed down from above, the potential has been judged at the last anchor.
-        self.invertible = self.dynamics.invertible and (
-            state.before.at_hand or state.charged is not None or may_be_reversed(state.potential(), self.dynamics)
+        self.invertible = state.invertible and (
+            state.before.at_hand or state.charged is not None or _is_moderate(state.potential(), self.dynamics)
         )
 
     @once
@@ -207,7 +224,7 @@ class Moment:
         state = self.state
         if state.charged is not None:
             return state.charged
-        if self.invertible:
+        if self.invertible or self.dynamics.charged_is_kept:
             return self.dynamics.unreset(state.potential(), state.fired)
         return self.dynamics.charge(self.current, self.before, self.resets)
 
@@ -223,6 +240,8 @@ class Moment:
     def resets(self) -> Tensor | None:
         """A delayed reset acts on what the step before fired: its bits, never a decision on a reversed potential."""
         before = self.state.before
+        if not self.dynamics.has_resets:
+            return None
         if self.dynamics.delayed and before.fired is not None:
             return before.fired.binary(torch.float32)
         return self.dynamics.resets(self.before)

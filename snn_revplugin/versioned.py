@@ -27,6 +27,13 @@ class Versioned:
     def unchanged(self) -> bool:
         return self.tensor._version == self.version
 
+    def forget_elements(self) -> Versioned:
+        """Go on noticing writes without holding the tensor's memory."""
+        # A detached alias shares the version counter; giving it other data leaves the counter as it is.
+        self.tensor = self.tensor.detach()
+        self.tensor.data = self.tensor.new_empty(0)
+        return self
+
     def get(self, what: str) -> Tensor:
         """The tensor.
 

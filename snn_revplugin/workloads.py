@@ -66,7 +66,9 @@ class Workload:
         module, name = NEURONS[self.host][whose]
         try:
             return getattr(importlib.import_module(module), name)
-        except ImportError as error:
+        except ModuleNotFoundError as error:
+            if error.name != self.host:
+                raise
             raise ImportError(f"{self.name} needs {self.host}: pip install 'snn-revplugin[{self.host}]'") from error
 
     def build(self, whose: str, seed: int = 0) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from itertools import product
@@ -11,13 +12,15 @@ import snntorch as snn
 import torch
 import torch.nn as nn
 from compare import MakeNeuron, Observed, agree, assert_alive
-from snntorch import surrogate
+from snntorch import functional as SF
+from snntorch import surrogate, utils
+from snntorch.functional import quant
 from torch import Tensor
 
 from snn_revplugin.adapters.snntorch import RevLeaky
 
-FEATURES = {"linear": (6,), "conv": (3, 4, 4)}  # of the first layer's neurons
-LENGTHS = 1, 2, 9, 40
+FEATURES = {"linear": (6,), "conv": (3, 3, 3)}  # of the first layer's neurons
+LENGTHS = 1, 2, 9, 40  # a stretch between anchors may be longer than a sequence, or much shorter
 PASSED, HIDDEN, HIDDEN_WITH_OUTPUT = "mem passed", "init_hidden", "init_hidden, output"
 
 
@@ -52,14 +55,17 @@ class Net(nn.Module):
         super().__init__()
         self.weigh = nn.Linear(5, 6) if kind == "linear" else nn.Conv2d(2, 3, 3)
         self.lif1 = make(**first)
-        self.readout = nn.Linear(FEATURES[kind][0] if kind == "linear" else 48, 4)
+        self.readout = nn.Linear(math.prod(FEATURES[kind]), 4)
         self.lif2 = make(**second)
+        for layer in (self.weigh, self.readout):
+            nn.init.normal_(layer.weight, std=2 / layer.weight[0].numel() ** 0.5)
+            nn.init.constant_(layer.bias, 0.4)
 
 
-def draw(kind: str, T: int, dtype: torch.dtype, batch: int = 3) -> Tensor:
+def draw(kind: str, T: int, dtype: torch.dtype, batch: int = 2) -> Tensor:
     """A sequence of inputs ``[T, batch, ...]`` that makes a :class:`Net` fire now and then."""
-    shape = (5,) if kind == "linear" else (2, 6, 6)
-    return (torch.randn(T, batch, *shape) * 2 + 0.5).to(dtype).requires_grad_()
+    shape = (5,) if kind == "linear" else (2, 5, 5)
+    return torch.randn(T, batch, *shape).to(dtype).requires_grad_()
 
 
 def train(net: Net, x: Tensor, form: str, initial: tuple[Tensor, Tensor] | None = None) -> Observed:
@@ -96,7 +102,7 @@ def _table() -> list:
         (1.0, 0.7), (PASSED, HIDDEN, HIDDEN_WITH_OUTPUT), (torch.float32, torch.float64),
     )  # fmt: skip
     rows = [
-        (*each, deal(tuple(SURROGATES)), deal(LENGTHS), deal(tuple(FEATURES)), deal((False, True))) for each in combinations
+        (*each, deal(tuple(SURROGATES)), deal((*LENGTHS, 2, 9)), deal(tuple(FEATURES)), deal((False, True))) for each in combinations
     ]
     return [pytest.param(*row, id="-".join(str(each).removeprefix("torch.") for each in row)) for row in rows]
 
@@ -131,7 +137,7 @@ def test_every_combination_of_options(
         x = draw(kind, T, dtype)
         mem = None
         if initial:
-            mem = tuple(torch.randn(3, *shape, dtype=dtype, requires_grad=True) for shape in (FEATURES[kind], (4,)))
+            mem = tuple(torch.randn(2, *shape, dtype=dtype, requires_grad=True) for shape in (FEATURES[kind], (4,)))
         observed = train(net, x, form, mem)
         if T >= 9:
             assert_alive(observed.exact["spk1"])
@@ -141,3 +147,330 @@ def test_every_combination_of_options(
         return observed
 
     agree(program, snn.Leaky, RevLeaky)
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
+@pytest.mark.parametrize("learned", [False, True])
+def test_bfloat16(reset: str, learned: bool) -> None:
+    def program(make: MakeNeuron) -> Observed:
+        options = {"beta": 0.9, "threshold": 0.8, "reset_mechanism": reset, "learn_beta": learned, "learn_threshold": learned}
+        net = Net(make, "linear", options, options).to(torch.bfloat16)
+        return train(net, draw("linear", 9, torch.bfloat16), PASSED)
+
+    agree(program, snn.Leaky, RevLeaky)
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
+@pytest.mark.parametrize(
+    "beta", [0.0, 1e-3, 1.0, 1.3, -0.2, torch.tensor([-0.5, 0.0, 0.5, 1.0, 1.5, 1e-6])], ids=lambda b: f"beta{b}"[:12]
+)
+def test_decay_at_its_ends_is_clamped_as_the_host_does(beta: float | Tensor, reset: str) -> None:
+    def program(make: MakeNeuron) -> Observed:
+        first = {"beta": torch.as_tensor(beta).clone(), "learn_beta": True, "reset_mechanism": reset}
+        return train(Net(make, "linear", first, {"beta": 0.5}), draw("linear", 9, torch.float32), PASSED)
+
+    agree(program, snn.Leaky, RevLeaky)
+
+
+@pytest.mark.parametrize("mem_dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("input_dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_input_and_membrane_of_different_dtypes(input_dtype: torch.dtype, mem_dtype: torch.dtype) -> None:
+    def program(make: MakeNeuron) -> Observed:
+        lif = make(beta=0.9, learn_beta=True, learn_threshold=True)
+        x = torch.randn(9, 4, dtype=input_dtype, requires_grad=True)
+        start = mem = torch.randn(4, dtype=mem_dtype, requires_grad=True)
+        spikes = []
+        for frame in x * 2:
+            spk, mem = lif(frame, mem)
+            spikes.append(spk)
+        (torch.stack(spikes).sum() + (mem * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum()).backward()
+        return Observed({"spk": torch.stack(spikes), "mem": mem}).see_gradients(lif, x=x, start=start)
+
+    agree(program, snn.Leaky, RevLeaky)
+
+
+def test_surrogate_disable_passes_no_gradient_but_to_the_graded_factor() -> None:
+    def program(make: MakeNeuron) -> Observed:
+        options = {"beta": 0.9, "surrogate_disable": True, "learn_graded_spikes_factor": True, "learn_beta": True}
+        return train(Net(make, "linear", options, options), draw("linear", 9, torch.float32), PASSED)
+
+    agree(program, snn.Leaky, RevLeaky)
+
+
+def test_surrogate_disable_makes_spikes_that_need_no_gradient() -> None:
+    def program(make: MakeNeuron) -> Observed:
+        net = Net(make, "linear", {"beta": 0.9, "surrogate_disable": True}, {"beta": 0.9, "surrogate_disable": True})
+        mem1, mem2 = net.lif1.reset_mem(), net.lif2.reset_mem()
+        for frame in draw("linear", 3, torch.float32):
+            spk1, mem1 = net.lif1(net.weigh(frame), mem1)
+            spk2, mem2 = net.lif2(net.readout(spk1), mem2)
+        (mem1.sum() + mem2.sum()).backward()
+        return Observed({"spk1": spk1, "spk2": spk2, "mem1": mem1, "mem2": mem2}).see_gradients(net)
+
+    agree(program, snn.Leaky, RevLeaky)
+
+
+@pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature")
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"inhibition": True}, "inhibition"),
+        ({"state_quant": quant.state_quant(num_bits=4)}, "state_quant"),
+        ({"spike_grad": lambda z: z.sigmoid()}, "Heaviside"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_options_that_cannot_be_reversed_take_the_hosts_path(options: dict, reason: str) -> None:
+    def program(make: MakeNeuron) -> Observed:
+        net = Net(make, "linear", {"beta": 0.9, **options}, {"beta": 0.9, **options})
+        return train(net, draw("linear", 9, torch.float32), PASSED)
+
+    agree(program, snn.Leaky, RevLeaky, path="host", reason=reason)
+
+
+def _changed(make: MakeNeuron, change: Callable[[nn.Module], None], **options) -> Observed:
+    """Three steps, a change, ten steps."""
+    lif, weigh = make(beta=0.9, **options), nn.Linear(5, 6)
+    x = draw("linear", 13, torch.float32, batch=4)
+    mem, record = lif.reset_mem(), []
+    for t, frame in enumerate(x):
+        if t == 3:
+            change(lif)
+        spk, mem = lif(weigh(frame) * 2, mem)
+        record += [spk, mem, lif.reset]
+    seen = torch.stack(record)
+    (seen * torch.randn(seen.shape)).sum().backward()
+    return Observed({"seen": seen}).see_gradients(weigh, lif, x=x)
+
+
+CHANGES: dict[str, tuple[Callable[[nn.Module], None], dict]] = {
+    "reset_mechanism": (lambda lif: setattr(lif, "reset_mechanism", "zero"), {}),
+    "reset_mechanism, no delay": (lambda lif: setattr(lif, "reset_mechanism", "zero"), {"reset_delay": False}),
+    "state_function": (lambda lif: setattr(lif, "state_function", lif._base_zero), {}),
+    "reset_delay": (lambda lif: setattr(lif, "reset_delay", False), {}),
+    "spike_grad": (lambda lif: setattr(lif, "spike_grad", surrogate.fast_sigmoid(3)), {}),
+    "beta replaced": (lambda lif: setattr(lif, "beta", torch.tensor(0.3)), {}),
+    "factor replaced": (lambda lif: setattr(lif, "graded_spikes_factor", torch.tensor(2.0)), {}),
+    "threshold replaced": (lambda lif: setattr(lif, "threshold", torch.tensor(0.4)), {}),
+    "user's state_function": (
+        lambda lif: setattr(lif, "state_function", lambda x: 0.5 * lif.mem + x - 0.1 * lif.reset), {},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_an_option_changed_between_two_steps(name: str) -> None:
+    change, options = CHANGES[name]
+    agree(lambda make: _changed(make, change, **options), snn.Leaky, RevLeaky, path="both" if "user" in name else "reversible")
+
+
+def test_reset_mechanism_that_disagrees_with_the_charge_takes_the_hosts_path() -> None:
+    def program(make: MakeNeuron) -> Observed:
+        return _changed(make, lambda lif: setattr(lif, "reset_mechanism", "zero"), reset_delay=False)
+
+    agree(program, snn.Leaky, RevLeaky, path="both")
+
+
+@pytest.mark.parametrize("value", [0.05, 0.5, 0.999])
+def test_a_decay_written_through_data_changes_the_distance_between_anchors(value: float) -> None:
+    """Writing through ``.data`` leaves no trace in a version, and training scripts clamp their decay that way."""
+
+    def program(make: MakeNeuron) -> Observed:
+        lif, weigh = make(beta=0.99, learn_beta=True), nn.Linear(5, 6)
+        observed = Observed()
+        for run in range(2):
+            x, mem, loss = draw("linear", 40, torch.float32), lif.reset_mem(), 0.0
+            for frame in x:
+                spk, mem = lif(weigh(frame), mem)
+                loss = loss + (mem * torch.randn(mem.shape)).sum() + spk.sum()
+            loss.backward()
+            observed.exact[f"mem{run}"] = mem
+            lif.beta.data.fill_(value)
+        return observed.see_gradients(lif, weigh, x=x)
+
+    agree(program, snn.Leaky, RevLeaky)
+
+
+def test_parameters_with_more_elements_than_the_input() -> None:
+    """The host broadcasts: the membrane grows to the parameters' shape, and is zeroed at each call for it."""
+
+    def program(make: MakeNeuron) -> Observed:
+        lif = make(beta=torch.rand(3, 4), learn_beta=True)
+        x = torch.randn(5, 4, requires_grad=True)
+        mem, loss = lif.reset_mem(), 0.0
+        for frame in x:
+            spk, mem = lif(frame, mem)
+            loss = loss + (spk + mem * mem).sum()
+        loss.backward()
+        return Observed({"spk": spk, "mem": mem}).see_gradients(lif, x=x)
+
+    agree(program, snn.Leaky, RevLeaky, path="host", reason="threshold or graded_spikes_factor")
+
+
+def test_a_membrane_of_another_shape_starts_afresh() -> None:
+    def program(make: MakeNeuron) -> Observed:
+        lif, weigh = make(beta=0.9, init_hidden=True), nn.Linear(5, 6)
+        record = []
+        for batch in (4, 4, 2, 2, 4, 1):
+            record += [lif(weigh(torch.randn(batch, 5)) * 3), lif.mem]
+        sum((each * torch.randn(each.shape)).sum() for each in record).backward()
+        return Observed({str(i): each for i, each in enumerate(record)}).see_gradients(weigh)
+
+    agree(program, snn.Leaky, RevLeaky)
+
+
+def test_mem_passed_with_init_hidden_is_the_hosts_error() -> None:
+    for kind in (snn.Leaky, RevLeaky):
+        lif = kind(beta=0.9, init_hidden=True)
+        with pytest.raises(TypeError, match="should not be passed as an argument"):
+            lif(torch.randn(2, 3, requires_grad=True), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("option", [{"reset_mechanism": "twice"}, {"betta": 0.9}])
+def test_bad_options_raise_as_the_host_does(option: dict) -> None:
+    errors = []
+    for kind in (snn.Leaky, RevLeaky):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            kind(0.9, **option)
+        errors.append((caught.type, str(caught.value).replace("RevLeaky", "Leaky")))
+    assert errors[0][0] is errors[1][0]
+    assert errors[0][1] == errors[1][1]
+
+
+def test_all_arguments_by_position() -> None:
+    arguments = (0.8, 0.9, None, False, True, False, True, True, "zero", False, True, 0.7, True, False)
+    host, ours = snn.Leaky(*arguments), RevLeaky(*arguments)
+    hidden = ("spike_grad", "state_function")
+    for name, value in vars(host).items():
+        if not name.startswith("_") and name not in hidden:
+            assert getattr(ours, name) == value, name
+    assert str(ours.state_dict()) == str(host.state_dict())
+    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in host.named_parameters()]
+    assert [name for name, _ in ours.named_buffers()] == [name for name, _ in host.named_buffers()]
+    assert ours.state_function.__name__ == host.state_function.__name__
+
+
+def test_reversible_false_takes_the_hosts_path() -> None:
+    def program(make: MakeNeuron) -> Observed:
+        options = {"beta": 0.9} if make(beta=0.1).__class__ is snn.Leaky else {"beta": 0.9, "reversible": False}
+        return train(Net(make, "linear", options, options), draw("linear", 9, torch.float32), PASSED)
+
+    neurons = agree(program, snn.Leaky, RevLeaky, path="any")
+    for neuron in neurons[1:]:
+        assert neuron.reversal.ledger.steps == 0
+        assert any("reversible=False" in reason for reason in neuron.reversal.ledger.reasons)
+
+
+def test_state_dict_goes_both_ways() -> None:
+    options = {"learn_beta": True, "learn_threshold": True, "learn_graded_spikes_factor": True, "reset_mechanism": "zero"}
+    for kind, other in ((snn.Leaky, RevLeaky), (RevLeaky, snn.Leaky)):
+        source, target = kind(beta=0.7, threshold=0.6, **options), other(beta=0.1, **options)
+        x = torch.randn(2, 3, requires_grad=True)
+        source(x, torch.zeros(2, 3))  # a state and a reset signal are there, and belong to no checkpoint
+        target(x, torch.zeros(2, 3))
+        assert list(source.state_dict()) == list(target.state_dict())
+        target.load_state_dict(source.state_dict(), strict=True)
+        assert str(source.state_dict()) == str(target.state_dict())
+        assert torch.equal(source(x, torch.ones(2, 3))[1], target(x, torch.ones(2, 3))[1])
+
+
+def test_repr_differs_in_the_name_alone() -> None:
+    assert repr(RevLeaky(beta=0.9)) == repr(snn.Leaky(beta=0.9)).replace("Leaky", "RevLeaky")
+    assert isinstance(RevLeaky(beta=0.9), snn.SpikingNeuron)
+
+
+class Hidden(nn.Sequential):
+    """The tutorials' net: a Sequential of neurons that keep their state."""
+
+    def __init__(self, make: MakeNeuron) -> None:
+        spike_grad = surrogate.fast_sigmoid(slope=5)
+        super().__init__(
+            nn.Linear(5, 8),
+            make(beta=0.9, threshold=0.6, spike_grad=spike_grad, init_hidden=True),
+            nn.Linear(8, 4),
+            make(beta=0.8, threshold=0.6, spike_grad=spike_grad, init_hidden=True, output=True),
+        )
+
+
+@pytest.mark.parametrize("clear", ["utils.reset", "detach_hidden", "reset_hidden", "reset_mem", "none"])
+def test_hidden_states_cleared_between_sequences(clear: str) -> None:
+    """Between two sequences and once in the middle of one, before its backward."""
+
+    def program(make: MakeNeuron) -> Observed:
+        net = Hidden(make)
+        clearing = {
+            "utils.reset": lambda: utils.reset(net),
+            "detach_hidden": snn.Leaky.detach_hidden,
+            "reset_hidden": snn.Leaky.reset_hidden,
+            "reset_mem": lambda: [net[1].reset_mem(), net[3].reset_mem()],
+            "none": lambda: None,
+        }[clear]
+        record = []
+        for _ in range(1 if clear == "none" else 3):
+            sequence = []
+            for t in range(9):
+                if t == 6:
+                    clearing()
+                sequence += net(torch.randn(4, 5) * 2)
+            seen = torch.stack(sequence)
+            (seen * torch.randn(seen.shape)).sum().backward()
+            clearing()
+            record.append(seen.detach())
+        return Observed({"record": torch.cat(record), "mem": net[1].mem}).see_gradients(net)
+
+    agree(program, snn.Leaky, RevLeaky)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("rule", ["BPTT", "TBPTT 1", "TBPTT 4", "TBPTT 4, rate"])
+def test_training_by_snntorchs_backprop(rule: str) -> None:
+    """Three optimizer steps and more: weights after them agree, and spikes all along."""
+    from snntorch import backprop
+
+    def program(make: MakeNeuron) -> Observed:
+        net = Hidden(make)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+        frames = (10, 4, 5) if rule == "BPTT" else (4, 5)  # snnTorch 1.0's TBPTT raises on data that vary with time
+        data = [(torch.randn(frames), torch.randint(4, (4,))) for _ in range(3)]
+        criterion = SF.ce_rate_loss() if "rate" in rule else SF.ce_max_membrane_loss()
+        if rule == "BPTT":
+            loss = backprop.BPTT(net, data, optimizer, criterion, time_var=True)
+        else:
+            steps = int(rule.split()[1].strip(","))
+            loss = backprop.TBPTT(net, data, optimizer, criterion, num_steps=10, time_var=False, K=steps)
+        return Observed({}, {"loss": loss.detach()} | {name: p.detach() for name, p in net.named_parameters()})
+
+    agree(program, snn.Leaky, RevLeaky)
+
+
+def test_instances_hold_ours_once() -> None:
+    lif = RevLeaky(beta=0.9, init_hidden=True)
+    assert [each for each in snn.SpikingNeuron.instances if each is lif] == [lif]
+    lif(torch.randn(2, 3, requires_grad=True))
+    assert lif.mem.requires_grad
+    snn.Leaky.detach_hidden()
+    assert not lif.mem.requires_grad
+
+
+def test_the_tutorials_loop_trains_as_the_hosts_does() -> None:
+    """Twenty steps of Adam on one batch: same loss curve, and the loss falls."""
+
+    def program(make: MakeNeuron) -> Observed:
+        options = {"beta": 0.9, "spike_grad": surrogate.fast_sigmoid(slope=5), "learn_beta": True, "learn_threshold": True}
+        net = Net(make, "conv", options, options)
+        optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+        x, target, losses = draw("conv", 8, torch.float32, batch=6).detach(), torch.arange(6) % 4, []
+        for _ in range(20):
+            mem1, mem2, loss = net.lif1.reset_mem(), net.lif2.reset_mem(), torch.zeros(())
+            for frame in x:
+                spk1, mem1 = net.lif1(net.weigh(frame), mem1)
+                _, mem2 = net.lif2(net.readout(spk1.flatten(1)), mem2)
+                loss = loss + nn.functional.cross_entropy(mem2, target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        assert losses[-1] < 0.7 * losses[0]
+        return Observed({}, {"losses": torch.stack(losses)})
+
+    agree(program, snn.Leaky, RevLeaky, tolerance=1e-3)

@@ -11,7 +11,8 @@ def main() -> None:
     try:
         from .app import app
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in EXTRA:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA:
             raise
-        sys.exit(f"snn-revplugin needs {error.name}, which is not installed: pip install 'snn-revplugin[cli]'")
+        sys.exit(f"snn-revplugin needs {package}, which is not installed: pip install 'snn-revplugin[cli]'")
     app()

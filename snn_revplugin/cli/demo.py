@@ -18,7 +18,12 @@ from ..memory import MIB, MemoryReport, memory_report, mib
 from ..workloads import HOST, OURS, WORKLOADS, Batch, digits
 from .bench import progress
 
-NETS = {"digits-snntorch": (10, 25, 50, 75, 100), "digits-spikingjelly": (4, 8, 16, 24, 32)}  # and T for the picture
+# The networks, with T for the picture.
+NETS = {"digits-snntorch": (10, 25, 50, 75, 100), "digits-spikingjelly": (4, 8, 16, 24, 32)}
+TITLES = {
+    "digits-snntorch": "snnTorch, conv-Leaky in a time loop",
+    "digits-spikingjelly": "SpikingJelly, conv-BN-LIF, step_mode 'm'",
+}
 LEARNING_RATE = 1e-2
 COLOURS = {HOST: "#c44e52", OURS: "#1f77b4"}
 LABELS = {HOST: "host's neurons", OURS: "reversible neurons"}
@@ -166,7 +171,7 @@ def draw(results: dict[str, Trained]) -> Figure:
                 sizes = [getattr(report, what) / MIB for report in reports.values()]
                 label = f"{LABELS[whose]}, {what}"
                 axes.plot(list(reports), sizes, style, color=COLOURS[whose], label=label, markersize=4)
-        axes.set_title(name)
+        axes.set_title(f"{TITLES[name]}\n{_saving(each.memory)}")
         axes.set_xlabel("time steps T")
         axes.set_ylabel("memory of one training step (MiB)")
         axes.set_xlim(left=0)
@@ -174,3 +179,9 @@ def draw(results: dict[str, Trained]) -> Figure:
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     return figure
+
+
+def _saving(memory: dict[str, dict[int, MemoryReport]]) -> str:
+    longest = max(memory[HOST])
+    host, ours = (memory[whose][longest] for whose in SIDES)
+    return f"T = {longest}: retained {host.retained / ours.retained:.0f}x less, peak {host.peak / ours.peak:.0f}x less"

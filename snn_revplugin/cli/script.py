@@ -46,8 +46,8 @@ class _Place:
 class SwapOnRegistration:
     """Makes every supported neuron reversible that becomes somebody's submodule inside a ``with`` block.
 
-    A neuron that never becomes a submodule, or comes to a net another way (a copy, an unpickled module), is not seen. After the
-    block the neurons that still live are the host's again.
+    A neuron that never becomes a submodule, or comes to a net another way (a copy, an unpickled module), is not seen. After
+    the block the neurons that still live are the host's again.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class SwapOnRegistration:
             if root not in roots:
                 count = sum(each.kind == root.kind for each in roots)
                 roots[root] = root.kind if count == 0 else f"{root.kind} ({count + 1})"
-        return Explanation(tuple(_account(place, f"{roots[place.root]}: {place.path}") for place in self._neurons))
+        return Explanation(tuple(_account(place, f"{roots[place.root]}.{place.path}") for place in self._neurons))
 
     def _registered(self, parent: nn.Module, name: str, child: nn.Module | None) -> None:
         if child is None:

@@ -16,6 +16,7 @@ To add one, write its entry beside its kin in :mod:`.linear`, :mod:`.normalisati
 * ``several``: whether the outputs are more than one, so that ``replay`` gives a tuple;
 * ``shape_only``: the saved inputs of which backward reads the shape and no element;
 * ``constant``: whether an operand may be a number that the node does not save;
+* ``pointwise``: whether the output has the strides of its operands;
 * ``layout``: whether the output's strides are the caller's choice, which the node does not tell (``contiguous``).
 """
 
@@ -49,6 +50,7 @@ class Operation:
     is_view: bool = False
     several: bool = False
     shape_only: tuple[str, ...] = ()
+    pointwise: bool = False
     layout: bool = False
     constant: bool = False
 

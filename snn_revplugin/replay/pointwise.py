@@ -78,17 +78,17 @@ def packed_mask(mask: Tensor) -> PackedSpikes | None:
 
 
 register(
-    Operation("AddBackward0", (None, None), _scaled(torch.add), constant=True),
-    Operation("SubBackward0", (None, None), _scaled(torch.sub), constant=True),
-    Operation("RsubBackward0", (None, None), _scaled(torch.rsub)),
-    Operation("RsubBackward1", (None, None), _scaled(torch.rsub), constant=True),
-    Operation("MulBackward0", ("self", "other"), lambda _: torch.mul),
-    Operation("DivBackward0", ("self", "other"), lambda _: torch.div),
-    Operation("NegBackward0", ONE, lambda _: torch.neg),
-    Operation("ReluBackward0", ONE, lambda _: torch.relu, {"result": 0}),
-    Operation("ToCopyBackward0", ONE, _cast, layout=True),
+    Operation("AddBackward0", (None, None), _scaled(torch.add), constant=True, pointwise=True),
+    Operation("SubBackward0", (None, None), _scaled(torch.sub), constant=True, pointwise=True),
+    Operation("RsubBackward0", (None, None), _scaled(torch.rsub), pointwise=True),
+    Operation("RsubBackward1", (None, None), _scaled(torch.rsub), constant=True, pointwise=True),
+    Operation("MulBackward0", ("self", "other"), lambda _: torch.mul, pointwise=True),
+    Operation("DivBackward0", ("self", "other"), lambda _: torch.div, pointwise=True),
+    Operation("NegBackward0", ONE, lambda _: torch.neg, pointwise=True),
+    Operation("ReluBackward0", ONE, lambda _: torch.relu, {"result": 0}, pointwise=True),
+    Operation("ToCopyBackward0", ONE, _cast, layout=True, pointwise=True),
     Operation("CloneBackward0", ONE, lambda _: torch.clone, layout=True),
     Operation("MeanBackward1", ONE, _reduced(torch.mean)),
     Operation("SumBackward1", ONE, _reduced(torch.sum)),
-    Operation("NativeDropoutBackward0", ONE, _native_dropout),
+    Operation("NativeDropoutBackward0", ONE, _native_dropout, pointwise=True),
 )

@@ -9,19 +9,20 @@ a backward pass and dropped by its last reader:
     release()   a reader that announced itself will not read
     peek()      the value for someone who never announced himself; nothing is counted and nothing kept
 
+A recipe announces itself to its inputs when its own first reader comes: one that nobody reads counts for nothing.
+
 Values are computed without gradients, without autocast (the operands carry the dtypes that it chose in forward), and in
 the arithmetic of the first time, so that they come back bit for bit.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .. import autograd_internals as internals
+from ..scratch import scratch
 from ..spikes import PackedSpikes
 from ..versioned import Versioned
 
@@ -31,13 +32,14 @@ class Value:
 
     __slots__ = ()
     derived = False  # whether it depends on spikes or data, and so costs memory at every time step if it is kept
+    depth = 0  # operations between it and what is at hand
     cheap = False  # spikes or a view of spikes: to be had again for less than it costs to keep
     identity: tuple | None = None  # equal for two values that are sure to be the same at every time step
 
     def value(self) -> Tensor:
         raise NotImplementedError
 
-    def peek(self) -> Tensor:
+    def peek(self, known: dict[int, Tensor] | None = None) -> Tensor:
         return self.value()
 
     def take(self) -> tuple[Tensor, bool]:
@@ -83,15 +85,25 @@ class Shape(Value):
 
 
 class Spikes(Value):
-    """The spikes of a neuron below. Unpacking is cheap, so every reader gets a copy of its own and nothing is counted."""
+    """The spikes of a neuron below. Unpacking is cheap, so every reader gets a copy of its own and nothing is counted.
 
-    __slots__ = ("factor", "packed")
+    Args:
+        packed: the bits.
+        given_out: the tensor that the neuron gave out, to notice if somebody writes into it.
+    """
+
+    __slots__ = ("factor", "given_out", "packed")
     derived = True
     cheap = True
 
-    def __init__(self, packed: PackedSpikes) -> None:
+    def __init__(self, packed: PackedSpikes, given_out: Tensor | None = None) -> None:
         self.packed = packed
+        self.given_out = None if given_out is None else Versioned(given_out).forget_elements()
         self.factor = None if packed.factor is None else Versioned(packed.factor)
+
+    def were_edited(self) -> bool:
+        """Whether the spikes that went on to the next layer are other ones by now."""
+        return self.given_out is not None and not self.given_out.unchanged()
 
     def value(self) -> Tensor:
         if self.factor is not None:
@@ -101,6 +113,15 @@ class Spikes(Value):
 
     def take(self) -> tuple[Tensor, bool]:
         return self.value(), True
+
+
+class _Reading:
+    """How far the readers of a recipe have come in one backward pass."""
+
+    __slots__ = ("left", "value")
+
+    def __init__(self, left: int) -> None:
+        self.left, self.value = left, None
 
 
 class Recipe(Value):
@@ -113,7 +134,7 @@ class Recipe(Value):
     """
 
     __slots__ = (
-        "__weakref__", "cache", "cheap", "derived", "identity", "inputs", "is_view", "left", "operation", "pass_id", "readers",
+        "__weakref__", "cheap", "depth", "derived", "identity", "inputs", "is_view", "operation", "readers",
     )  # fmt: skip
 
     def __init__(
@@ -126,60 +147,63 @@ class Recipe(Value):
     ) -> None:
         self.operation, self.inputs, self.is_view, self.derived = operation, inputs, is_view, derived
         self.identity, self.cheap = identity, is_view and inputs[0].cheap
-        self.readers, self.left, self.pass_id, self.cache = 0, 0, internals.NO_PASS, None
-        for each in inputs:
-            if each is not None:
-                each.expect()
+        self.depth = 1 + max((each.depth for each in inputs if each is not None), default=0)
+        self.readers = 0
 
     def expect(self) -> None:
+        if self.readers == 0:
+            for each in self.inputs:
+                if each is not None:
+                    each.expect()
         self.readers += 1
 
     def value(self) -> Tensor:
         return self.take()[0]
 
     def take(self) -> tuple[Tensor, bool]:
-        self._enter_pass()
-        self.left -= 1
-        value, owned = self.cache, False
+        values = scratch()
+        reading = values.get(self)
+        if reading is None:
+            reading = values[self] = _Reading(self.readers)
+        reading.left -= 1
+        value, owned = reading.value, False
         if value is None:
-            value, owned = self._compute(reading=True)
-        if self.left > 0 and not self.cheap:
-            if self.cache is None:
-                self.cache = value
-                _forget_at_end_of_pass(self)
-            return value, False
-        self.cache = None
-        return value, owned
+            value, owned = self._compute()
+        if reading.left <= 0:
+            values.pop(self, None)
+            return value, owned
+        if not self.cheap:
+            reading.value = value
+        return value, owned and self.cheap
 
-    def peek(self) -> Tensor:
-        return self.cache if self.cache is not None else self._compute(reading=False)[0]
+    def peek(self, known: dict[int, Tensor] | None = None) -> Tensor:
+        reading = scratch().get(self)
+        if reading is not None and reading.value is not None:
+            return reading.value
+        known = {} if known is None else known  # what this one look has computed, for inputs that are reached by two ways
+        if id(self) not in known:
+            operands = [each and each.peek(known) for each in self.inputs]
+            known[id(self)] = _run(self.operation, operands)
+        return known[id(self)]
 
     def release(self) -> None:
-        self._enter_pass()
-        self.left -= 1
-        if self.left <= 0:
-            if self.cache is None:
+        values = scratch()
+        reading = values.get(self)
+        if reading is None:
+            reading = values[self] = _Reading(self.readers)
+        reading.left -= 1
+        if reading.left <= 0:
+            del values[self]
+            if reading.value is None:
                 for each in self.inputs:
                     if each is not None:
                         each.release()
-            self.cache = None
 
-    def _enter_pass(self) -> None:
-        pass_id = internals.current_pass()
-        if self.pass_id != pass_id:
-            self.pass_id, self.left, self.cache = pass_id, self.readers, None
-
-    def _compute(self, reading: bool) -> tuple[Tensor, bool]:
-        operands, owned = [], not self.is_view
-        for position, each in enumerate(self.inputs):
-            if each is None:
-                operands.append(None)
-            elif reading and position == 0 and self.is_view:
-                operand, owned = each.take()
-                operands.append(operand)
-            else:
-                operands.append(each.value() if reading else each.peek())
-        return _run(self.operation, operands), owned
+    def _compute(self) -> tuple[Tensor, bool]:
+        if self.is_view:
+            operand, owned = self.inputs[0].take()
+            return _run(self.operation, [operand]), owned
+        return _run(self.operation, [each and each.value() for each in self.inputs]), True
 
 
 class Output(Value):
@@ -205,8 +229,12 @@ class Output(Value):
     def identity(self) -> tuple | None:
         return self.recipe.identity and (*self.recipe.identity, self.index)
 
-    def peek(self) -> Tensor:
-        return self.recipe.peek()[self.index]
+    @property
+    def depth(self) -> int:
+        return self.recipe.depth
+
+    def peek(self, known: dict[int, Tensor] | None = None) -> Tensor:
+        return self.recipe.peek(known)[self.index]
 
     def expect(self) -> None:
         self.recipe.expect()
@@ -224,30 +252,3 @@ def _run(operation: Callable[..., Tensor], operands: list[Tensor | None]) -> Ten
         with torch.no_grad():
             return operation(*operands)
     return operation(*operands)
-
-
-_caching: dict[int, list[weakref.ref]] = {}  # the recipes that hold a value, by backward pass
-
-
-def _forget_at_end_of_pass(recipe: Recipe) -> None:
-    """Where part of a graph is not walked some readers never come; nobody holds a value beyond its pass."""
-    pass_id = recipe.pass_id
-    if pass_id == internals.NO_PASS:
-        recipe.cache = None
-        return
-    recipes = _caching.get(pass_id)
-    if recipes is None:
-        # A pass that raised never calls back: its list, of weak references only, goes with the next pass.
-        for stale, left in list(_caching.items()):
-            if all(each() is None for each in left):
-                _caching.pop(stale, None)
-        recipes = _caching[pass_id] = []
-        internals.at_end_of_pass(lambda: _forget(pass_id))
-    recipes.append(weakref.ref(recipe))
-
-
-def _forget(pass_id: int) -> None:
-    for each in _caching.pop(pass_id, ()):
-        recipe = each()
-        if recipe is not None:
-            recipe.cache = None

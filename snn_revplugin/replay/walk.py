@@ -5,12 +5,13 @@ place and autograd lets go of the tensor. The graph itself stays as the host bui
 kernels in its own order, and a node that asks for what it saved has it computed again.
 
 A node that the table of operations does not know is a *boundary*. What it saved stays, its output is kept where another node
-saved it, and the ledger remembers its name. Unknown never means wrong, only larger.
+saved it, and the ledger remembers its name; below it the walk goes on. Unknown never means wrong, only larger.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 FIRED = "snn_revplugin_fired"  # where a neuron's graph node offers its packed spikes, the node's first output
 MEMO = "snn_revplugin_recipe"  # where a node met before remembers its recipe, weakly: the readers own it
+EDITED = "an edit in place that autograd did not see"
 BOUNDARY = False  # ... or that it has none
+DEEPEST = 64  # operations on the way down, and in a recipe: a chain through time (a synapse of the user's own) ends here
 SMALLEST_MASK = 1024  # elements below which packing a dropout mask costs more than it saves
 
 
@@ -37,8 +40,17 @@ class Operand(NamedTuple):
 
     value: Value | None
     known: bool
-    name: str | None
-    saved: Tensor | None
+    name: str | None = None
+    saved: Tensor | None = None
+
+
+class Asked(NamedTuple):
+    """What is known of a node's output when somebody asks for its value."""
+
+    tensor: Tensor | None = None  # the output itself, where somebody has it
+    strides: tuple[int, ...] | None = None  # its strides, where they are known
+    down: int = 0  # nodes between the neuron and here
+    wanted: bool = True  # False below a boundary, where only what was saved matters
 
 
 def recipe_of(current: Tensor, reversal: Reversal) -> Value | None:
@@ -50,109 +62,147 @@ def recipe_of(current: Tensor, reversal: Reversal) -> Value | None:
     """
     if current.grad_fn is None:
         return None
-    value = _value_of((current.grad_fn, current.output_nr), current, reversal)
+    value = _Walk(reversal).value_of((current.grad_fn, current.output_nr), Asked(current, current.stride()))
     return value if value is not None and value.derived else None
 
 
-def _value_of(edge: Edge, tensor: Tensor | None, reversal: Reversal) -> Value | None:
-    """The value of the output of a node; ``tensor`` is that output, where somebody has it."""
-    node, output = edge
-    if internals.is_leaf_edge(node):
-        return Kept(node.variable)
-    fired = getattr(node, FIRED, None)
-    if fired is not None and output == 0 and (tensor is None or tensor._version == 0):
-        return fired
-    name = internals.name_of(node)
-    operation = OPERATIONS.get(name)
-    memo = node.metadata.get(MEMO)
-    recipe = memo() if memo else None
-    if recipe is None and memo is not BOUNDARY:
+class _Walk:
+    """One walk; it writes down what it meets in the neuron's ledger."""
+
+    def __init__(self, reversal: Reversal) -> None:
+        self.ledger, self.static, self.trusted = reversal.ledger, reversal.static, reversal.trusted
+
+    def value_of(self, edge: Edge, asked: Asked) -> Value | None:
+        """The value of a node's output, or None if it cannot be had."""
+        node, output = edge
+        if internals.is_leaf_edge(node):
+            return Kept(node.variable)
+        fired = getattr(node, FIRED, None)
+        if fired is not None and output == 0:
+            if not fired.were_edited():
+                return fired
+            self._note(self.ledger.boundary, EDITED, asked)
+            return None if asked.tensor is None else Kept(asked.tensor)
+        operation = OPERATIONS.get(internals.name_of(node))
+        memo = node.metadata.get(MEMO)
+        recipe = memo() if memo else None
+        if recipe is None and memo is not BOUNDARY:
+            recipe = self._meet(node, operation, asked)
+            node.metadata[MEMO] = BOUNDARY if recipe is None else weakref.ref(recipe)
+        if recipe is None:
+            return None if asked.tensor is None else Kept(asked.tensor)
+        value = Output(recipe, output) if operation.several else recipe
+        if asked.tensor is not None and asked.tensor._version and not self._gives(value, node, asked):
+            return Kept(asked.tensor)
+        return value
+
+    def _gives(self, value: Value, node: Node, asked: Asked) -> bool:
+        """Whether a recipe gives a tensor that has been written into since its memory was taken.
+
+        Autograd records an in-place operation like any other (``out += identity``), but not one under ``no_grad``. Which it
+        was the graph does not tell; so the first time the two are compared.
+        """
+        key = internals.name_of(node), asked.down, asked.tensor._version
+        if key not in self.trusted:
+            self.trusted[key] = not value.derived or torch.equal(value.peek(), asked.tensor.detach())
+        if not self.trusted[key]:
+            self._note(self.ledger.boundary, EDITED, asked)
+        return self.trusted[key]
+
+    def _meet(self, node: Node, operation: Operation | None, asked: Asked) -> Recipe | None:
+        """The recipe of a node that no walk has come to yet, after what it saved has been replaced."""
+        if asked.down == DEEPEST:
+            self._note(self.ledger.boundary, "a chain of operations without spikes", asked)
+            return None
         if operation is None:
-            reversal.ledger.boundary(name)
-        else:
-            recipe = _replay(node, operation, tensor, reversal)
-        node.metadata[MEMO] = BOUNDARY if recipe is None else weakref.ref(recipe)
-    if recipe is None:
-        return None if tensor is None else Kept(tensor)
-    return Output(recipe, output) if operation.several else recipe
+            self._note(self.ledger.boundary, internals.name_of(node), asked)
+            for below in node.next_functions:
+                if below[0] is not None:
+                    self.value_of(below, Asked(down=asked.down + 1, wanted=False))
+            return None
+        operands = self._operands(node, operation, asked)
+        derived = operation.weighs or any(each.value is not None and each.value.derived for each in operands)
+        recipe = self._recipe(node, operation, operands, derived, asked)
+        if recipe is not None:
+            self._note(self.ledger.replayed, operation.node, asked)
+        elif derived:
+            self._note(self.ledger.boundary, operation.node, asked)
+        for each in operands:
+            if each.saved is not None and each.value is not None and each.value.derived:
+                # Where strides decide what backward does, zeros without strides will not do.
+                shape_only = each.name in operation.shape_only and each.saved.is_contiguous()
+                _replace(node, each.name, Shape(each.saved) if shape_only else each.value)
+        if recipe is not None and derived:
+            for name, position in operation.outputs.items():
+                _replace(node, name, Output(recipe, position) if operation.several else recipe)
+        return recipe
 
+    def _note(self, write: Callable[[str], None], name: str, asked: Asked) -> None:
+        if asked.wanted:
+            write(name)
 
-def _replay(node: Node, operation: Operation, tensor: Tensor | None, reversal: Reversal) -> Recipe | None:
-    """The recipe of a known operation, after what its node saved has been replaced."""
-    operands = _operands(node, operation, reversal)
-    derived = operation.weighs or any(each.value is not None and each.value.derived for each in operands)
-    recipe = None
-    function, values = _function_of(node, operation, operands, tensor)
-    if function is not None:
-        if operation.layout and tensor is not None:
-            function = _laid_out(function, tensor.stride())
-        recipe = _shared(reversal, function, values, operation.is_view, derived)
-        reversal.ledger.replayed(operation.node)
-    elif derived:
-        reversal.ledger.boundary(operation.node)
-    for each in operands:
-        if each.saved is not None and each.value is not None and each.value.derived:
-            # Where strides decide what backward does, zeros without strides will not do.
-            shape_only = each.name in operation.shape_only and each.saved.is_contiguous()
-            _replace(node, each.name, Shape(each.saved) if shape_only else each.value)
-    if recipe is not None and derived:
-        for name, position in operation.outputs.items():
-            _replace(node, name, Output(recipe, position) if operation.several else recipe)
-    return recipe
+    def _operands(self, node: Node, operation: Operation, asked: Asked) -> list[Operand]:
+        edges = node.next_functions
+        names = operation.inputs or (None,) * len(edges)
+        absent = operation.absent(node)
+        operands = []
+        for position, name in enumerate(names):
+            if position in absent:
+                operands.append(Operand(None, known=True))
+                continue
+            saved = None if name is None else internals.saved_by(node, name)
+            edge = edges[position] if position < len(edges) else (None, 0)
+            value = None
+            if edge[0] is not None:
+                value = self.value_of(edge, self._asked_below(node, operation, edge, saved, asked))
+            elif saved is not None:
+                value = _constant(saved)
+            if saved is not None and (value is None or not value.derived):
+                value = Kept(saved)  # a parameter, cast or transposed once, and shared by every time step
+            operands.append(Operand(value, value is not None, name, saved))
+        return operands
 
+    def _asked_below(self, node: Node, operation: Operation, edge: Edge, saved: Tensor | None, asked: Asked) -> Asked:
+        strides = None if saved is None else saved.stride()
+        if strides is None and operation.pointwise and internals.shape_of_output(*edge) == internals.shape_of_output(node):
+            strides = asked.strides
+        return Asked(saved, strides, asked.down + 1, asked.wanted or saved is not None)
 
-def _shared(reversal: Reversal, function: Replay, values: tuple[Value | None, ...], is_view: bool, derived: bool) -> Recipe:
-    """A recipe; the same one again for an operation that an earlier time step did on the very same tensors.
+    def _recipe(self, node: Node, operation: Operation, operands: list[Operand], derived: bool, asked: Asked) -> Recipe | None:
+        values = tuple(each.value for each in operands)
+        if any(each is not None and each.depth >= DEEPEST for each in values):
+            return None
+        function = None
+        if all(each.known for each in operands):
+            function = operation.replay(node)
+        elif operation.constant and asked.tensor is not None and values[0] is not None and values[0].cheap:
+            function, values = constant_of(node, values[0].peek(), asked.tensor), values[:1]
+        if function is None:
+            return None
+        if operation.layout and asked.strides is not None:
+            function = _laid_out(function, asked.strides)
+        return self._shared(function, values, operation.is_view, derived)
 
-    An image shown at every time step goes through the same first layer each time: computed once a backward pass, it serves
-    them all.
-    """
-    identities = tuple(each and each.identity for each in values)
-    if any(each is not None and identity is None for each, identity in zip(values, identities, strict=True)):
-        return Recipe(function, values, is_view, derived)
-    identity = _identity(function), identities
-    recipe = reversal.static.get(identity)
-    if recipe is None:
-        recipe = reversal.static[identity] = Recipe(function, values, is_view, derived, identity)
-    return recipe
+    def _shared(self, function: Replay, values: tuple[Value | None, ...], is_view: bool, derived: bool) -> Recipe:
+        """A recipe; the same one again for an operation that an earlier time step did on the very same tensors.
+
+        An image shown at every time step goes through the same first layer each time: computed once a backward pass, it
+        serves them all.
+        """
+        identities = tuple(each and each.identity for each in values)
+        if any(each is not None and identity is None for each, identity in zip(values, identities, strict=True)):
+            return Recipe(function, values, is_view, derived)
+        identity = _identity(function), identities
+        recipe = self.static.get(identity)
+        if recipe is None:
+            recipe = self.static[identity] = Recipe(function, values, is_view, derived, identity)
+        return recipe
 
 
 def _identity(function: Replay) -> object:
     if isinstance(function, partial):
         return function.func, function.args, tuple(function.keywords.items())
     return function
-
-
-def _operands(node: Node, operation: Operation, reversal: Reversal) -> list[Operand]:
-    edges = node.next_functions
-    names = operation.inputs or (None,) * len(edges)
-    absent = operation.absent(node)
-    operands = []
-    for position, name in enumerate(names):
-        if position in absent:
-            operands.append(Operand(None, True, name, None))
-            continue
-        saved = None if name is None else internals.saved_by(node, name)
-        below, output = edges[position] if position < len(edges) else (None, 0)
-        value = None
-        if below is not None:
-            value = _value_of((below, output), saved, reversal)
-        elif saved is not None:
-            value = _constant(saved)
-        if saved is not None and (value is None or not value.derived):
-            value = Kept(saved)  # a parameter, cast or transposed once, and shared by every time step
-        operands.append(Operand(value, value is not None, name, saved))
-    return operands
-
-
-def _function_of(node: Node, operation: Operation, operands: list[Operand], tensor: Tensor | None):
-    """The operation as a function of the values that are known, and those values."""
-    values = tuple(each.value for each in operands)
-    if all(each.known for each in operands):
-        return operation.replay(node), values
-    if operation.constant and tensor is not None and values[0] is not None and values[0].cheap:
-        return constant_of(node, values[0].peek(), tensor), values[:1]
-    return None, values
 
 
 def _constant(saved: Tensor) -> Value:

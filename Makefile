@@ -1,0 +1,30 @@
+# make test: lint and the whole suite.   make demo: train on digits, host's neurons and ours.   make bench: the works' figures.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.PHONY: test lint demo bench clean
+
+test: lint
+	$(BIN)/pytest -n 2 --dist worksteal
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+demo: $(INSTALLED)
+	$(BIN)/snn-revplugin demo
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/work.py
+
+# The environment is made again only when what it has to hold has changed.
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[all,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) out

@@ -1,0 +1,33 @@
+"""What a backward pass computes along the way and nobody keeps: it goes with the pass, however that ends.
+
+Several readers of one value share it here. Most entries are taken out by their last reader; where a pass walks part of a graph
+only, or an exception ends it, the rest goes when autograd drops the pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakValueDictionary
+
+from . import autograd_internals as internals
+
+
+class Scratch(dict[Any, Any]):
+    """The values of one backward pass, by the object that they belong to."""
+
+    __slots__ = ("__weakref__",)
+
+
+_passes: WeakValueDictionary[int, Scratch] = WeakValueDictionary()
+
+
+def scratch() -> Scratch:
+    """The scratch of the backward pass under way in this thread; outside of any, one that is forgotten at once."""
+    pass_id = internals.current_pass()
+    if pass_id == internals.NO_PASS:
+        return Scratch()
+    values = _passes.get(pass_id)
+    if values is None:
+        values = _passes[pass_id] = Scratch()
+        internals.at_end_of_pass(values.clear)  # and so it is the pass that keeps it
+    return values

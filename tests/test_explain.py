@@ -1,0 +1,169 @@
+"""``explain`` tells what was kept, what is computed again, and why anything was not."""
+
+import pytest
+import snntorch
+import torch
+import torch.nn as nn
+from spikingjelly.activation_based import layer, neuron
+from torch import Tensor
+
+from snn_revplugin.adapters.snntorch import RevLeaky
+from snn_revplugin.adapters.spikingjelly import RevLIFNode
+from snn_revplugin.explain import Account, explain
+from snn_revplugin.memory import memory_report
+from snn_revplugin.replay import OPERATIONS
+from snn_revplugin.settings import use_settings
+
+
+class Halved(torch.autograd.Function):
+    """An operation that no table knows."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x / 2
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad / 2
+
+
+def leaky(**arguments: object) -> RevLeaky:
+    return RevLeaky(beta=0.9, init_hidden=True, **arguments)
+
+
+def rows(net: nn.Module) -> dict[str, Account]:
+    return {row.name: row for row in explain(net).rows}
+
+
+def test_a_neuron_in_a_time_loop():
+    net = nn.Sequential(nn.Conv1d(1, 8, 3), nn.MaxPool1d(2), leaky())
+    for _ in range(40):
+        net(torch.rand(4, 1, 18))
+    (row,) = explain(net).rows
+    assert (row.name, row.kind) == ("2", "RevLeaky")
+    assert (row.calls, row.steps, row.plain_calls) == (40, 40, 0)
+    assert row.bits_per_spike == 1.0
+    assert 1 < row.steps_between_anchors < 40
+    assert 1 / 8 < row.bytes_per_neuron_step < 1
+    assert {"convolution", "max pool 2d"} <= set(row.recomputed)
+    assert row.recomputed["convolution"] == 40
+    assert not row.boundaries and not row.reasons
+    text = str(row)
+    assert "1 bit a spike" in text
+    assert f"an anchor every {row.steps_between_anchors} steps" in text
+    assert "computed again: " in text and "convolution" in text
+
+
+def test_a_neuron_that_scans_a_whole_sequence():
+    net = nn.Sequential(layer.Conv1d(1, 8, 3, step_mode="m"), RevLIFNode(step_mode="m"))
+    net(torch.rand(5, 4, 1, 18))
+    (row,) = explain(net).rows
+    assert (row.calls, row.steps, row.steps_between_anchors) == (1, 5, None)
+    assert row.bytes_per_neuron_step == 1 / 8
+    assert "the first potential of a sequence: 0.125 bytes a neuron-step" in str(row)
+
+
+def test_every_neuron_goes_by_the_name_of_its_module():
+    net = nn.ModuleDict({"a": leaky(), "block": nn.Sequential(leaky(), leaky())})
+    assert list(rows(net)) == ["a", "block.0", "block.1"]
+    assert rows(leaky()).keys() == {""}
+    assert str(explain(leaky())).startswith("(the module itself): RevLeaky")
+
+
+def test_a_neuron_that_was_never_called_says_so():
+    assert "never called" in str(explain(nn.Sequential(leaky())))
+
+
+def test_a_boundary_is_named():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.first, self.second = nn.Conv1d(1, 4, 3), leaky(), leaky()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(Halved.apply(self.first(self.conv(x)).sinh()))
+
+    net = Net()
+    net(torch.rand(2, 1, 10))
+    assert not rows(net)["first"].boundaries
+    assert "Halved (an autograd Function)" in rows(net)["second"].boundaries
+    assert "boundary, what it saved stays: Halved (an autograd Function)" in str(explain(net))
+    assert rows(net)["second"].steps_between_anchors == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: leaky(state_quant=lambda mem: mem.round()), "state_quant rounds the potential"),
+        (lambda: leaky(reversible=False), "switched off"),
+    ],
+)
+def test_the_reason_for_the_host_path_is_told(make, reason: str):
+    net = nn.Sequential(nn.Linear(3, 3), make())
+    net(torch.rand(2, 3))
+    net(torch.rand(2, 3))
+    (row,) = explain(net).rows
+    assert (row.calls, row.plain_calls) == (0, 2)
+    assert "never called" not in str(row)
+    assert f"the host's own path, 2 calls: {reason}" in str(row)
+
+
+def test_calls_without_a_gradient_stand_beside_those_with_one():
+    net = nn.Sequential(nn.Linear(3, 3), leaky())
+    net(torch.rand(2, 3))
+    with torch.no_grad():
+        net(torch.rand(2, 3))
+    (row,) = explain(net).rows
+    assert (row.calls, row.plain_calls) == (1, 1)
+    assert row.reasons == {"no gradient is recorded": 1}
+
+
+def test_neurons_of_the_host_are_told_apart():
+    net = nn.Sequential(snntorch.Leaky(0.9), snntorch.Synaptic(0.9, 0.8), neuron.LIFNode(), nn.ReLU(), leaky())
+    told = rows(net)
+    assert list(told) == ["0", "1", "2", "4"]
+    assert "convert" in told["0"].left and "convert" in told["2"].left
+    assert told["1"].left == "Synaptic has no reversible counterpart"
+    assert "not reversible: Synaptic has no reversible counterpart" in str(explain(net))
+    assert told["4"].left == ""
+
+
+def test_a_net_without_neurons():
+    assert explain(nn.Linear(1, 1)).rows == ()
+    assert str(explain(nn.Linear(1, 1))) == "no spiking neuron of a known host"
+
+
+def test_only_a_module_can_be_explained():
+    with pytest.raises(TypeError, match=r"net must be a torch\.nn\.Module, got list"):
+        explain([leaky()])
+
+
+def test_names_of_operations_read_like_words():
+    from snn_revplugin.explain import operation_name
+
+    for node in OPERATIONS:
+        assert "Backward" not in operation_name(node)
+        assert operation_name(node) == operation_name(node).lower()
+
+
+@pytest.mark.parametrize("lost_bits", [0, 4])
+def test_the_bytes_told_are_the_bytes_held(lost_bits: float):
+    """Twenty steps more cost as many bytes more as the account of those steps says."""
+
+    def measure(time_steps: int) -> tuple[int, float]:
+        torch.manual_seed(0)
+        conv, lif = nn.Conv1d(1, 64, 3), leaky(output=True)
+        x = torch.rand(16, 1, 34)
+
+        def step() -> Tensor:
+            for _ in range(time_steps):
+                _, mem = lif(conv(x))
+            return mem.sum()
+
+        with use_settings(lost_bits=lost_bits):
+            retained = memory_report(step).retained
+        (row,) = explain(lif).rows
+        return retained, row.bytes_per_neuron_step * row.steps * 16 * 64 * 32
+
+    (some, told_of_some), (more, told_of_more) = measure(20), measure(40)
+    assert more - some == pytest.approx(told_of_more - told_of_some, rel=0.05)
