@@ -6,8 +6,9 @@ INSTALLED := $(VENV)/installed
 
 .PHONY: test lint demo bench clean
 
+# Two processes of one thread each: on two cores, more threads would only wait for one another.
 test: lint
-	$(BIN)/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .dynamics import Dynamics, Moment
 from .neuron import Reversal, ReversibleNeuron
-from .step import step
+from .step import step, stretch_of
 from .swap import reversible_class, swap_for
 
 
@@ -23,7 +23,8 @@ class Reversibility:
     Attributes:
         error: the largest difference between a potential and its reconstruction.
         largest: the largest potential, to measure the error by.
-        invertible: whether the dynamics have an inverse; otherwise potentials were rebuilt forward, from an anchor below.
+        invertible: whether the dynamics have an inverse.
+        reversed: whether it was used; otherwise potentials were rebuilt forward, exactly, from an anchor below.
         steps_between_anchors: after how many steps an anchor stands.
         time_steps: how many steps were taken forward and back.
     """
@@ -31,6 +32,7 @@ class Reversibility:
     error: float
     largest: float
     invertible: bool
+    reversed: bool
     steps_between_anchors: int
     time_steps: int
 
@@ -38,12 +40,14 @@ class Reversibility:
         return self.error
 
     def __str__(self) -> str:
-        every = f"an anchor every {self.steps_between_anchors} of {self.time_steps} steps"
-        if self.invertible:
-            how = f"reversed with {every}"
+        if self.reversed:
+            how = "reversed with"
+        elif self.invertible:
+            how = "the inverse would lose too much (a short mantissa, a decay close to 0, the settings): rebuilt forward from"
         else:
-            how = f"the dynamics have no inverse (a hard reset forgets the potential that fired): rebuilt forward from {every}"
-        return f"{how}; largest error {self.error:.3g} of potentials up to {self.largest:.3g}"
+            how = "the dynamics have no inverse (a hard reset forgets the potential that fired): rebuilt forward from"
+        every = f"an anchor every {self.steps_between_anchors} of {self.time_steps} steps"
+        return f"{how} {every}; largest error {self.error:.3g} of potentials up to {self.largest:.3g}"
 
 
 def check_reversible(
@@ -112,7 +116,8 @@ def _there_and_back(dynamics: Dynamics, currents: Tensor) -> Reversibility:
         _, v = step(dynamics, _computed_again(x), v, reversal)
     torch.autograd.grad(v.sum(), currents)  # and no gradient of the neuron's parameters
     largest = max(v.abs().max().item() for v in path)
-    return Reversibility(max(errors), largest, dynamics.invertible, reversal.ledger.stretch, len(currents))
+    stretch, is_reversed = stretch_of(dynamics, v.dtype)
+    return Reversibility(max(errors), largest, dynamics.invertible, is_reversed, stretch, len(currents))
 
 
 def _computed_again(x: Tensor) -> Tensor:

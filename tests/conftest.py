@@ -1,10 +1,15 @@
-"""What every test needs: the hosts' global registers are left as they were found."""
+"""What every test needs: one thread, and the hosts' global registers left as they were found."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
+import torch
+
+# The tensors of these tests are tiny: several threads would spend their time waiting for each other, and a test run beside
+# another one many times its own.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,8 @@ from snn_revplugin.settings import use_settings
 
 INVERTIBLE = {
     "Leaky": lambda: RevLeaky(beta=0.9),
-    "Leaky, fast decay": lambda: RevLeaky(beta=0.01),
+    "Leaky, fast decay": lambda: RevLeaky(beta=0.25),
     "Leaky, no decay": lambda: RevLeaky(beta=1.0),
-    "Leaky, nothing left": lambda: RevLeaky(beta=0.0),
-    "Leaky, next to nothing left": lambda: RevLeaky(beta=1e-6),
     "Leaky, no reset": lambda: RevLeaky(beta=0.9, reset_mechanism="none"),
     "Leaky, a beta and threshold for each": lambda: RevLeaky(
         beta=torch.linspace(0.5, 1, 64), threshold=torch.linspace(0.5, 2, 64)
@@ -25,11 +23,16 @@ INVERTIBLE = {
     "Leaky, learned and hidden": lambda: RevLeaky(beta=0.8, learn_beta=True, learn_threshold=True, init_hidden=True),
     "IF": lambda: RevIFNode(v_reset=None),
     "LIF": lambda: RevLIFNode(tau=2.0, v_reset=None),
-    "LIF, next to nothing left": lambda: RevLIFNode(tau=1.000001, v_reset=None),
     "LIF, input not decayed": lambda: RevLIFNode(tau=10.0, v_reset=None, decay_input=False),
     "parametric LIF, multi-step": lambda: RevParametricLIFNode(v_reset=None, step_mode="m"),
 }
-REBUILT = {
+TOO_FAST_TO_REVERSE = {
+    "Leaky, little left": lambda: RevLeaky(beta=0.01),
+    "Leaky, nothing left": lambda: RevLeaky(beta=0.0),
+    "Leaky, next to nothing left": lambda: RevLeaky(beta=1e-6),
+    "LIF, next to nothing left": lambda: RevLIFNode(tau=1.000001, v_reset=None),
+}
+WITHOUT_INVERSE = {
     "Leaky, zero": lambda: RevLeaky(beta=0.9, reset_mechanism="zero"),
     "Leaky, reset at once": lambda: RevLeaky(beta=0.9, reset_delay=False),
     "IF": lambda: RevIFNode(),
@@ -41,7 +44,7 @@ REBUILT = {
 @pytest.mark.parametrize("make", INVERTIBLE.values(), ids=INVERTIBLE)
 def test_invertible_dynamics_are_reversed(make):
     found = check_reversible(make(), time_steps=150)
-    assert found.invertible
+    assert found.invertible and found.reversed
     assert found.time_steps == 150
     assert found.largest > 1  # it fired
     assert found.error <= 1e-4 * found.largest
@@ -49,10 +52,18 @@ def test_invertible_dynamics_are_reversed(make):
     assert str(found).startswith("reversed with an anchor every")
 
 
-@pytest.mark.parametrize("make", REBUILT.values(), ids=REBUILT)
+@pytest.mark.parametrize("make", TOO_FAST_TO_REVERSE.values(), ids=TOO_FAST_TO_REVERSE)
+def test_a_decay_close_to_zero_loses_nothing(make):
+    found = check_reversible(make(), time_steps=40)
+    assert found.invertible and not found.reversed
+    assert found.error == 0 < found.largest
+    assert "would lose too much" in str(found)
+
+
+@pytest.mark.parametrize("make", WITHOUT_INVERSE.values(), ids=WITHOUT_INVERSE)
 def test_dynamics_without_an_inverse_are_rebuilt_exactly(make):
     found = check_reversible(make(), time_steps=40)
-    assert not found.invertible
+    assert not found.invertible and not found.reversed
     assert found.error == 0
     assert found.largest > 0.5
     assert "no inverse" in str(found)
@@ -71,11 +82,20 @@ def test_float64_is_as_much_better_as_its_mantissa_is_longer():
 
 
 def test_more_anchors_leave_less_error():
+    found = []
+    for lost_bits in (1, 3, 5):
+        with use_settings(lost_bits=lost_bits):
+            found.append(check_reversible(RevLeaky(beta=0.9)))
+    dense, medium, sparse = found
+    assert dense.steps_between_anchors < medium.steps_between_anchors < sparse.steps_between_anchors
+    assert 0 < dense.error < medium.error < sparse.error
+
+
+def test_no_bit_to_lose_leaves_no_error():
     with use_settings(lost_bits=0):
-        dense = check_reversible(RevLeaky(beta=0.9))
-    sparse = check_reversible(RevLeaky(beta=0.9))
-    assert dense.steps_between_anchors == 1 < sparse.steps_between_anchors
-    assert dense.error < sparse.error
+        found = check_reversible(RevLeaky(beta=0.9))
+    assert found.error == 0
+    assert not found.reversed
 
 
 @pytest.mark.parametrize("make", [lambda: snntorch.Leaky(0.9), lambda: neuron.LIFNode()], ids=["snntorch", "spikingjelly"])

@@ -244,7 +244,7 @@ def test_demo_trains_both_networks_and_saves_a_picture(tmp_path: Path):
     out = tmp_path / "a" / "out"
     result = invoke("demo", "--epochs", 1, "--out", out)
     assert result.exit_code == 0, result.output
-    for expected in ("digits-snntorch", "digits-spikingjelly", "x less", "training"):
+    for expected in ("digits-snntorch", "digits-spikingjelly", "÷", "training"):
         assert expected in result.stdout
     assert (out / "memory.png").read_bytes().startswith(b"\x89PNG")
     rows = csv.DictReader((out / "figures.csv").read_text().splitlines())

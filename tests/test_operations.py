@@ -7,6 +7,7 @@ boundaries. To cover another operation, add a row.
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -298,7 +299,7 @@ KNOWN = [
 UNKNOWN = [
     Row("sigmoid", FEATURES, of(lambda s: torch.sigmoid(s - 2)), "", "Sigmoid"),
     Row("sigmoid and linear", FEATURES, lambda: nn.Sequential(nn.Sigmoid(), nn.Linear(10, 5)), "T Addmm", "Sigmoid"),
-    Row("linear and gelu", FEATURES, lambda: nn.Sequential(nn.Linear(10, 5), nn.GELU()), "", "Gelu"),
+    Row("linear and gelu", FEATURES, lambda: nn.Sequential(nn.Linear(10, 5), nn.GELU()), "T", "Gelu"),
     Row("cumsum", FEATURES, of(lambda s: s.cumsum(1)), "", "Cumsum"),
     Row("softmax of a product", FEATURES, of(lambda s, w: torch.softmax(s @ w, 1) @ w, (10, 10)), "Mm", "Softmax"),
     Row("index", FEATURES, of(lambda s: s[:, [3, 1, 1]]), "", "Index"),
@@ -470,6 +471,21 @@ def retained(neuron: type[snntorch.Leaky], row: Row) -> int:
 @pytest.mark.parametrize("row", KNOWN_ROWS)
 def test_less_is_retained(row: Row) -> None:
     assert retained(RevLeaky, row) < row.retained * retained(snntorch.Leaky, row)
+
+
+@pytest.mark.parametrize("between", [nn.GELU(), nn.Sigmoid(), Using(own_relu)], ids=["gelu", "sigmoid", "a user's own"])
+def test_spikes_below_a_boundary_are_let_go(between: nn.Module) -> None:
+    """The linear layer saved them; the walk goes on below what it does not know."""
+    x = torch.randn(4, 10, requires_grad=True)
+    spikes = RevIFNode(v_threshold=0.5)(x)
+    hidden = nn.Linear(10, 10)(spikes)
+    node, memory = hidden.grad_fn, weakref.ref(spikes.untyped_storage())
+    expected = spikes.detach().clone()
+    current = nn.Linear(10, 5)(between(hidden))
+    RevIFNode()(current)
+    del spikes
+    assert memory() is None
+    assert torch.equal(node._saved_mat1, expected)
 
 
 def current_of(row: Row, dtype: torch.dtype) -> Tensor:

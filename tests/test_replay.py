@@ -345,7 +345,8 @@ class TestMemory:
             hook = tensors[at].register_hook(interrupt)
             with pytest.raises(KeyboardInterrupt):
                 loss.backward(retain_graph=True)
-            assert live.now - gradient_bytes(net) == before
+            handed_down = out[0].nbytes  # the potential of a step that backward has not come to waits there for it
+            assert live.now - gradient_bytes(net) <= before + handed_down
             net.zero_grad()
             hook.remove()
             loss.backward(retain_graph=True)
@@ -762,6 +763,53 @@ class TestChangedInPlace:
 
         agree(program, *NEURONS[style])
 
+    def test_a_current_that_is_clipped_now_and_then(self, style: str) -> None:
+        """An edit that autograd does not see, and that at most time steps changes nothing."""
+
+        def program(make: MakeNeuron) -> Observed:
+            first, second = linear(), linear()
+            below, above = Layer(make, style), Layer(make, style)
+            scale = iter([0.5, 0.5, 2.0, 0.5, 4.0, 1.0, 0.5])
+
+            def step(x: Tensor) -> Tensor:
+                current = second(below(first(x))) * next(scale)
+                with torch.no_grad():
+                    current.clamp_(-0.8, 0.8)
+                return above(current)
+
+            x_seq = data().requires_grad_()
+            out = over_time(style, step, x_seq)
+            weighted(out).backward()
+            return Observed({"out": out}).see_gradients(first, second, x=x_seq)
+
+        agree(program, *NEURONS[style])
+
+    def test_a_current_that_is_edited_with_and_without_a_record(self, style: str) -> None:
+        """The same operation and version, once of an in-place addition and once of an edit that autograd does not see."""
+
+        def program(make: MakeNeuron) -> Observed:
+            first, second = linear(), linear()
+            below, above = Layer(make, style), Layer(make, style)
+            in_place = iter([True, False] * STEPS if style == TIME_LOOP else [False])
+
+            def step(x: Tensor) -> Tensor:
+                spikes = below(first(x))
+                current = second(spikes)
+                if next(in_place):
+                    current.add_(spikes)
+                else:
+                    current = current + spikes
+                    with torch.no_grad():
+                        current.mul_(0.5)
+                return above(current)
+
+            x_seq = data().requires_grad_()
+            out = over_time(style, step, x_seq)
+            weighted(out).backward()
+            return Observed({"out": out}).see_gradients(first, second, x=x_seq)
+
+        agree(program, *NEURONS[style])
+
     def test_data_that_is_overwritten_at_each_step(self, style: str) -> None:
         """One buffer for all time steps is right where no gradient needs the data."""
 
@@ -1073,3 +1121,24 @@ class TestThreads:
         thread.join()
         for i, (parameter, gradient) in enumerate(zip(net.parameters(), expected, strict=True)):
             assert_close(str(i), gradient, parameter.grad)
+
+    @EVERY_NET
+    def test_one_kept_graph_in_several_threads(self, kind: str) -> None:
+        torch.manual_seed(0)
+        net = NETS[kind]()
+        loss, parameters = weighted(net(images())), list(net.parameters())
+        expected = torch.autograd.grad(loss, parameters, retain_graph=True)
+        found: list[tuple[Tensor, ...]] = []
+
+        def work() -> None:
+            found.append(torch.autograd.grad(loss, parameters, retain_graph=True))
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        assert len(found) == 4
+        for gradients in found:
+            for i, (gradient, ours) in enumerate(zip(expected, gradients, strict=True)):
+                assert_close(str(i), gradient, ours)

@@ -1,5 +1,8 @@
 """The works of the README: how much less they hold, and that nothing else changes."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -82,6 +85,15 @@ def test_a_comparison_sees_a_difference():
     comparison = compare(setup, repeats=0)
     assert not comparison.potentials_equal
     assert comparison.gradient_error > 0.1
+
+
+def test_the_benchmark_prints_a_cell_for_every_column():
+    namespace = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "work.py"))
+    comparison = compare(small(), repeats=1)
+    cells = dict(zip(namespace["COLUMNS"], namespace["cells_of"]("work 0", comparison), strict=True))
+    assert cells["work"] == "work 0" and cells["T"] == "3"
+    assert cells["spikes"] == cells["potentials"] == "equal"
+    assert cells["host retained"].endswith("MiB") and cells["host step"].endswith("ms")
 
 
 def test_functions_take_turns():

@@ -33,7 +33,7 @@ Seed = Annotated[int, typer.Option(help="Of weights and data.")]
 
 @app.command()
 def demo(
-    epochs: Annotated[int, typer.Option(min=1, help="Times the training set is gone through.")] = 8,
+    epochs: Annotated[int, typer.Option(min=1, help="Times the training set is gone through.")] = 6,
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the picture and the figures.")] = Path("out"),
     device: Device = "cpu",
     seed: Seed = 0,

@@ -131,34 +131,24 @@ def _memory_over_time_steps(
 
 def table_of(results: dict[str, Trained]) -> Table:
     """The figures, a row for each network and neuron."""
-    table = Table(
-        "network", "neurons", "retained", "peak", "ms a step", "test accuracy", "gradients differ by",
-        title="Memory of one training step, and what it came to", title_justify="left",
-    )  # fmt: skip
+    columns = "network", "neurons", "retained", "peak", "step", "test\naccuracy", "gradient\ndifference"
+    table = Table(*columns, title="One training step, and what training came to", title_justify="left")
     for name, each in results.items():
         difference = {HOST: "", OURS: f"{each.comparison.gradient_error:.1e}"}
         for whose in SIDES:
             memory = each.comparison.memory[whose]
             table.add_row(
-                name if whose == HOST else "",
-                LABELS[whose],
+                WORKLOADS[name].host if whose == HOST else "",
+                "host's" if whose == HOST else "ours",
                 mib(memory.retained),
                 mib(memory.peak),
-                f"{each.milliseconds[whose]:.0f}",
+                f"{each.milliseconds[whose]:.0f} ms",
                 f"{100 * each.accuracy[whose]:.1f}%",
                 difference[whose],
             )
+        less = each.comparison.retained_ratio, each.comparison.peak_ratio
         times = each.milliseconds[OURS] / each.milliseconds[HOST]
-        table.add_row(
-            "",
-            "",
-            f"[bold]{each.comparison.retained_ratio:.1f}x less",
-            f"[bold]{each.comparison.peak_ratio:.1f}x less",
-            f"{times:.2f}x",
-            "",
-            "",
-            end_section=True,
-        )
+        table.add_row("", "", *(f"[bold]÷ {ratio:.1f}" for ratio in less), f"[bold]× {times:.2f}", "", "", end_section=True)
     return table
 
 
@@ -184,4 +174,4 @@ def draw(results: dict[str, Trained]) -> Figure:
 def _saving(memory: dict[str, dict[int, MemoryReport]]) -> str:
     longest = max(memory[HOST])
     host, ours = (memory[whose][longest] for whose in SIDES)
-    return f"T = {longest}: retained {host.retained / ours.retained:.0f}x less, peak {host.peak / ours.peak:.0f}x less"
+    return f"T = {longest}: retained {host.retained / ours.retained:.1f}x less, peak {host.peak / ours.peak:.1f}x less"
