@@ -47,7 +47,7 @@ def surrogate_from(spike_grad: Any) -> AnySurrogate | None:
             name, names = SURROGATES[maker]
             parameters = tuple(closed_over.get(each) for each in names)
             if all(isinstance(each, int | float) for each in parameters):
-                return Surrogate(name, parameters, strict=True)
+                return Surrogate(name, parameters, strict=True, keeps_dtype=False)
     return surrogate_of(spike_grad)
 
 
@@ -88,7 +88,8 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
         spk, potential = step(dynamics, input_, held, self.reversal)
         self.mem = potential
         before = state_of(potential).before
-        self.__dict__["_reset"] = before.fired or PackedSpikes(dynamics.fires(held.detach()))
+        known = before.fired if dynamics.delayed else None  # a delayed reset is what the step before fired
+        self.__dict__["_reset"] = known or _packed_resets(dynamics, held)
         if self.init_hidden and not self.output:
             return spk
         return spk, potential
@@ -97,7 +98,7 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
     def reset(self) -> Tensor:
         """The reset signal of the last step, detached, as the host leaves it; kept as bits until it is asked for."""
         if isinstance(self._reset, PackedSpikes):
-            return self._reset.fired().float()
+            return self._reset.binary()
         return self._reset
 
     @reset.setter
@@ -138,6 +139,12 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
         if at_once is not None and snntorch.Leaky.reset_dict[kind] != at_once:
             return None  # one reset in the charge and another after the spike
         return LeakyDynamics(surrogate, *parameters, kind, delayed=at_once is None, graded=graded)
+
+
+@torch.no_grad()
+def _packed_resets(dynamics: Dynamics, held: Tensor) -> PackedSpikes:
+    resets = dynamics.fires(held)
+    return PackedSpikes(resets.bool(), resets.dtype)
 
 
 def _broadcasts_to(shape: torch.Size, target: torch.Size) -> bool:

@@ -1,7 +1,7 @@
 """A snnTorch training script on scikit-learn's digits, as one writes it: convolutional net, explicit mem, own time loop.
 
-    python examples/snntorch_digits.py                      # the host's neurons
-    snn-revplugin run examples/snntorch_digits.py           # the same file with the neurons swapped
+python examples/snntorch_digits.py                      # the host's neurons
+snn-revplugin run examples/snntorch_digits.py           # the same file with the neurons swapped
 """
 
 import argparse

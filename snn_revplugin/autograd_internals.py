@@ -120,7 +120,8 @@ def held_by_autograd_alone(tensor: Tensor, references: int) -> bool:
 def _references_of_autograd() -> int:
     """What a saved tensor's count of references shows above those of Python code; it differs between torch releases."""
     with torch.enable_grad():
-        saved = (torch.ones(1, requires_grad=True) * torch.ones(1)).grad_fn._saved_other
+        product = torch.ones(1, requires_grad=True) * torch.ones(1)
+        saved = product.grad_fn._saved_other
     return sys.getrefcount(saved) - 1
 
 

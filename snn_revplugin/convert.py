@@ -54,7 +54,7 @@ def convert(net: nn.Module) -> Conversion:
             report.swapped[name] = before.__name__, type(module).__name__
         elif reason:
             report.left[name] = reason
-        elif _looks_spiking(module):
+        elif looks_spiking(module):
             report.left[name] = f"{type(module).__name__} has no reversible counterpart"
     _tell_hosts(net)
     return report
@@ -97,6 +97,6 @@ def _tell_hosts(net: nn.Module) -> None:
             swap.swapped(net)
 
 
-def _looks_spiking(module: nn.Module) -> bool:
+def looks_spiking(module: nn.Module) -> bool:
     """Whether a module is a neuron of one of the hosts, though none that can be swapped."""
     return any(base.__name__ in ("SpikingNeuron", "BaseNode", "SimpleBaseNode") for base in type(module).__mro__)

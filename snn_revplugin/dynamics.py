@@ -44,7 +44,7 @@ class Moment(Protocol):
     @property
     def before(self) -> Tensor: ...  # v, the potential that the step started from
     @property
-    def fired(self) -> Tensor: ...  # s as bool
+    def fired(self) -> Tensor: ...  # s
     @property
     def resets(self) -> Tensor | None: ...  # a delayed reset's signal, see Leaky
 
@@ -66,6 +66,10 @@ class Dynamics:
         self._stretches: dict[tuple[float, int], int] = {}
         self._versions = [Versioned(each.detach()) for each in self.parameters]
 
+    @property
+    def spikes_carry_gradient(self) -> bool:
+        return self.surrogate.differentiable
+
     def check_unchanged(self) -> None:
         """See that no parameter has been written into since these dynamics were made.
 
@@ -81,23 +85,23 @@ class Dynamics:
         return ()
 
     def fires(self, h: Tensor) -> Tensor:
-        """Where a charged potential is over the threshold, as bool."""
+        """Ones where a charged potential is over the threshold, zeros elsewhere. For use without gradients."""
         return self.surrogate.fires(h, self.threshold)
 
-    def spikes(self, fired: Tensor, h: Tensor) -> Tensor:
-        """Spikes as the host hands them out: zeros and ones in the host's dtype, times a factor if there is one."""
-        return fired.to(h.dtype)
+    def spikes(self, fired: Tensor) -> Tensor:
+        """Spikes as the host hands them out."""
+        return fired
 
     def resets(self, v: Tensor) -> Tensor | None:
         """The signal by which a delayed reset remembers that ``v`` was over the threshold."""
         return None
 
     def step(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One time step: where it fired, the spikes, ``h`` and ``v'``."""
+        """One time step: zeros and ones, the spikes that are made of them, ``h`` and ``v'``."""
         resets = self.resets(v)
         h = self.charge(x, v, resets)
         fired = self.fires(h)
-        return fired, self.spikes(fired, h), h, self.reset(h, fired, resets)
+        return fired, self.spikes(fired), h, self.reset(h, fired, resets)
 
     def stretch(self, lost_bits: float, most: int) -> int:
         """The steps between two anchors, see :func:`steps_between_anchors`; read off the parameters once."""
@@ -135,6 +139,10 @@ class Leaky(Dynamics):
         return self.beta, self.threshold, self.factor
 
     @property
+    def spikes_carry_gradient(self) -> bool:
+        return self.surrogate.differentiable or (self.graded and self.factor.requires_grad)
+
+    @property
     def graded_factor(self) -> Tensor | None:
         return self.factor.detach() if self.graded else None
 
@@ -150,6 +158,13 @@ class Leaky(Dynamics):
     def charged_is_kept(self) -> bool:
         return self.delayed or self.reset_kind == "none"
 
+    @cached_property
+    def _slope_of_clamp(self) -> Tensor:
+        """The derivative of the clamp of beta, by autograd: torch releases differ in what it is at 0 and 1."""
+        with torch.enable_grad():
+            beta = self.beta.detach().requires_grad_()
+            return torch.autograd.grad(beta.clamp(0, 1).sum(), beta)[0]
+
     @property
     def reset_needs_resets(self) -> bool:
         return not self.delayed and self.reset_kind != "none"
@@ -163,11 +178,11 @@ class Leaky(Dynamics):
         """The smallest decay of any neuron."""
         return self.beta.detach().clamp(0, 1).min().item()
 
-    def spikes(self, fired: Tensor, h: Tensor) -> Tensor:
-        return fired.float() * self.factor if self.graded else fired.float()
+    def spikes(self, fired: Tensor) -> Tensor:
+        return fired * self.factor if self.graded else fired
 
     def resets(self, v: Tensor) -> Tensor | None:
-        return self.fires(v).float() if self.has_resets else None
+        return self.fires(v) if self.has_resets else None
 
     def charge(self, x: Tensor, v: Tensor, resets: Tensor | None, out: Tensor | None = None) -> Tensor:
         if self.reset_kind == "zero":
@@ -185,7 +200,7 @@ class Leaky(Dynamics):
         return h - due * (self.threshold if self.reset_kind == "subtract" else h)
 
     def _due(self, fired: Tensor, h: Tensor, resets: Tensor) -> Tensor:
-        return (fired.float() * self.factor) / self.factor - resets
+        return (fired * self.factor) / self.factor - resets
 
     def unreset(self, v: Tensor, fired: PackedSpikes) -> Tensor:
         return v
@@ -201,24 +216,35 @@ class Leaky(Dynamics):
         return v.div_(self.beta.clamp(0, 1))
 
     def gradient(
-        self, grad_spikes: Tensor | None, grad_v: Tensor | None, moment: Moment, learned: tuple[bool, ...]
+        self,
+        grad_spikes: Tensor | None,
+        grad_v: Tensor | None,
+        moment: Moment,
+        learned: tuple[bool, ...],
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
         h, grad_h = moment.charged, grad_v
         grad_threshold = grad_factor = None
-        if grad_spikes is not None and learned[2]:
-            grad_factor = _sum_to(grad_spikes * moment.fired, self.factor)  # the factor cancels out of a reset at once
-        if grad_v is not None and not self.delayed and self.reset_kind != "none":
+        # The casts below are the host's: its spikes and resets may be float32 next to a float64 potential.
+        if grad_v is not None and self.reset_needs_resets:
             due = self._due(moment.fired, h, moment.resets)
-            if self.reset_kind == "subtract":
-                grad_due = -grad_v * self.threshold
-                grad_threshold = _sum_to(-grad_v * due, self.threshold) if learned[1] else None
-            else:
-                grad_due = -grad_v * h
-                grad_h = grad_v - grad_v * due
-            grad_due = grad_due.to(due.dtype) / self.factor
+            by = self.threshold if self.reset_kind == "subtract" else h
+            grad_product = -grad_v.to(torch.result_type(due, by))
+            if self.reset_kind == "zero":
+                grad_h = grad_v + grad_product * due
+            elif learned[1]:
+                grad_threshold = _sum_to(grad_product * due, self.threshold)
+            grad_due = (grad_product * by).to(due.dtype)
+            if learned[2]:
+                grad_factor = _sum_to(-grad_due * (self.spikes(moment.fired) / self.factor / self.factor), self.factor)
+            grad_due = grad_due / self.factor
             grad_spikes = grad_due if grad_spikes is None else grad_spikes + grad_due
+        if grad_spikes is not None and learned[2]:
+            grad_factor = _added(grad_factor, _sum_to(grad_spikes * moment.fired, self.factor))
         if grad_spikes is not None:
             grad_binary = grad_spikes * self.factor if self.graded else grad_spikes
+            # The host rounds to the dtype that its surrogate's spikes have.
+            grad_binary = grad_binary.to(self.surrogate.dtype_of_spikes(h))
             grad_z = self.surrogate.gradient(grad_binary, h - self.threshold)
             if learned[1]:
                 grad_threshold = _added(grad_threshold, _sum_to(-grad_z, self.threshold))
@@ -233,8 +259,7 @@ class Leaky(Dynamics):
             v = moment.before
             if self.reset_kind == "zero":
                 v = (1 - moment.resets) * v
-            inside = (self.beta >= 0) & (self.beta <= 1)
-            grad_beta = _sum_to(grad_h * v, self.beta) * inside
+            grad_beta = _sum_to(grad_h * v, self.beta) * self._slope_of_clamp
         grad_before = grad_h * decay
         if self.reset_kind == "zero":
             grad_before = grad_before * (1 - moment.resets)
@@ -276,11 +301,10 @@ class IntegrateAndFire(Dynamics):
         return torch.add(v, x, out=out)
 
     def reset(self, h: Tensor, fired: Tensor, resets: None = None) -> Tensor:
-        s = fired.to(h.dtype)
         if self.v_reset is None:
-            return h - s * self.threshold
-        kept = (1.0 - s).mul_(h)  # not where(fired, v_reset, h): like the host's, an infinite potential does not recover
-        return kept.add_(s * self.v_reset) if self.v_reset else kept
+            return h - fired * self.threshold
+        kept = (1.0 - fired).mul_(h)  # not where(fired, v_reset, h): like the host's, an infinite potential does not recover
+        return kept.add_(fired * self.v_reset) if self.v_reset else kept
 
     def unreset(self, v: Tensor, fired: PackedSpikes) -> Tensor:
         return v + fired.binary(v.dtype) * self.threshold
@@ -289,21 +313,26 @@ class IntegrateAndFire(Dynamics):
         return h - x
 
     def gradient(
-        self, grad_spikes: Tensor | None, grad_v: Tensor | None, moment: Moment, learned: tuple[bool, ...]
+        self,
+        grad_spikes: Tensor | None,
+        grad_v: Tensor | None,
+        moment: Moment,
+        learned: tuple[bool, ...],
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
         h, grad_h = moment.charged, grad_v
         if grad_v is not None and self.v_reset is not None:
-            grad_h = torch.where(moment.fired, 0.0, grad_v)
+            grad_h = (1.0 - moment.fired).mul_(grad_v)
         if grad_v is not None and not self.detach_reset:
             through_reset = grad_v * (-self.threshold if self.v_reset is None else self.v_reset - h)
             grad_spikes = through_reset if grad_spikes is None else grad_spikes + through_reset
         if grad_spikes is not None:
             grad_z = self.surrogate.gradient(grad_spikes, h - self.threshold)
             grad_h = grad_z if grad_h is None else grad_h.add_(grad_z) if grad_h is not grad_v else grad_h + grad_z
-        return self.gradient_of_charge(grad_h, moment, learned)
+        return self.gradient_of_charge(grad_h, moment, learned, out)
 
     def gradient_of_charge(
-        self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...]
+        self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...], out: Tensor | None
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
         return grad_h, grad_h, ()
 
@@ -345,9 +374,9 @@ class LeakyIntegrateAndFire(IntegrateAndFire):
         return (h - x - self.leak(torch.full_like(h, rest))) / self.decay if rest else (h - x) / self.decay
 
     def gradient_of_charge(
-        self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...]
+        self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...], out: Tensor | None
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
-        leaked = self.leak(grad_h)
+        leaked = self.leak(grad_h, out if self.decay_input else None)
         return leaked if self.decay_input else grad_h, grad_h - leaked, ()
 
 
@@ -377,17 +406,17 @@ class ParametricLeakyIntegrateAndFire(LeakyIntegrateAndFire):
         return torch.mul(difference, self.rate, out=out)
 
     def gradient_of_charge(
-        self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...]
+        self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...], out: Tensor | None
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
-        grad_x, grad_before, _ = super().gradient_of_charge(grad_h, moment, learned)
-        if not learned[0]:
-            return grad_x, grad_before, (None,)
-        if self.decay_input:  # h - v = rate (x - (v - v_rest))
-            grad_rate = (grad_h * (moment.charged - moment.before)).sum() / self.rate
-        else:
-            grad_rate = (grad_h * (self.rest - moment.before)).sum()
-        grad_w = grad_rate * self.rate * (1 - self.rate)
-        return grad_x, grad_before, (grad_w.to(self.w.dtype),)
+        grad_w = None
+        if learned[0]:
+            if self.decay_input:  # h - v = rate (x - (v - v_rest))
+                grad_rate = (grad_h * (moment.charged - moment.before)).sum() / self.rate
+            else:
+                grad_rate = (grad_h * (self.rest - moment.before)).sum()
+            grad_w = (grad_rate * self.rate * (1 - self.rate)).to(self.w.dtype)
+        grad_x, grad_before, _ = super().gradient_of_charge(grad_h, moment, learned, out)
+        return grad_x, grad_before, (grad_w,)
 
 
 def steps_between_anchors(decay: float, lost_bits: float, most: int) -> int:

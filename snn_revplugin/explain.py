@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch.nn as nn
 
-from .convert import _looks_spiking
+from .convert import looks_spiking
 from .ledger import Ledger
 from .neuron import ReversibleNeuron
 from .swap import swap_for
@@ -143,7 +143,7 @@ def explain(net: nn.Module) -> Explanation:
         swap, reason = swap_for(module)
         if swap is not None:
             rows.append(Account(name, kind, left="it is the host's own; convert(net) swaps it"))
-        elif reason or _looks_spiking(module):
+        elif reason or looks_spiking(module):
             rows.append(Account(name, kind, left=reason or f"{kind} has no reversible counterpart"))
     return Explanation(tuple(rows))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import autograd_internals as internals
 from .dynamics import Dynamics
 from .ledger import Ledger
-from .replay import Recipe
+from .replay import Kept, Recipe
 from .settings import get_settings
 
 NO_GRADIENT = "no gradient is recorded"
@@ -23,7 +23,7 @@ class Reversal:
     def __init__(self) -> None:
         self.ledger = Ledger()
         self.static: WeakValueDictionary[tuple, Recipe] = WeakValueDictionary()  # recipes that do not change with time
-        self.trusted: dict[tuple, bool] = {}  # outputs that were written into: whether their recipes give them all the same
+        self.parameters: WeakValueDictionary[int, Kept] = WeakValueDictionary()  # ... and what they read, by identity
         self._dynamics: tuple[tuple, Dynamics | None] | None = None
 
     def dynamics(self, key: tuple, build: Callable[[], Dynamics | None]) -> Dynamics | None:

@@ -16,7 +16,8 @@ from .dynamics import Dynamics
 
 def reference_step(dynamics: Dynamics, current: Tensor, potential: Tensor) -> tuple[Tensor, Tensor]:
     """One time step; arguments and results as in :func:`snn_revplugin.step.step`."""
-    resets = dynamics.resets(potential.detach())
+    with torch.no_grad():
+        resets = dynamics.resets(potential)
     h = dynamics.charge(current, potential, resets)
     binary = _Fire.apply(h, _as_tensor(dynamics.threshold, h), dynamics)
     through_reset = binary.detach() if getattr(dynamics, "detach_reset", False) else binary
@@ -41,7 +42,7 @@ class _Fire(torch.autograd.Function):
     def forward(ctx: Any, h: Tensor, threshold: Tensor, dynamics: Dynamics) -> Tensor:
         ctx.save_for_backward(h, threshold)
         ctx.dynamics = dynamics
-        return dynamics.fires(h).to(h.dtype)
+        return dynamics.fires(h)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:

@@ -61,21 +61,21 @@ class _Sequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, currents: Tensor, potential: Tensor, call: Call, *parameters: Tensor) -> tuple[Tensor, ...]:
         dynamics, v = call.dynamics, potential
-        fired_of, spikes_of, charged_of, path = [], [], [], []
+        fired_of, charged_of, path = [], [], []
         for x in currents.unbind(0):
-            fired, spikes, charged, v = dynamics.step(x, v)
+            fired, _, charged, v = dynamics.step(x, v)
             fired_of.append(fired)
-            spikes_of.append(spikes)
             if call.currents is None:
                 charged_of.append(charged)
             if call.with_path:
                 path.append(v)
-        spikes = torch.stack(spikes_of)
-        packed = PackedSpikes(torch.stack(fired_of), spikes.dtype, dynamics.graded_factor)
+        fired = torch.stack(fired_of)
+        spikes = dynamics.spikes(fired)
+        packed = PackedSpikes(fired.bool(), fired.dtype, dynamics.graded_factor)
         if call.currents is not None:
             call.currents.expect()
         ctx.set_materialize_grads(False)
-        if not dynamics.surrogate.differentiable:
+        if not dynamics.spikes_carry_gradient:
             ctx.mark_non_differentiable(spikes)
         ctx.call, ctx.potential, ctx.types = call, Versioned(initial(potential)), (currents.dtype, potential.dtype)
         # Currents that cannot be had again: the charged potentials are kept in their place.
@@ -106,6 +106,7 @@ class _Sequence(torch.autograd.Function):
         # A step's gradient takes the place of the potential that it was computed from.
         overwrite = ours and charged.dtype == ctx.types[0]
         grad_currents = charged if overwrite else torch.empty_like(charged, dtype=ctx.types[0])
+        fits = grad_currents.dtype == charged.dtype
         totals: list[Tensor | None] = [None] * len(learned)
         grad_v = grad_last
         for t in range(len(charged) - 1, -1, -1):
@@ -116,7 +117,10 @@ class _Sequence(torch.autograd.Function):
                 grad_currents[t] = 0
                 continue
             moment = _Moment(dynamics, charged, start, t)
-            grad_currents[t], grad_v, grads = dynamics.gradient(grad_s, grad_v, moment, learned)
+            slot = grad_currents[t]
+            grad_x, grad_v, grads = dynamics.gradient(grad_s, grad_v, moment, learned, out=slot if fits else None)
+            if grad_x is not slot:
+                slot.copy_(grad_x)
             totals = [b if a is None else a if b is None else a + b for a, b in zip(totals, grads, strict=True)]
         if not internals.pass_keeps_graph():
             ctx.call = ctx.charged = ctx.potential = None

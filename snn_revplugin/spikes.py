@@ -91,7 +91,8 @@ def _unpack(bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
         return ((bits.unsqueeze(1) >> _shifts(bits.device)) & 1).view(-1)[:count].to(dtype)
     packed = bits.numpy()
     if packed.size <= CHUNK:
-        return torch.from_numpy(np.unpackbits(packed, count=count, bitorder="little").view(bool)).to(dtype)
+        octets = torch.from_numpy(np.unpackbits(packed, count=count, bitorder="little"))
+        return octets.view(dtype) if dtype is torch.bool else octets.to(dtype)  # from uint8: thrice as fast as from bool
     flat = torch.empty(count, dtype=dtype)
     for start in range(0, packed.size, CHUNK):  # a chunk of bytes, not floats, is all that stands beside the result
         octets = torch.from_numpy(np.unpackbits(packed[start : start + CHUNK], bitorder="little"))

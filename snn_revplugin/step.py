@@ -90,7 +90,7 @@ class _Step(torch.autograd.Function):
     def forward(ctx: Any, current: Tensor, potential: Tensor, call: Call, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         dynamics, before = call.dynamics, call.before
         fired, spikes, charged, after = dynamics.step(current, potential)
-        packed = PackedSpikes(fired, spikes.dtype, dynamics.graded_factor)
+        packed = PackedSpikes(fired.bool(), fired.dtype, dynamics.graded_factor)
         # A step whose current is lost cannot be charged again: where the reset cannot be undone either, h is kept.
         keeps = charged if call.current is None and not call.invertible and charged is not after else None
         state = State(after.detach(), before, dynamics, call.current, packed, keeps, call.stretch, call.invertible)
@@ -98,7 +98,7 @@ class _Step(torch.autograd.Function):
         if call.current is not None:
             call.current.expect()
         ctx.set_materialize_grads(False)
-        if not dynamics.surrogate.differentiable:
+        if not dynamics.spikes_carry_gradient:
             ctx.mark_non_differentiable(spikes)
         ctx.types = current.dtype, potential.dtype
         setattr(ctx, STATE, state)

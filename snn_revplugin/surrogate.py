@@ -79,13 +79,16 @@ GRADIENTS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _over(h: Tensor, threshold: Tensor | float, strict: bool) -> Tensor:
-    """The host's ``h - threshold > 0``. Where both have one dtype the difference need not be taken: it rounds to zero for
-    equal numbers alone."""
-    if h.dtype in (torch.float32, torch.float64) and getattr(threshold, "dtype", h.dtype) is h.dtype:
-        return h > threshold if strict else h >= threshold
-    z = h - threshold
-    return z > 0 if strict else z >= 0
+def _fires(h: Tensor, threshold: Tensor | float, strict: bool, dtype: torch.dtype) -> Tensor:
+    """The host's ``H(h - threshold)`` as zeros and ones.
+
+    Where potential and threshold have one dtype the difference need not be taken: it rounds to zero for equal numbers alone.
+    A comparison straight to floats is several times as fast as one to bools.
+    """
+    compare = torch.gt if strict else torch.ge
+    if h.dtype not in (torch.float32, torch.float64) or getattr(threshold, "dtype", h.dtype) is not h.dtype:
+        h, threshold = h - threshold, 0.0
+    return compare(h, threshold, out=torch.empty_like(h, dtype=dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,7 @@ class Surrogate:
         parameters: the arguments of that gradient after ``z``, in order.
         strict: whether a membrane exactly at the threshold stays silent (``z > 0``, snnTorch) or fires
             (``z >= 0``, SpikingJelly).
+        keeps_dtype: whether spikes have the potential's dtype; otherwise they are float32 (snnTorch).
 
     Raises:
         ValueError: ``name`` is not in ``GRADIENTS``.
@@ -104,7 +108,7 @@ class Surrogate:
     >>> import torch
     >>> atan = Surrogate("atan", (2.0,), strict=False)
     >>> atan.fires(torch.tensor([0.9, 1.0, 1.1]), 1.0)
-    tensor([False,  True,  True])
+    tensor([0., 1., 1.])
     >>> atan.gradient(torch.ones(1), torch.zeros(1))
     tensor([1.])
     """
@@ -112,6 +116,7 @@ class Surrogate:
     name: str
     parameters: tuple[float, ...] = ()
     strict: bool = True
+    keeps_dtype: bool = True
 
     differentiable = True  # whether spikes carry a gradient at all
 
@@ -120,8 +125,11 @@ class Surrogate:
             raise ValueError(f"name: unknown surrogate {self.name!r}, expected one of {sorted(GRADIENTS)}")
 
     def fires(self, h: Tensor, threshold: Tensor | float) -> Tensor:
-        """Where a charged potential fires, as a bool tensor."""
-        return _over(h, threshold, self.strict)
+        """Ones where a charged potential fires, zeros elsewhere. For use without gradients."""
+        return _fires(h, threshold, self.strict, self.dtype_of_spikes(h))
+
+    def dtype_of_spikes(self, h: Tensor) -> torch.dtype:
+        return h.dtype if self.keeps_dtype else torch.float32
 
     def gradient(self, grad: Tensor, z: Tensor) -> Tensor:
         """The gradient at ``z`` that the gradient ``grad`` at the spikes makes. ``z`` is spent: it may be written into."""
@@ -135,19 +143,26 @@ class DifferentiatedSurrogate:
     Args:
         function: takes ``z`` to spikes and carries a gradient of its own, say through an autograd Function.
         strict: as in :class:`Surrogate`; :func:`surrogate_of` finds it out.
+        keeps_dtype: likewise.
         differentiable: whether the function's spikes carry a gradient at all.
     """
 
     function: Callable[[Tensor], Tensor]
     strict: bool
+    keeps_dtype: bool = True
     differentiable: bool = True
 
     def fires(self, h: Tensor, threshold: Tensor | float) -> Tensor:
-        """Where a charged potential fires, as a bool tensor."""
-        return _over(h, threshold, self.strict)
+        """Ones where a charged potential fires, zeros elsewhere. For use without gradients."""
+        return _fires(h, threshold, self.strict, self.dtype_of_spikes(h))
+
+    def dtype_of_spikes(self, h: Tensor) -> torch.dtype:
+        return h.dtype if self.keeps_dtype else torch.float32
 
     def gradient(self, grad: Tensor, z: Tensor) -> Tensor:
         """The gradient at ``z`` that the gradient ``grad`` at the spikes makes; a new tensor."""
+        if not self.differentiable:
+            return torch.zeros_like(z)
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             spikes = self.function(z)
@@ -164,7 +179,7 @@ def surrogate_of(function: Callable[[Tensor], Tensor]) -> DifferentiatedSurrogat
         None if the function is not the Heaviside step, ``z > 0`` or ``z >= 0``: graded, random or smooth spikes do not fit
         in one bit.
     """
-    points = torch.tensor([-1e4, -2.0, -0.5, -1e-3, -1e-30, 0.0, 1e-30, 1e-3, 0.5, 2.0, 1e4])
+    points = torch.tensor([-1e4, -2.0, -0.5, -1e-3, -1e-30, 0.0, 1e-30, 1e-3, 0.5, 2.0, 1e4], dtype=torch.float64)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         try:
             spikes = function(points.clone().requires_grad_())
@@ -174,5 +189,5 @@ def surrogate_of(function: Callable[[Tensor], Tensor]) -> DifferentiatedSurrogat
         return None
     for strict, fired in ((True, points > 0), (False, points >= 0)):
         if torch.equal(spikes, fired.to(spikes.dtype)):
-            return DifferentiatedSurrogate(function, strict, spikes.requires_grad)
+            return DifferentiatedSurrogate(function, strict, spikes.dtype is points.dtype, spikes.requires_grad)
     return None

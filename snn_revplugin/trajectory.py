@@ -161,7 +161,7 @@ class State:
         if self.charged is None:
             self._rebuild()
         resets = self.dynamics.resets(self.before.potential()) if self.dynamics.reset_needs_resets else None
-        return self.dynamics.reset(self.charged, self.fired.fired(), resets)
+        return self.dynamics.reset(self.charged, self.fired.binary(), resets)
 
     def _rebuild(self) -> None:
         """Take the steps that lead here again, from the nearest potential at hand below."""
@@ -174,7 +174,7 @@ class State:
             dynamics, charged_before = state.dynamics, charged
             resets = dynamics.resets(v)
             charged = dynamics.charge(state.current.peek(), v, resets)
-            v = dynamics.reset(charged, state.fired.fired(), resets)
+            v = dynamics.reset(charged, state.fired.binary(), resets)
             if not (state.invertible and _is_moderate(v, dynamics)):  # it will not be reversed
                 state.charged = charged
                 if not state.before.at_hand:
@@ -212,7 +212,7 @@ class Moment:
 
     @once
     def fired(self) -> Tensor:
-        return self.state.fired.fired()
+        return self.state.fired.binary()
 
     @once
     def current(self) -> Tensor:
@@ -243,7 +243,7 @@ class Moment:
         if not self.dynamics.has_resets:
             return None
         if self.dynamics.delayed and before.fired is not None:
-            return before.fired.binary(torch.float32)
+            return before.fired.binary()
         return self.dynamics.resets(self.before)
 
     def hand_down(self) -> None:

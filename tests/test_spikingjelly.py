@@ -141,13 +141,17 @@ EVERY_MODE = pytest.mark.parametrize("mode", ["s", "m"])
 @EVERY_NODE
 @EVERY_MODE
 @pytest.mark.parametrize("v_reset", [0.0, None])
-@pytest.mark.parametrize("clear", ["reset_net", "detach_net", "detach_net in mid-sequence", "reset_net in mid-sequence", "none"])
+@pytest.mark.parametrize(
+    "clear", ["reset_net", "detach_net", "detach_net in mid-sequence", "reset_net in mid-sequence", "none"]
+)
 def test_state_between_sequences(clear: str, v_reset: float | None, mode: str, node: str) -> None:
     """Before the backward of what went before, and after."""
 
     def program(make: MakeNeuron) -> Observed:
         net = Net(make, "linear", mode, _options(node, v_reset=v_reset))
-        clearing = functional.reset_net if "reset" in clear else functional.detach_net if "detach" in clear else lambda net: None
+        clearing = (
+            functional.reset_net if "reset" in clear else functional.detach_net if "detach" in clear else lambda net: None
+        )
         observed = Observed()
         for i in range(2 if clear != "none" else 1):
             first = net.run(draw("linear", 6, torch.float32))
@@ -272,7 +276,13 @@ def test_scalar_and_empty_inputs(shape: tuple[int, ...], mode: str, node: str) -
 def test_state_of_another_shape_or_dtype_starts_as_the_host_does(mode: str, node: str) -> None:
     def program(make: MakeNeuron) -> Observed:
         lif, values = make(step_mode=mode, **_options(node, v_reset=-0.1)), []
-        for batch, dtype in ((3, torch.float32), (3, torch.float64), (3, torch.float32), (2, torch.float32), (2, torch.float16)):
+        for batch, dtype in (
+            (3, torch.float32),
+            (3, torch.float64),
+            (3, torch.float32),
+            (2, torch.float32),
+            (2, torch.float16),
+        ):
             lif.to(dtype)
             x = torch.randn(*((2,) if mode == "m" else ()), batch, 4, dtype=dtype, requires_grad=True)
             values += [lif(x * 2), lif.v]
@@ -380,7 +390,9 @@ def test_model_builders_take_our_class(name: str) -> None:
         torch.manual_seed(0)
         nets.append(builders[name](node))
     assert list(nets[0].state_dict()) == list(nets[1].state_dict())
-    assert sum(isinstance(m, RevLIFNode) for m in nets[1].modules()) == sum(isinstance(m, neuron.LIFNode) for m in nets[0].modules())
+    assert sum(isinstance(m, RevLIFNode) for m in nets[1].modules()) == sum(
+        isinstance(m, neuron.LIFNode) for m in nets[0].modules()
+    )
 
 
 @EVERY_NODE
@@ -396,7 +408,9 @@ def test_state_dict_repr_and_memories_are_the_hosts(node: str) -> None:
 
 
 @EVERY_NODE
-@pytest.mark.parametrize("options", [{"v_threshold": 1}, {"v_reset": 0}, {"detach_reset": 1}, {"taau": 2.0}, {"step_mode": "t"}])
+@pytest.mark.parametrize(
+    "options", [{"v_threshold": 1}, {"v_reset": 0}, {"detach_reset": 1}, {"taau": 2.0}, {"step_mode": "t"}]
+)
 def test_bad_options_raise_as_the_host_does(options: dict, node: str) -> None:
     errors = []
     for kind in NODES[node]:

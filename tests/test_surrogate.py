@@ -173,14 +173,14 @@ def assert_same_derivative(host: str, make: Callable[[], Callable], dtype: torch
     theirs, ours = seen
     for name, gradient in theirs.gradients.items():
         rtol, atol = RELATIVE[gradient.dtype], SMALLEST[gradient.dtype]
-        torch.testing.assert_close(ours.gradients[name], gradient, rtol=rtol, atol=atol, equal_nan=True, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(
+            ours.gradients[name], gradient, rtol=rtol, atol=atol, equal_nan=True, msg=lambda m: f"{name}: {m}"
+        )
         assert gradient.count_nonzero() > 0
 
 
 SNNTORCH_DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-SPIKINGJELLY_DTYPES = pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str
-)
+SPIKINGJELLY_DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 
 
 @SNNTORCH_DTYPES
@@ -213,14 +213,18 @@ def test_spikingjelly_surrogates_differentiated_through_autograd(name: str, dtyp
 
 def test_no_surrogate_of_snntorch_is_missing_here() -> None:
     offered = {
-        name for name, each in vars(snn_surrogate).items() if inspect.isfunction(each) and each.__module__ == snn_surrogate.__name__
+        name
+        for name, each in vars(snn_surrogate).items()
+        if inspect.isfunction(each) and each.__module__ == snn_surrogate.__name__
     }
     assert offered - {"LSO"} == {name.split()[0] for name in SNNTORCH} | {"SSO", "custom_surrogate"}
 
 
 def test_no_surrogate_of_spikingjelly_is_missing_here() -> None:
     graded = {"MultiLevelSpikeCount", "PoissonPass"}
-    offered = {each.__name__ for each in sj_surrogate.SurrogateFunctionBase.__subclasses__() if "spikingjelly" in each.__module__}
+    offered = {
+        each.__name__ for each in sj_surrogate.SurrogateFunctionBase.__subclasses__() if "spikingjelly" in each.__module__
+    }
     assert offered - graded == {name.split()[0] for name in SPIKINGJELLY}
 
 
@@ -232,7 +236,9 @@ def test_lso_raises_as_it_does_in_the_host() -> None:
             lif(torch.ones(2, 3, requires_grad=True), lif.reset_mem())
 
 
-@pytest.mark.parametrize("name", [name for name in SPIKINGJELLY if name.split()[0] not in ("FakeNumericalGradient", "SuperSpike")])
+@pytest.mark.parametrize(
+    "name", [name for name in SPIKINGJELLY if name.split()[0] not in ("FakeNumericalGradient", "SuperSpike")]
+)
 def test_smooth_outputs_take_the_hosts_path(name: str) -> None:
     def make() -> Callable:
         spike = SPIKINGJELLY[name]()

@@ -514,7 +514,9 @@ def test_potentials_far_below_and_far_above_the_threshold(kind: str, scale: floa
 
 
 @pytest.mark.parametrize("threshold", [-0.5, 0.0, 1e-6, 0.01, 30.0, 1e4, 1e8, float("inf")])
-@pytest.mark.parametrize("kind", ["Leaky, subtract, learned", "Leaky, zero", "Leaky, none", "IF, soft", "LIF, soft", "PLIF, soft"])
+@pytest.mark.parametrize(
+    "kind", ["Leaky, subtract, learned", "Leaky, zero", "Leaky, none", "IF, soft", "LIF, soft", "PLIF, soft"]
+)
 def test_any_threshold(kind: str, threshold: float) -> None:
     """Zero and negative ones; ones never reached, as readouts that are not to fire have them."""
     kinds, options = KINDS[kind]

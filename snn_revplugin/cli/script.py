@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch.nn as nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from ..convert import _looks_spiking, restore
+from ..convert import looks_spiking, restore
 from ..explain import Account, Explanation, account_of
 from ..ledger import Ledger
 from ..neuron import ReversibleNeuron
@@ -87,7 +87,7 @@ class SwapOnRegistration:
             self._swapped.add(child)
         if isinstance(child, ReversibleNeuron):
             place.kind, place.ledger = type(child).__name__, child.reversal.ledger
-        elif reason or _looks_spiking(child):
+        elif reason or looks_spiking(child):
             place.left = reason or f"{place.kind} has no reversible counterpart"
         else:
             return

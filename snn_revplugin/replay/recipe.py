@@ -56,7 +56,7 @@ class Value:
 class Kept(Value):
     """A tensor that is there anyway: data, a parameter, or what an operation that nobody knows gave out."""
 
-    __slots__ = ("held",)
+    __slots__ = ("__weakref__", "held")
 
     def __init__(self, tensor: Tensor) -> None:
         self.held = Versioned(tensor)
@@ -68,7 +68,8 @@ class Kept(Value):
         return tensor.data_ptr(), self.held.version, tensor.dtype, tensor.shape, tensor.stride()
 
     def value(self) -> Tensor:
-        return self.held.get("an activation").detach()
+        tensor = self.held.get("an activation")
+        return tensor.detach() if tensor.requires_grad else tensor
 
 
 class Shape(Value):

@@ -70,13 +70,13 @@ class _Walk:
     """One walk; it writes down what it meets in the neuron's ledger."""
 
     def __init__(self, reversal: Reversal) -> None:
-        self.ledger, self.static, self.trusted = reversal.ledger, reversal.static, reversal.trusted
+        self.ledger, self.static, self.parameters = reversal.ledger, reversal.static, reversal.parameters
 
     def value_of(self, edge: Edge, asked: Asked) -> Value | None:
         """The value of a node's output, or None if it cannot be had."""
         node, output = edge
         if internals.is_leaf_edge(node):
-            return Kept(node.variable)
+            return self._parameter(node.variable)
         fired = getattr(node, FIRED, None)
         if fired is not None and output == 0:
             if not fired.were_edited():
@@ -92,22 +92,20 @@ class _Walk:
         if recipe is None:
             return None if asked.tensor is None else Kept(asked.tensor)
         value = Output(recipe, output) if operation.several else recipe
-        if asked.tensor is not None and asked.tensor._version and not self._gives(value, node, asked):
+        if asked.tensor is not None and asked.tensor._version and not self._gives(value, asked):
             return Kept(asked.tensor)
         return value
 
-    def _gives(self, value: Value, node: Node, asked: Asked) -> bool:
+    def _gives(self, value: Value, asked: Asked) -> bool:
         """Whether a recipe gives a tensor that has been written into since its memory was taken.
 
         Autograd records an in-place operation like any other (``out += identity``), but not one under ``no_grad``. Which it
-        was the graph does not tell; so the first time the two are compared.
+        was the graph does not tell; so the two are compared.
         """
-        key = internals.name_of(node), asked.down, asked.tensor._version
-        if key not in self.trusted:
-            self.trusted[key] = not value.derived or torch.equal(value.peek(), asked.tensor.detach())
-        if not self.trusted[key]:
-            self._note(self.ledger.boundary, EDITED, asked)
-        return self.trusted[key]
+        if not value.derived or torch.equal(value.peek(), asked.tensor.detach()):
+            return True
+        self._note(self.ledger.boundary, EDITED, asked)
+        return False
 
     def _meet(self, node: Node, operation: Operation | None, asked: Asked) -> Recipe | None:
         """The recipe of a node that no walk has come to yet, after what it saved has been replaced."""
@@ -158,9 +156,15 @@ class _Walk:
             elif saved is not None:
                 value = _constant(saved)
             if saved is not None and (value is None or not value.derived):
-                value = Kept(saved)  # a parameter, cast or transposed once, and shared by every time step
+                value = self._parameter(saved)  # it may be cast or transposed; every time step shares it all the same
             operands.append(Operand(value, value is not None, name, saved))
         return operands
+
+    def _parameter(self, tensor: Tensor) -> Kept:
+        kept = self.parameters.get(id(tensor))
+        if kept is None or kept.held.tensor is not tensor or not kept.held.unchanged():
+            kept = self.parameters[id(tensor)] = Kept(tensor)
+        return kept
 
     def _asked_below(self, node: Node, operation: Operation, edge: Edge, saved: Tensor | None, asked: Asked) -> Asked:
         strides = None if saved is None else saved.stride()
@@ -189,10 +193,12 @@ class _Walk:
         An image shown at every time step goes through the same first layer each time: computed once a backward pass, it
         serves them all.
         """
-        identities = tuple(each and each.identity for each in values)
-        if any(each is not None and identity is None for each, identity in zip(values, identities, strict=True)):
-            return Recipe(function, values, is_view, derived)
-        identity = _identity(function), identities
+        identities = []
+        for each in values:
+            identities.append(None if each is None else each.identity)
+            if each is not None and identities[-1] is None:
+                return Recipe(function, values, is_view, derived)
+        identity = _identity(function), tuple(identities)
         recipe = self.static.get(identity)
         if recipe is None:
             recipe = self.static[identity] = Recipe(function, values, is_view, derived, identity)

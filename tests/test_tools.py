@@ -1,0 +1,454 @@
+"""PyTorch's own tools around our neurons: autocast, checkpoints, saved-tensor hooks, compile, threads, copies, transforms."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import pytest
+import snntorch as snn
+import torch
+import torch.nn as nn
+from compare import MakeNeuron, Observed, agree, assert_path
+from spikingjelly.activation_based import functional, neuron, surrogate
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from snn_revplugin.adapters.snntorch import RevLeaky
+from snn_revplugin.adapters.spikingjelly import RevLIFNode, RevParametricLIFNode
+
+T = 6
+
+
+def step_spike(z: Tensor) -> Tensor:
+    """A surrogate that can be pickled; the host's are closures, which cannot."""
+    smooth = z.sigmoid()
+    return (z > 0).to(z.dtype) + (smooth - smooth.detach())
+
+
+KINDS: dict[str, tuple[tuple[type, type], dict]] = {
+    "Leaky": ((snn.Leaky, RevLeaky), {"beta": 0.8, "init_hidden": True, "learn_beta": True, "spike_grad": step_spike}),
+    "LIF s": ((neuron.LIFNode, RevLIFNode), {"surrogate_function": surrogate.ATan(), "v_reset": None}),
+    "LIF m": ((neuron.LIFNode, RevLIFNode), {"surrogate_function": surrogate.ATan(), "step_mode": "m"}),
+    "PLIF m": ((neuron.ParametricLIFNode, RevParametricLIFNode), {"step_mode": "m"}),
+}
+EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
+
+
+class Net(nn.Module):
+    """linear - neurons - linear - neurons with states of their own; ``[T, N, 5]`` to ``[T, N, 4]``."""
+
+    def __init__(self, make: MakeNeuron, options: dict) -> None:
+        super().__init__()
+        self.fc1, self.lif1, self.fc2, self.lif2 = nn.Linear(5, 7), make(**options), nn.Linear(7, 4), make(**options)
+        nn.init.normal_(self.fc1.weight)
+        nn.init.normal_(self.fc2.weight)
+        nn.init.constant_(self.fc2.bias, 0.4)
+        self.steps = options.get("step_mode", "s")
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.lif2(self.fc2(self.lif1(self.fc1(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) if self.steps == "m" else torch.stack([self.body(frame) for frame in x])
+
+    def potentials(self) -> tuple[Tensor, Tensor]:
+        return (self.lif1.mem, self.lif2.mem) if isinstance(self.lif1, snn.SpikingNeuron) else (self.lif1.v, self.lif2.v)
+
+    def clear(self) -> None:
+        if isinstance(self.lif1, snn.SpikingNeuron):
+            self.lif1.reset_mem(), self.lif2.reset_mem()
+        else:
+            functional.reset_net(self)
+
+
+def train(
+    net: Net,
+    forward: Callable[[Tensor], Tensor] | None = None,
+    around: Callable[[], AbstractContextManager] = nullcontext,
+    of_potentials: bool = True,
+) -> Observed:
+    """One training step."""
+    x = torch.randn(T, 3, 5, requires_grad=True)
+    with around():
+        spikes = (net if forward is None else forward)(x)
+        seen = {"spikes": spikes} | (dict(zip(("v1", "v2"), net.potentials(), strict=True)) if of_potentials else {})
+        loss = sum((each * torch.randn(each.shape)).float().sum() for each in seen.values())
+    loss.backward()
+    return Observed(seen).see_gradients(net, x=x)
+
+
+def check(kind: str, program: Callable[[Net], Observed], path: str = "reversible", reason: str | None = None, **more) -> None:
+    kinds, options = KINDS[kind]
+    agree(lambda make: program(Net(make, options)), *kinds, path=path, reason=reason, **more)
+
+
+# ------------------------------------------------------------------------------------------------- how tensors are saved
+
+
+SAVING: dict[str, Callable[[], AbstractContextManager]] = {
+    "saved_tensors_hooks": lambda: torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t),
+    "save_on_cpu": torch.autograd.graph.save_on_cpu,
+    "disable_saved_tensors_hooks": lambda: torch.autograd.graph.disable_saved_tensors_hooks("not here"),
+}
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("name", SAVING)
+def test_hooks_around_a_whole_step_take_the_hosts_path(name: str, kind: str) -> None:
+    check(kind, lambda net: train(net, around=SAVING[name]), path="host", reason="how tensors are saved")
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("name", SAVING)
+@pytest.mark.parametrize("part", ["fc1", "fc2", "lif1"])
+def test_hooks_around_a_part(part: str, name: str, kind: str) -> None:
+    def program(net: Net) -> Observed:
+        plain = getattr(net, part).forward
+
+        def hooked(*args: Tensor) -> Tensor:
+            with SAVING[name]():
+                return plain(*args)
+
+        getattr(net, part).forward = hooked
+        return train(net)
+
+    check(kind, program, path="any")
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_around_every_step(reentrant: bool, kind: str) -> None:
+    def program(net: Net) -> Observed:
+        def afresh(frame: Tensor) -> Tensor:
+            net.clear()
+            return net.body(frame)
+
+        def forward(x: Tensor) -> Tensor:
+            outputs = [checkpoint(afresh, frame, use_reentrant=reentrant) for frame in ([x] if net.steps == "m" else x)]
+            return outputs[0] if net.steps == "m" else torch.stack(outputs)
+
+        return train(net, forward, of_potentials=False)
+
+    check(kind, program, path="both" if reentrant else "host")
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("part", ["fc1", "fc2"])
+def test_a_checkpointed_layer_between_neurons_is_computed_once_more_and_no_oftener(
+    part: str, reentrant: bool, kind: str
+) -> None:
+    calls = []
+
+    def program(net: Net) -> Observed:
+        layer = getattr(net, part)
+        plain, count = layer.forward, []
+
+        def forward(x: Tensor) -> Tensor:
+            count.append(1)
+            return plain(x)
+
+        layer.forward = lambda x: checkpoint(forward, x, use_reentrant=reentrant)
+        observed = train(net)
+        calls.append(len(count))
+        return observed
+
+    check(kind, program)
+    assert calls[1] == calls[0]
+
+
+# ---------------------------------------------------------------------------------------------------- precision and checks
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("whole", [True, False])
+def test_autocast_to_bfloat16(whole: bool, kind: str) -> None:
+    def program(net: Net) -> Observed:
+        if whole:
+            return train(net, around=lambda: torch.autocast("cpu", torch.bfloat16))
+
+        def forward(x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return net(x)
+
+        return train(net, forward)
+
+    check(kind, program, path="any" if "PLIF" in kind else "reversible", tolerance=2e-2)
+
+
+@EVERY_KIND
+def test_under_autocast_the_backward_outside_of_it_replays_what_forward_did(kind: str) -> None:
+    """Currents are computed again in the dtype of the first time, whatever autocast is on in backward."""
+
+    def program(net: Net) -> Observed:
+        x = torch.randn(T, 3, 5, requires_grad=True)
+        spikes = net(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            (spikes * torch.randn(spikes.shape)).sum().backward()
+        return Observed({"spikes": spikes}).see_gradients(net, x=x)
+
+    check(kind, program)
+
+
+@EVERY_KIND
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+def test_anomaly_detection(kind: str) -> None:
+    check(kind, lambda net: train(net, around=torch.autograd.detect_anomaly))
+
+
+@EVERY_KIND
+def test_memory_that_is_not_written_before_it_is_read(kind: str) -> None:
+    """In deterministic mode PyTorch fills what ``empty`` gives with NaN."""
+
+    def program(net: Net) -> Observed:
+        torch.use_deterministic_algorithms(True)
+        try:
+            observed = train(net)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert all(each.isfinite().all() for each in observed.gradients.values() if each is not None)
+        return observed
+
+    check(kind, program)
+
+
+# ------------------------------------------------------------------------------------------------------------- transforms
+
+
+@pytest.mark.filterwarnings("ignore")  # those of the compiler
+@pytest.mark.parametrize("kind", ["Leaky", "LIF m"])
+def test_torch_compile(kind: str) -> None:
+    """Inside of a compiled function the host's path is taken; the numbers are right and training goes on outside of it."""
+
+    def program(net: Net) -> Observed:
+        torch.compiler.reset()
+        compiled = torch.compile(net, backend="aot_eager", fullgraph=False)
+        return train(net, compiled)
+
+    check(kind, program, path="any")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torch_compile_in_full() -> None:
+    """SpikingJelly's neurons compile without a graph break, and so do ours."""
+
+    def program(net: Net) -> Observed:
+        torch.compiler.reset()
+        return train(net, torch.compile(net, backend="aot_eager", fullgraph=True), of_potentials=False)
+
+    check("LIF m", program, path="any")
+
+
+@EVERY_KIND
+def test_jit_trace(kind: str) -> None:
+    kinds, options = KINDS[kind]
+    outputs = []
+    for each in kinds:
+        torch.manual_seed(0)
+        net, x = Net(each, options), torch.randn(T, 3, 5)
+        try:
+            outputs.append(torch.jit.trace(net, (x,), check_trace=False, strict=False)(x))
+        except Exception as error:
+            outputs.append(type(error))
+        net.clear()
+    assert torch.equal(*outputs) if isinstance(outputs[0], Tensor) else outputs[0] is outputs[1]
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jvp"])
+@pytest.mark.parametrize("kind", ["Leaky", "LIF s", "LIF m"])
+def test_function_transforms(transform: str, kind: str) -> None:
+    kinds, options = KINDS[kind]
+    options = {key: value for key, value in options.items() if key != "init_hidden"}
+    outcomes = []
+    for each in kinds:
+        torch.manual_seed(0)
+        lif, x = each(**options), torch.randn(2, 3, 4)
+
+        def function(x: Tensor, lif: nn.Module = lif) -> Tensor:
+            if isinstance(lif, snn.SpikingNeuron):
+                return lif(x, torch.zeros(x.shape))[0].sum(-1)
+            step = lif.multi_step_functional_forward if lif.step_mode == "m" else lif.single_step_functional_forward
+            (spikes,), _ = step((x,), (torch.zeros(x.shape[1:] if lif.step_mode == "m" else x.shape),))
+            return spikes.sum(-1)
+
+        try:
+            if transform == "grad":
+                outcomes.append(torch.func.grad(lambda x, f=function: f(x).sum())(x))
+            elif transform == "vmap":
+                outcomes.append(torch.func.vmap(function)(x))
+            else:
+                outcomes.append(torch.func.jvp(function, (x,), (torch.ones_like(x),))[1])
+        except Exception as error:
+            outcomes.append(type(error))
+    if isinstance(outcomes[0], Tensor):
+        assert torch.equal(*outcomes)
+    else:
+        assert outcomes[0] is outcomes[1]
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("how", ["meta", "fake"])
+def test_shapes_alone(how: str, kind: str) -> None:
+    """Nets are run on tensors without data to learn shapes, memory or operations."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    shapes = []
+    for each in KINDS[kind][0]:
+        with FakeTensorMode() if how == "fake" else torch.device("meta"):
+            net = Net(each, KINDS[kind][1])
+            spikes = net(torch.randn(T, 3, 5, requires_grad=True))
+            spikes.sum().backward()
+            shapes.append((spikes.shape, spikes.device, spikes.requires_grad, net.fc1.weight.grad.shape))
+    assert shapes[0] == shapes[1]
+
+
+# ---------------------------------------------------------------------------------------------------- threads and copies
+
+
+@EVERY_KIND
+def test_two_nets_in_two_threads(kind: str) -> None:
+    kinds, options = KINDS[kind]
+    torch.manual_seed(0)
+    hosts = [Net(kinds[0], options) for _ in range(2)]
+    nets = [Net(kinds[1], options) for _ in range(2)]
+    inputs = [torch.randn(T, 3, 5) for _ in range(2)]
+    for host, net in zip(hosts, nets, strict=True):
+        net.load_state_dict(host.state_dict())
+    failures = []
+
+    def work(net: Net, x: Tensor) -> None:
+        try:
+            for _ in range(8):
+                net.clear()
+                net.zero_grad()
+                spikes = net(x)
+                barrier.wait(timeout=20)
+                (spikes * torch.arange(4)).sum().backward()
+        except Exception as error:  # a thread's exception would be lost
+            failures.append(error)
+            barrier.abort()
+
+    barrier = threading.Barrier(2)
+    threads = [threading.Thread(target=work, args=each) for each in zip(nets, inputs, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    for host, net, x in zip(hosts, nets, inputs, strict=True):
+        (host(x) * torch.arange(4)).sum().backward()
+        for (name, p), q in zip(host.named_parameters(), net.parameters(), strict=True):
+            torch.testing.assert_close(q.grad, p.grad, rtol=2e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        assert_path([net.lif1, net.lif2], "reversible")
+
+
+@EVERY_KIND
+def test_forward_in_one_thread_and_backward_in_another(kind: str) -> None:
+    def program(net: Net) -> Observed:
+        x = torch.randn(T, 3, 5, requires_grad=True)
+        spikes = net(x)
+        loss = (spikes * torch.randn(spikes.shape)).sum()
+        thread = threading.Thread(target=loss.backward)
+        thread.start()
+        thread.join()
+        return Observed({"spikes": spikes}).see_gradients(net, x=x)
+
+    check(kind, program)
+
+
+COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda net: pickle.loads(pickle.dumps(net)),
+    "torch.save": lambda net: torch.load(_saved(net), weights_only=False),
+}
+
+
+def _saved(net: nn.Module) -> io.BytesIO:
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    return file
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("used", [False, True])
+def test_copies_train_alike_and_apart(used: bool, how: str, kind: str) -> None:
+    """A copy carries the state on, has a ledger of its own, and shares nothing with what it was copied from."""
+
+    def program(net: Net) -> Observed:
+        if used:
+            train(net)
+            for lif in (net.lif1, net.lif2):
+                name = "mem" if isinstance(lif, snn.SpikingNeuron) else "v"
+                setattr(lif, name, getattr(lif, name).detach())
+        copied = COPIES[how](net)
+        assert list(copied.state_dict()) == list(net.state_dict())
+        if hasattr(copied.lif1, "reversal"):
+            assert copied.lif1.reversal is not net.lif1.reversal
+            assert copied.lif1.reversal.ledger.calls == 0
+        copied.zero_grad()
+        net.zero_grad()
+        observed = train(copied)
+        assert all(p.grad is None for p in net.parameters())
+        return observed
+
+    check(kind, program, path="any")
+
+
+@EVERY_KIND
+def test_a_copy_in_mid_sequence_raises_as_the_host_does(kind: str) -> None:
+    """A state with a history cannot be copied by PyTorch; the default surrogate of snnTorch cannot be pickled."""
+    for each in KINDS[kind][0]:
+        net = Net(each, KINDS[kind][1])
+        net(torch.randn(T, 3, 5, requires_grad=True))
+        with pytest.raises(RuntimeError, match="deepcopy protocol"):
+            copy.deepcopy(net)
+
+
+@EVERY_KIND
+def test_module_hooks_see_what_they_see_of_the_host(kind: str) -> None:
+    def program(net: Net) -> Observed:
+        seen, back = [], []
+        for lif in (net.lif1, net.lif2):
+            lif.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+            lif.register_forward_hook(lambda module, args, output: seen.append(output.detach()))
+            lif.register_full_backward_hook(lambda module, grads, outputs: back.append((*grads, *outputs)))
+        observed = train(net)
+        assert seen
+        assert back
+        observed.exact |= {f"hook {i}": each for i, each in enumerate(seen)}
+        observed.gradients |= {f"hook {i}.{j}": each for i, grads in enumerate(back) for j, each in enumerate(grads)}
+        return observed
+
+    check(kind, program)
+
+
+@EVERY_KIND
+def test_training_and_evaluation_take_turns(kind: str) -> None:
+    """Five epochs of a step and an evaluation, with gradients clipped, accumulated over two batches and scaled."""
+
+    def program(net: Net) -> Observed:
+        optimizer, losses = torch.optim.Adam(net.parameters(), lr=0.01), []
+        for _ in range(5):
+            net.train()
+            for _ in range(2):
+                net.clear()
+                spikes = net(torch.randn(T, 3, 5))
+                loss = (spikes.mean(0) - torch.tensor([0.8, 0.1, 0.5, 0.3])).square().sum() * 4
+                loss.backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            net.eval()
+            net.clear()
+            with torch.no_grad():
+                losses += [loss.detach(), net(torch.randn(T, 3, 5)).mean()]
+        return Observed({}, {"losses": torch.stack(losses), "w": net.fc1.weight.detach()})
+
+    check(kind, program, path="both", tolerance=1e-3)
