@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -113,16 +112,18 @@ def type_of_output(node: Node, output: int = 0) -> tuple[torch.dtype, torch.devi
 
 def held_by_autograd_alone(tensor: Tensor, references: int) -> bool:
     """Whether Python code knows no other reference to a saved tensor than the ``references`` of our own frames."""
-    return sys.getrefcount(tensor) <= references + 1 + _references_of_autograd() and not tensor._is_view()
+    return sys.getrefcount(tensor) <= references + 1 + REFERENCES_OF_AUTOGRAD and not tensor._is_view()
 
 
-@cache
 def _references_of_autograd() -> int:
     """What a saved tensor's count of references shows above those of Python code; it differs between torch releases."""
     with torch.enable_grad():
         product = torch.ones(1, requires_grad=True) * torch.ones(1)
         saved = product.grad_fn._saved_other
     return sys.getrefcount(saved) - 1
+
+
+REFERENCES_OF_AUTOGRAD = _references_of_autograd()  # counted at import, where no mode is at work that holds tensors of its own
 
 
 class Watch(TorchDispatchMode):

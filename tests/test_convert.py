@@ -126,7 +126,7 @@ def neurons_of(net: nn.Module) -> list[nn.Module]:
 
 
 def both(host: str, program: Callable[[nn.Module, Callable[[nn.Module], object]], Observed]) -> list[nn.Module]:
-    """A program on a host's net, and on one that it converts by the function it is given; returns the converted one's neurons."""
+    """A program on a host's net, and on one that it converts by the function it is given; returns the latter's neurons."""
     seen, nets = [], []
     for swap in (lambda net: None, convert):
         torch.manual_seed(0)

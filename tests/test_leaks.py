@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevIFNode, RevLIFNode, RevParametricLIFNode
 
-T = 24
+T = 8
 
 
 class Fault(Exception):
@@ -36,7 +37,6 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "IF s": lambda: RevIFNode(v_reset=None),
     "LIF s": lambda: RevLIFNode(detach_reset=True, surrogate_function=surrogate.ATan()),
     "LIF m": lambda: RevLIFNode(step_mode="m", store_v_seq=True),
-    "PLIF s": lambda: RevParametricLIFNode(v_reset=None),
     "PLIF m": lambda: RevParametricLIFNode(step_mode="m"),
 }
 
@@ -181,12 +181,17 @@ STEPS = (
 def no_collector() -> Iterator[None]:
     gc.collect()
     gc.disable()
+    gc.freeze()  # what is there already need not be looked at
     yield
+    gc.unfreeze()
     gc.enable()
 
 
 def objects_of_ours() -> Counter[str]:
-    return Counter(type(each).__name__ for each in gc.get_objects() if type(each).__module__.startswith("snn_revplugin"))
+    modules = [module for name, module in sys.modules.items() if name.startswith("snn_revplugin")]
+    ours = {each for module in modules for each in vars(module).values() if isinstance(each, type)}
+    ours = {each for each in ours if each.__module__.startswith("snn_revplugin")}
+    return Counter(type(each).__name__ for each in gc.get_objects() if type(each) in ours)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -196,15 +201,14 @@ def test_memory_returns_to_its_start(step: Callable[[Net, Tensor], None], kind: 
     net = Net(KINDS[kind])
     with LiveBytes() as live:
         readings = []
-        for _ in range(4):
+        for _ in range(3):
             step(net, torch.randn(T, 3, 2, 8, requires_grad=True))
             net.zero_grad()
             net.clear()
             readings.append((live.now, objects_of_ours()))
     # The first step leaves behind what is made once: equations, ledgers, the answer about a surrogate.
     assert readings[2] == readings[1]
-    assert readings[3] == readings[1]
-    assert readings[3][0] <= readings[0][0]
+    assert readings[2][0] <= readings[0][0]
 
 
 HOSTS: dict[str, Callable[[], nn.Module]] = {
@@ -225,7 +229,7 @@ def test_the_state_that_is_left_after_backward_holds_no_more_than_the_hosts(kind
     for make in (HOSTS[kind], KINDS[kind]):
         torch.manual_seed(0)
         net, x = Net(make), torch.randn(T, 3, 2, 8)
-        with LiveBytes() as live:
+        with LiveBytes(*net.parameters(), x) as live:
             whole_step(net, x)
             net.zero_grad()
             left.append(live.now)
@@ -237,8 +241,8 @@ def test_less_is_held_after_forward_than_by_the_host(kind: str) -> None:
     held = []
     for make in (HOSTS[kind], KINDS[kind]):
         torch.manual_seed(0)
-        net, x = Net(make), torch.randn(4 * T, 3, 2, 8)
-        with LiveBytes() as live:
+        net, x = Net(make), torch.randn(10 * T, 3, 2, 8)
+        with LiveBytes(*net.parameters(), x) as live:
             y = net(x)
             held.append(live.now)
             del y

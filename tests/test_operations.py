@@ -271,8 +271,6 @@ KNOWN = [
     Row("IAND of SEW-ResNet", FEATURES, of(lambda s, w: (1 - s) * (s @ w), (10, 10)), "Rsub Mm Mul"),
     Row("neg", FEATURES, of(lambda s, w: -(s @ w), (10, 10)), "Mm Neg"),
     Row("add_ a tensor", FEATURES, of(lambda s, w: (s @ w).add_(s, alpha=0.5), (10, 10)), "Mm Add"),
-    Row("add_ to spikes", FEATURES, of(lambda s, w: s.add_(w), (10,)), "Add", over_time=UNFOLDED),
-    Row("mul_ of spikes", FEATURES, of(lambda s, w: s.mul_(w), (10,)), "Mul", over_time=UNFOLDED),
     Row("mul_ of a current", FEATURES, of(lambda s, w, b: (s @ w).mul_(b), (10, 10), (10,)), "Mm Mul"),
     Row("sub_ and div_ of a current", FEATURES, of(lambda s, w: (s @ w).sub_(s).div_(3), (10, 10)), "Mm Sub Div"),
     Row("relu", FEATURES, of(lambda s, w: F.relu(s @ w) @ w, (10, 10)), "Mm Relu"),

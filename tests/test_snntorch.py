@@ -152,11 +152,12 @@ def test_every_combination_of_options(
 
 @pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
 @pytest.mark.parametrize("learned", [False, True])
-def test_bfloat16(reset: str, learned: bool) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_short_mantissas(dtype: torch.dtype, reset: str, learned: bool) -> None:
     def program(make: MakeNeuron) -> Observed:
         options = {"beta": 0.9, "threshold": 0.8, "reset_mechanism": reset, "learn_beta": learned, "learn_threshold": learned}
-        net = Net(make, "linear", options, options).to(torch.bfloat16)
-        return train(net, draw("linear", 9, torch.bfloat16), PASSED)
+        net = Net(make, "linear", options, options).to(dtype)
+        return train(net, draw("linear", 9, dtype), PASSED)
 
     agree(program, snn.Leaky, RevLeaky)
 

@@ -1,4 +1,4 @@
-"""RevIFNode, RevLIFNode and RevParametricLIFNode against SpikingJelly's: every combination of options, both step modes, its tools."""
+"""RevIFNode, RevLIFNode and RevParametricLIFNode against SpikingJelly's: every option, both step modes, its own tools."""
 
 from __future__ import annotations
 
@@ -88,8 +88,9 @@ def _table() -> list:
     rows = []
     for node in NODES:
         for each in product(
-            (True, False) if node != "IF" else (None,), (0.0, None, -0.3), (False, True), (2.0, 1.25) if node != "IF" else (None,),
-            "sm", (False, True), (torch.float32, torch.float64, torch.float16, torch.bfloat16),
+            (None,) if node == "IF" else (True, False), (0.0, None, -0.3), (False, True),
+            (None,) if node == "IF" else (2.0, 1.25), "sm", (False, True),
+            (torch.float32, torch.float64, torch.float16, torch.bfloat16),
         ):  # fmt: skip
             dealt = deal(tuple(SURROGATES)), deal((*LENGTHS, 2, 9)), deal(("linear", "conv")), deal((False, True))
             rows.append((node, *each, *dealt))

@@ -137,7 +137,7 @@ SPIKINGJELLY_DIFFERENTIATED: dict[str, Callable[[], Callable]] = {
 
 
 def points(dtype: torch.dtype) -> Tensor:
-    """Distances from a threshold of 1 that are exact in ``dtype``: every eighth, the threshold, one ulp beside it, far away."""
+    """Distances from a threshold of 1, exact in ``dtype``: every eighth, the threshold, one ulp beside it, far away."""
     one = torch.ones((), dtype=dtype)
     neighbours = torch.stack([torch.nextafter(one, one * side) - one for side in (0, 2)])
     far = torch.tensor([-1e3, -50, 50, 1e3] if dtype != torch.bfloat16 else [-64.0, 64.0])
@@ -174,7 +174,7 @@ def assert_same_derivative(host: str, make: Callable[[], Callable], dtype: torch
     for name, gradient in theirs.gradients.items():
         rtol, atol = RELATIVE[gradient.dtype], SMALLEST[gradient.dtype]
         torch.testing.assert_close(
-            ours.gradients[name], gradient, rtol=rtol, atol=atol, equal_nan=True, msg=lambda m: f"{name}: {m}"
+            ours.gradients[name], gradient, rtol=rtol, atol=atol, equal_nan=True, msg=f"{name}: {{}}".format
         )
         assert gradient.count_nonzero() > 0
 

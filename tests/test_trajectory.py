@@ -1,7 +1,7 @@
 """The chain rule through a neuron's states: partial losses, several backwards, branches, truncation, edits of the membrane.
 
-Each scenario is a few lines of a user's training code. It runs with the host's neuron and with ours, for every kind of reset and
-for currents that can be computed again and currents that cannot, with anchors only a few steps apart.
+Each scenario is a few lines of a user's training code. It runs with the host's neuron and with ours, for every kind of reset
+and for currents that can be computed again and currents that cannot, with anchors only a few steps apart.
 """
 
 from __future__ import annotations
@@ -387,6 +387,31 @@ def one_current_for_several_steps(cell: Cell) -> dict:
     return {"s": spikes}
 
 
+def a_backward_after_every_step_of_forward(cell: Cell) -> dict:
+    spikes, v = [], cell.start
+    for t in range(T):
+        s, v = cell(t, v)
+        spikes.append(s)
+        weighted(s, v).backward(retain_graph=True)
+    return {"s": spikes, "v": [v]}
+
+
+def one_neuron_for_two_layers(cell: Cell) -> dict:
+    spikes, v, w = [], cell.start, torch.zeros(2, 1, 3)
+    for t in range(T):
+        s, v = cell(t, v)
+        above, w = cell.step(cell.lif, 1.5 * s[..., 1:4] + 0.3, w)
+        spikes += [s, above]
+    weighted(*spikes, v, w).backward()
+    return {"s": spikes, "v": [v, w]}
+
+
+def a_graph_of_the_gradient_that_is_not_used(cell: Cell) -> dict:
+    spikes, potentials = cell.run(cell.start)
+    gradients = torch.autograd.grad(weighted(*spikes, potentials[-1]), [cell.start, cell.currents[3]], create_graph=True)
+    return {"s": spikes, "gradients": [each.detach() for each in gradients]}
+
+
 SCENARIOS: tuple[Callable[[Cell], dict], ...] = (
     loss_on_all_steps,
     loss_on_some_spikes,
@@ -423,6 +448,9 @@ SCENARIOS: tuple[Callable[[Cell], dict], ...] = (
     spikes_taken_for_a_membrane,
     steps_without_gradient_in_between,
     a_current_changed_in_place_after_the_step,
+    a_backward_after_every_step_of_forward,
+    one_neuron_for_two_layers,
+    a_graph_of_the_gradient_that_is_not_used,
     one_current_for_several_steps,
 )
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FIRED = "snn_revplugin_fired"  # where a neuron's graph node offers its packed spikes, the node's first output
 MEMO = "snn_revplugin_recipe"  # where a node met before remembers its recipe, weakly: the readers own it
-EDITED = "an edit in place that autograd did not see"
+EDITED = "an edit in place"
 BOUNDARY = False  # ... or that it has none
 DEEPEST = 64  # operations on the way down, and in a recipe: a chain through time (a synapse of the user's own) ends here
 SMALLEST_MASK = 1024  # elements below which packing a dropout mask costs more than it saves

@@ -1,0 +1,258 @@
+"""The equations by themselves: the step is the host's, the inverse undoes it, the derivative is what autograd finds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+
+import pytest
+import snntorch as snn
+import torch
+from compare import assert_close, assert_exact
+from hypothesis import given
+from hypothesis import strategies as st
+from spikingjelly.activation_based import neuron, surrogate
+from torch import Tensor
+
+from snn_revplugin.dynamics import (
+    Dynamics,
+    IntegrateAndFire,
+    Leaky,
+    LeakyIntegrateAndFire,
+    ParametricLeakyIntegrateAndFire,
+    steps_between_anchors,
+)
+from snn_revplugin.reference import reference_sequence, reference_step
+from snn_revplugin.spikes import PackedSpikes
+from snn_revplugin.surrogate import Surrogate
+
+
+@dataclass
+class Case:
+    """Equations, and the host's neuron that they are of.
+
+    Args:
+        host: one time step of the host's, ``(x, v)`` to ``(spikes, v')``.
+        learned: the host's parameters in the order of ``dynamics.parameters``.
+    """
+
+    dynamics: Dynamics
+    host: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    learned: tuple[Tensor, ...] = ()
+
+
+def _spikingjelly(node: neuron.BaseNode) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def step(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        (spikes,), (v,) = node.single_step_functional_forward((x,), (v,))
+        return spikes, v
+
+    return step
+
+
+def _leaky(reset: str, delayed: bool, vectors: bool, factor: float) -> Case:
+    def values(low: float, high: float) -> Tensor:
+        return torch.linspace(low, high, 6) if vectors else torch.tensor((low + high) / 2)
+
+    host = snn.Leaky(
+        beta=values(0.5, 0.95), threshold=values(0.6, 1.2), reset_mechanism=reset, reset_delay=delayed, learn_beta=True,
+        learn_threshold=True, graded_spikes_factor=values(factor, factor + 0.5), learn_graded_spikes_factor=True,
+    )  # fmt: skip
+    learned = host.beta, host.threshold, host.graded_spikes_factor
+    return Case(Leaky(Surrogate("atan", (2.0,)), *learned, reset, delayed), host, learned)
+
+
+def _cases() -> dict[str, Callable[[], Case]]:
+    cases: dict[str, Callable[[], Case]] = {}
+    for reset, delayed, vectors in product(("subtract", "zero", "none"), (True, False), (False, True)):
+        name = f"Leaky {reset}{'' if delayed else ' at once'}{' vectors' if vectors else ''}"
+        cases[name] = lambda reset=reset, delayed=delayed, vectors=vectors: _leaky(reset, delayed, vectors, 0.7)
+    sigmoid = Surrogate("sigmoid", (4.0,), strict=False)
+    for v_reset, detach in product((None, 0.0, -0.3), (False, True)):
+        kind = f"{'soft' if v_reset is None else f'hard {v_reset}'}{' detached' if detach else ''}"
+        options = {
+            "v_threshold": 0.8,
+            "v_reset": v_reset,
+            "detach_reset": detach,
+            "surrogate_function": surrogate.Sigmoid(4.0),
+        }
+        cases[f"IF {kind}"] = lambda options=options, v_reset=v_reset, detach=detach: Case(
+            IntegrateAndFire(sigmoid, 0.8, v_reset, detach), _spikingjelly(neuron.IFNode(**options))
+        )
+        for decay_input in (True, False):
+
+            def lif(options=options, v_reset=v_reset, detach=detach, decay_input=decay_input) -> Case:
+                host = neuron.LIFNode(tau=1.7, decay_input=decay_input, **options)
+                equations = LeakyIntegrateAndFire(sigmoid, 0.8, v_reset, detach, tau=1.7, decay_input=decay_input)
+                return Case(equations, _spikingjelly(host))
+
+            def plif(options=options, v_reset=v_reset, detach=detach, decay_input=decay_input) -> Case:
+                host = neuron.ParametricLIFNode(init_tau=1.7, decay_input=decay_input, **options)
+                equations = ParametricLeakyIntegrateAndFire(sigmoid, 0.8, v_reset, detach, decay_input=decay_input, w=host.w)
+                return Case(equations, _spikingjelly(host), (host.w,))
+
+            cases[f"LIF {kind}{'' if decay_input else ' input kept'}"] = lif
+            cases[f"PLIF {kind}{'' if decay_input else ' input kept'}"] = plif
+    return cases
+
+
+CASES = _cases()
+EVERY_CASE = pytest.mark.parametrize("name", CASES)
+
+
+class Seen:
+    """One time step of which everything is at hand."""
+
+    def __init__(self, dynamics: Dynamics, x: Tensor, v: Tensor) -> None:
+        with torch.no_grad():
+            self.fired, self.spikes, self.charged, self.after = dynamics.step(x, v)
+            self.before, self.resets = v.detach(), dynamics.resets(v.detach())
+
+
+def draw(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """A current and a potential ``[40, 6]``, around the threshold."""
+    torch.manual_seed(seed)
+    return (torch.randn(40, 6) * 1.5 + 0.3).requires_grad_(), (torch.randn(40, 6) + 0.4).requires_grad_()
+
+
+@EVERY_CASE
+def test_the_step_is_the_hosts(name: str) -> None:
+    case, (x, v) = CASES[name](), draw()
+    seen = Seen(case.dynamics, x, v)
+    spikes, after = (each.detach() for each in case.host(x, v))
+    assert_exact("spikes", spikes, seen.spikes)
+    assert_exact("potential", after, seen.after)
+    assert 0.05 < seen.fired.float().mean() < 0.95
+
+
+@EVERY_CASE
+def test_the_inverse_undoes_the_step(name: str) -> None:
+    dynamics, (x, v) = CASES[name]().dynamics, draw()
+    seen = Seen(dynamics, x, v)
+    if not dynamics.invertible:
+        assert "zero" in name or "at once" in name or "hard" in name
+        return
+    with torch.no_grad():
+        charged = dynamics.unreset(seen.after.clone(), PackedSpikes(seen.fired.bool()))
+        torch.testing.assert_close(charged, seen.charged, rtol=0, atol=4e-7)
+        before = dynamics.uncharge(seen.charged.clone(), x.detach().clone(), seen.resets)
+    torch.testing.assert_close(before, v.detach(), rtol=0, atol=3e-6)
+
+
+GRADIENTS = pytest.mark.parametrize("given_for", ["spikes", "potential", "both"])
+
+
+@EVERY_CASE
+@GRADIENTS
+def test_the_derivative_is_what_autograd_finds_in_the_host(given_for: str, name: str) -> None:
+    case, (x, v) = CASES[name](), draw()
+    outputs = case.host(x, v)
+    grads = [
+        torch.randn(each.shape) if given_for in (which, "both") else None
+        for which, each in zip(("spikes", "potential"), outputs, strict=True)
+    ]
+    roots, weights = zip(*((o, g) for o, g in zip(outputs, grads, strict=True) if g is not None), strict=True)
+    expected = torch.autograd.grad(roots, (x, v, *case.learned), weights, allow_unused=True)
+    seen, learned = Seen(case.dynamics, x, v), (True,) * len(case.learned)
+    with torch.no_grad():
+        ours = case.dynamics.gradient(*grads, seen, learned)
+    for label, theirs, our in zip(("x", "v", "first", "second", "third"), expected, (*ours[:2], *ours[2]), strict=False):
+        if theirs is not None and theirs.count_nonzero():
+            assert_close(label, theirs, our, tolerance=3e-6)
+        else:  # autograd leaves out what a gradient of zero says
+            assert our is None or not our.count_nonzero()
+    assert all(each is None for each in case.dynamics.gradient(*grads, seen, (False,) * len(case.learned))[2])
+
+
+@EVERY_CASE
+def test_the_gradient_that_is_given_is_not_written_into(name: str) -> None:
+    """Autograd hands the same tensor to others."""
+    dynamics, (x, v) = CASES[name]().dynamics, draw()
+    grads = torch.randn(40, 6), torch.randn(40, 6)
+    kept = [each.clone() for each in grads]
+    seen = Seen(dynamics, x, v)
+    potentials = {key: each.clone() for key, each in vars(seen).items() if each is not None}
+    with torch.no_grad():
+        dynamics.gradient(*grads, seen, (True,) * len(dynamics.parameters))
+    assert all(torch.equal(a, b) for a, b in zip(grads, kept, strict=True))
+    for key, each in potentials.items():
+        assert torch.equal(getattr(seen, key), each), key
+
+
+@EVERY_CASE
+def test_the_plain_node_is_the_hosts(name: str) -> None:
+    """What benchmarks and checks call the reference agrees with the host in values and gradients."""
+    case, (x, v) = CASES[name](), draw()
+    weights = torch.randn(40, 6), torch.randn(40, 6)
+    seen = []
+    for step in (case.host, lambda x, v: reference_step(case.dynamics, x, v)):
+        outputs = step(x, v)
+        seen.append((outputs, torch.autograd.grad(outputs, (x, v, *case.learned), weights, allow_unused=True)))
+    for theirs, ours in zip(*(outputs for outputs, _ in seen), strict=True):
+        assert torch.equal(theirs, ours)
+    for i, (theirs, ours) in enumerate(zip(*(grads for _, grads in seen), strict=True)):
+        if theirs is not None and ours is not None:
+            assert_close(str(i), theirs, ours, tolerance=3e-6)
+        else:
+            assert theirs is None or not theirs.count_nonzero()
+
+
+def test_the_plain_node_over_time() -> None:
+    case, (x, v) = CASES["LIF soft"](), draw()
+    currents = torch.stack([x, x * 0.5, -x])
+    spikes, last, path = reference_sequence(case.dynamics, currents, v)
+    for t, current in enumerate(currents):
+        s, v = case.host(current, v)
+        assert torch.equal(spikes[t], s)
+        assert torch.equal(path[t], v)
+    assert torch.equal(last, v)
+
+
+# ------------------------------------------------------------------------------------------------------------ anchors
+
+
+@given(decay=st.floats(0, 1), bits=st.floats(0, 20), most=st.integers(1, 200))
+def test_the_distance_between_anchors_keeps_its_promise(decay: float, bits: float, most: int) -> None:
+    """K roundings, each grown since, stay below 2**bits; one more would not, or is more than was asked for."""
+    steps = steps_between_anchors(decay, bits, most)
+
+    def lost(steps: int) -> float:
+        return math.log2(math.fsum((1 / decay) ** (2 * k) for k in range(1, steps + 1))) / 2
+
+    assert 0 <= steps <= most
+    if steps:
+        assert lost(steps) <= bits + 1e-6
+    if steps < most and decay > 1e-3:
+        assert lost(steps + 1) > bits - 1e-6
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=2), st.lists(st.floats(0, 20), min_size=2, max_size=2))
+def test_slower_decay_and_more_bits_never_shorten_the_distance(decays: list[float], bits: list[float]) -> None:
+    assert steps_between_anchors(min(decays), 6, 64) <= steps_between_anchors(max(decays), 6, 64)
+    assert steps_between_anchors(0.9, min(bits), 64) <= steps_between_anchors(0.9, max(bits), 64)
+
+
+@pytest.mark.parametrize("decay", [0.0, -0.0, -1.0, 1e-30, 1e-300, float("nan")])
+def test_a_decay_next_to_nothing_cannot_be_reversed(decay: float) -> None:
+    assert steps_between_anchors(decay, 6, 64) == 0
+
+
+@pytest.mark.parametrize("decay", [0.3, 0.6, 0.9, 0.97, 1.0])
+def test_reversing_loses_no_more_than_the_bits_that_were_allowed(decay: float) -> None:
+    """Measured: K steps forward in float32, K back, against the potential that was there."""
+    torch.manual_seed(0)
+    dynamics = Leaky(
+        Surrogate("atan", (2.0,)), torch.tensor(decay), torch.tensor(1.0), torch.tensor(1.0), "none", graded=False
+    )
+    for bits in (2.0, 4.0, 8.0):
+        steps = steps_between_anchors(decay, bits, 64)
+        v = start = torch.randn(20_000)
+        currents, largest = torch.randn(steps, 20_000), 0.0
+        for x in currents:
+            v = dynamics.charge(x, v, None)
+            largest = max(largest, v.abs().max().item())
+        for x in currents.flip(0):
+            v = dynamics.uncharge(v, x, None)
+        rounding = 2.0 ** math.ceil(math.log2(largest)) * 2**-25  # half a unit in the last place
+        assert (v - start).abs().max() <= 5 * 2**bits * rounding  # a deviate of 5 among 20,000 would be no surprise
