@@ -177,13 +177,19 @@ STEPS = (
 )
 
 
-@pytest.fixture
-def no_collector() -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_there_already() -> Iterator[None]:
+    """What was there before these tests need not be looked at."""
     gc.collect()
-    gc.disable()
-    gc.freeze()  # what is there already need not be looked at
+    gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.disable()
+    yield
     gc.enable()
 
 
