@@ -80,7 +80,7 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
         reason = self.why_plain(input_, held, *parameters) or self._why_host(input_, mem, parameters)
         dynamics = None if reason else self._dynamics(parameters)
         if dynamics is None:
-            self.reversal.ledger.plain(reason or "the surrogate is no Heaviside step, or the reset is none of the host's")
+            self.note_plain(reason or "the surrogate is no Heaviside step, or the reset is none of the host's")
             return super().forward(input_, mem)
 
         if held.shape != input_.shape:
@@ -97,9 +97,10 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
     @property
     def reset(self) -> Tensor:
         """The reset signal of the last step, detached, as the host leaves it; kept as bits until it is asked for."""
-        if isinstance(self._reset, PackedSpikes):
-            return self._reset.binary()
-        return self._reset
+        signal = self.__dict__.get("_reset", self.__dict__.get("reset"))  # the latter from before a conversion
+        if signal is None:
+            raise AttributeError(f"{type(self).__name__} has no reset signal before its first step")
+        return signal.binary() if isinstance(signal, PackedSpikes) else signal
 
     @reset.setter
     def reset(self, signal: Tensor) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from snn_revplugin.dynamics import (
@@ -84,6 +85,8 @@ class _ReversibleNode(ReversibleNeuron):
         if dynamics is None:
             return super().single_step_functional_forward(inputs, states, **kwargs)
         spikes, v = step(dynamics, inputs[0], states[0], self.reversal)
+        if not spikes.is_contiguous():
+            spikes = torch.stack([spikes])[0]  # the host takes a sequence of one step: its strides
         return (spikes,), (v, *states[1:])
 
     def multi_step_functional_forward(
@@ -112,6 +115,10 @@ class _ReversibleNode(ReversibleNeuron):
         dynamics = None
         if reason is None and self._neuron_precision is not None:
             reason = "SpikingJelly's mixed neuron precision needs its own kernels"
+        if reason is None and v.dtype != x.dtype:
+            reason = "the state has another dtype than the input"
+        if reason is None and any(isinstance(each, Tensor) for each in self._constants()):
+            reason = "a threshold, reset or time constant is a tensor"
         if reason is None and any(each.dtype != x.dtype for each in self._learned()):
             reason = "the learned time constant has another dtype than the input"
         if reason is None:
@@ -120,7 +127,7 @@ class _ReversibleNode(ReversibleNeuron):
             if dynamics is None:
                 reason = "the surrogate is not a Heaviside step forward, or learns parameters of its own"
         if reason is not None:
-            self.reversal.ledger.plain(reason)
+            self.note_plain(reason)
         return dynamics
 
     def _build(self) -> Dynamics | None:

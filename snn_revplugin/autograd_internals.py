@@ -63,6 +63,20 @@ def is_leaf_edge(node: Node) -> bool:
     return name_of(node) == "AccumulateGrad"
 
 
+def leaves_of(tensor: Tensor) -> set[Tensor]:
+    """The leaf tensors that a tensor has gradients for."""
+    leaves, seen, nodes = set(), set(), [tensor.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if is_leaf_edge(node):
+            leaves.add(node.variable)
+        nodes.extend(below for below, _ in node.next_functions)
+    return leaves
+
+
 def attribute_of(node: Node, name: str) -> Any:
     """What a node remembers of its operation: ``attribute_of(node, 'stride')``; a list as a tuple."""
     value = getattr(node, "_saved_" + name)

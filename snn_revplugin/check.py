@@ -90,7 +90,7 @@ def check_reversible(
         sample = _random(probe, (1, *shape), seed)[0] if currents is None else currents[0].detach()
         dynamics = _dynamics_of(probe, sample)
         if currents is None:
-            threshold = dynamics.largest_threshold
+            threshold = dynamics.thresholds[1]
             currents = _random(probe, (time_steps, *shape), seed) * threshold + threshold / 2
         return _there_and_back(dynamics, currents.detach())
 

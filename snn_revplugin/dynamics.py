@@ -170,8 +170,9 @@ class Leaky(Dynamics):
         return not self.delayed and self.reset_kind != "none"
 
     @cached_property
-    def largest_threshold(self) -> float:
-        return self.threshold.detach().abs().max().item()
+    def thresholds(self) -> tuple[float, float]:
+        least, most = self.threshold.detach().abs().aminmax()
+        return least.item(), most.item()
 
     @cached_property
     def decay(self) -> float:
@@ -289,8 +290,9 @@ class IntegrateAndFire(Dynamics):
         return self.v_reset is None
 
     @property
-    def largest_threshold(self) -> float:
-        return abs(self.threshold)
+    def thresholds(self) -> tuple[float, float]:
+        """The smallest and the largest threshold of any neuron, as magnitudes."""
+        return abs(self.threshold), abs(self.threshold)
 
     @property
     def rest(self) -> float:
@@ -437,7 +439,7 @@ def steps_between_anchors(decay: float, lost_bits: float, most: int) -> int:
     >>> [steps_between_anchors(a, lost_bits=4, most=64) for a in (0.0, 0.5, 0.9, 0.95, 1.0)]
     [0, 3, 18, 31, 64]
     """
-    if not decay > 0:
+    if not decay > 1e-6:
         return 0
     growth, error, steps = decay**-2, 0.0, 0
     while steps < most:

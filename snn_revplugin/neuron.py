@@ -14,6 +14,7 @@ from .ledger import Ledger
 from .replay import Kept, Recipe
 from .settings import get_settings
 
+PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 NO_GRADIENT = "no gradient is recorded"
 
 
@@ -55,6 +56,11 @@ class ReversibleNeuron:
             self.__dict__["_reversal"] = Reversal()
         return self.__dict__["_reversal"]
 
+    def note_plain(self, reason: str) -> None:
+        """The host's own path is taken."""
+        if not torch.compiler.is_compiling():
+            self.reversal.ledger.plain(reason)
+
     def why_plain(self, current: Tensor, potential: Tensor | None, *parameters: Tensor) -> str | None:
         """Why a call has to take the host's own path, or None if it need not."""
         if not torch.is_grad_enabled():
@@ -67,6 +73,10 @@ class ReversibleNeuron:
             return "another tool (a checkpoint, save_on_cpu) decides here how tensors are saved"
         if not isinstance(current, Tensor) or not current.is_floating_point():
             return "the input is not a floating-point tensor"
+        if type(current) not in PLAIN_TENSORS or current.is_meta:
+            return "the input is a tensor without elements, or of a class of its own"
+        if not isinstance(potential, Tensor):
+            return "the state is not a tensor"
         if not any(each is not None and each.requires_grad for each in (current, potential, *parameters)):
             return NO_GRADIENT
         return None

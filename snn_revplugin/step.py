@@ -94,6 +94,8 @@ class _Step(torch.autograd.Function):
         # A step whose current is lost cannot be charged again: where the reset cannot be undone either, h is kept.
         keeps = charged if call.current is None and not call.invertible and charged is not after else None
         state = State(after.detach(), before, dynamics, call.current, packed, keeps, call.stretch, call.invertible)
+        if call.current is None and keeps is None:
+            state.hold_a_copy()  # nothing could be rebuilt if somebody wrote into the one that is given out
         before.continued(can_be_undone=call.current is not None)
         if call.current is not None:
             call.current.expect()

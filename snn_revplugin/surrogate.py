@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import autograd_internals as internals
+
 
 def _atan(grad: Tensor, z: Tensor, alpha: float) -> Tensor:
     # alpha/2 / (1 + (pi alpha z / 2)**2), with alpha/2 drawn into the denominator
@@ -44,8 +46,13 @@ def _s2nn(grad: Tensor, z: Tensor, alpha: float, beta: float) -> Tensor:
     return torch.where(z < 0, alpha * s * (1 - s), beta / (z + 1)) * grad
 
 
+def _either(condition: Tensor, a: float, b: float, z: Tensor) -> Tensor:
+    """``a`` where the condition holds, else ``b``, in ``z``'s dtype."""
+    return torch.where(condition, z.new_tensor(a), z.new_tensor(b))
+
+
 def _log_tailed_relu(grad: Tensor, z: Tensor, alpha: float) -> Tensor:
-    return torch.where(z > 1, 1 / z, torch.where(z <= 0, alpha, 1.0)) * grad
+    return torch.where(z > 1, 1 / z, _either(z <= 0, alpha, 1.0, z)) * grad
 
 
 # Each takes the gradient at the spikes and z, and gives the gradient at z. It may write into z, and never into the gradient.
@@ -68,11 +75,11 @@ GRADIENTS: dict[str, Callable[..., Tensor]] = {
     "super_spike": lambda grad, z, alpha: alpha * grad / z.abs_().add_(1).square_(),
     "nonzero_sign_log_abs": lambda grad, z, alpha: grad / z.abs_().add_(1 / alpha),
     "erf": lambda grad, z, alpha: z.mul_(alpha).square_().neg_().exp_().mul_(alpha / math.sqrt(math.pi)).mul_(grad),
-    "piecewise_leaky_relu": lambda grad, z, w, c: grad * torch.where(z.abs() < w, 1 / (2 * w), c),
+    "piecewise_leaky_relu": lambda grad, z, w, c: grad * _either(z.abs() < w, 1 / (2 * w), c, z),
     "squarewave_fourier_series": _squarewave,
     "s2nn": _s2nn,
     "q_pseudo_spike": lambda grad, z, alpha: z.abs_().mul_(2 / (alpha - 1)).add_(1).pow_(-alpha).mul_(grad),
-    "leaky_k_relu": lambda grad, z, leak, k: grad * torch.where(z >= 0, k, leak),
+    "leaky_k_relu": lambda grad, z, leak, k: grad * _either(z >= 0, k, leak, z),
     "fake_numerical_gradient": lambda grad, z, alpha: grad * torch.clamp_max(((z >= 0) * 2.0 - 1.0) / z, alpha),
     "log_tailed_relu": _log_tailed_relu,
     "rect": lambda grad, z, alpha: grad * (z.abs() < 0.5 / alpha) * alpha,
@@ -176,16 +183,17 @@ def surrogate_of(function: Callable[[Tensor], Tensor]) -> DifferentiatedSurrogat
     """A user's own spike function as a surrogate, judged by a handful of points around its step.
 
     Returns:
-        None if the function is not the Heaviside step, ``z > 0`` or ``z >= 0``: graded, random or smooth spikes do not fit
-        in one bit.
+        None if the function is not the Heaviside step, ``z > 0`` or ``z >= 0`` (graded, random or smooth spikes do not fit
+        in one bit), or if it learns parameters of its own.
     """
-    points = torch.tensor([-1e4, -2.0, -0.5, -1e-3, -1e-30, 0.0, 1e-30, 1e-3, 0.5, 2.0, 1e4], dtype=torch.float64)
+    far = torch.tensor([-1e4, -2.0, -0.5, -1e-30, 0.0, 1e-30, 0.5, 2.0, 1e4], dtype=torch.float64)
+    points = torch.cat([far, torch.linspace(-0.3, 0.3, 200, dtype=torch.float64)]).requires_grad_()
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         try:
-            spikes = function(points.clone().requires_grad_())
+            spikes = function(points.clone())
         except Exception:  # whatever a user's function raises on these points, it is not the plain step
             return None
-    if not isinstance(spikes, Tensor) or spikes.shape != points.shape:
+    if not isinstance(spikes, Tensor) or spikes.shape != points.shape or internals.leaves_of(spikes) - {points}:
         return None
     for strict, fired in ((True, points > 0), (False, points >= 0)):
         if torch.equal(spikes, fired.to(spikes.dtype)):

@@ -31,6 +31,7 @@ from .spikes import PackedSpikes
 from .versioned import Versioned
 
 INITIAL = "the membrane potentials (the one that the sequence started from)"
+SMALLEST_ON_GRID = 16.0  # thresholds of a layer, and a threshold and the layer's largest potential, may differ by this factor
 LARGEST_REVERSED = 128.0  # in thresholds: beyond it a rounding error could outgrow a residue
 
 
@@ -71,7 +72,19 @@ def initial(potential: Tensor) -> Tensor:
 
 def _is_moderate(potential: Tensor, dynamics: Dynamics) -> bool:
     """Whether no potential is so large, or NaN, that rounding has swallowed those before it."""
-    return potential.numel() == 0 or bool(potential.abs().max() <= LARGEST_REVERSED * dynamics.largest_threshold)
+    return _magnitude(potential) <= LARGEST_REVERSED * dynamics.thresholds[1]
+
+
+def _fits_residue(potential: Tensor, dynamics: Dynamics) -> bool:
+    """Whether a residue on the threshold's grid is fine enough for these potentials and coarse enough for their errors."""
+    least, most = dynamics.thresholds
+    if not (math.isfinite(most) and 0 < most <= SMALLEST_ON_GRID * least):
+        return False
+    return most / SMALLEST_ON_GRID <= _magnitude(potential) <= LARGEST_REVERSED * most
+
+
+def _magnitude(potential: Tensor) -> float:
+    return potential.abs().max().item() if potential.numel() else 0.0
 
 
 class State:
@@ -115,14 +128,18 @@ class State:
             self.is_anchor = False  # the potential follows from what is kept
         self.residue: Residue | None = None
 
+    def hold_a_copy(self) -> None:
+        """Hold a potential of our own, not the one that is given out."""
+        self._held = Versioned(self._held.tensor.clone())
+
     def continued(self, can_be_undone: bool) -> None:
         """A step has started from here: from now on only an anchor is needed, if backward can come back over that step."""
         if self._held is None or not can_be_undone:
             return
         if self.is_anchor:
-            if self.current is None or not self.invertible or not _is_moderate(self._held.tensor, self.dynamics):
+            if self.current is None or not self.invertible or not _fits_residue(self._held.tensor, self.dynamics):
                 return
-            self.residue = Residue(self._held.tensor, self.dynamics.largest_threshold)
+            self.residue = Residue(self._held.tensor, self.dynamics.thresholds[1])
         self._held = None
 
     @property
