@@ -197,10 +197,11 @@ class Leaky(Dynamics):
     def reset(self, h: Tensor, fired: Tensor, resets: Tensor | None = None) -> Tensor:
         if self.delayed or self.reset_kind == "none":
             return h
-        due = self._due(fired, h, resets)
+        due = self._due(fired, resets)
         return h - due * (self.threshold if self.reset_kind == "subtract" else h)
 
-    def _due(self, fired: Tensor, h: Tensor, resets: Tensor) -> Tensor:
+    def _due(self, fired: Tensor, resets: Tensor) -> Tensor:
+        """What the reset at once still has to do: the spikes less those that the last step left to this one."""
         return (fired * self.factor) / self.factor - resets
 
     def unreset(self, v: Tensor, fired: PackedSpikes) -> Tensor:
@@ -228,7 +229,7 @@ class Leaky(Dynamics):
         grad_threshold = grad_factor = None
         # The casts below are the host's: its spikes and resets may be float32 next to a float64 potential.
         if grad_v is not None and self.reset_needs_resets:
-            due = self._due(moment.fired, h, moment.resets)
+            due = self._due(moment.fired, moment.resets)
             by = self.threshold if self.reset_kind == "subtract" else h
             grad_product = -grad_v.to(torch.result_type(due, by))
             if self.reset_kind == "zero":
@@ -252,7 +253,7 @@ class Leaky(Dynamics):
             grad_h = grad_z if grad_h is None else _sum(grad_z, grad_h)
         decay = self.beta.clamp(0, 1)
         if self.reset_kind == "subtract" and learned[1]:
-            # The host multiplies the signal, always float32, with the threshold before it subtracts.
+            # The host multiplies the signal with the threshold, in their dtype, before it subtracts.
             product = torch.result_type(moment.resets, self.threshold)
             grad_threshold = _added(grad_threshold, _sum_to(-grad_h.to(product) * moment.resets, self.threshold))
         grad_beta = None

@@ -22,7 +22,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..scratch import scratch
+from ..scratch import Scratch, scratch
 from ..spikes import PackedSpikes
 from ..versioned import Versioned
 
@@ -162,11 +162,7 @@ class Recipe(Value):
         return self.take()[0]
 
     def take(self) -> tuple[Tensor, bool]:
-        values = scratch()
-        reading = values.get(self)
-        if reading is None:
-            reading = values[self] = _Reading(self.readers)
-        reading.left -= 1
+        values, reading = self._next_reader()
         value, owned = reading.value, False
         if value is None:
             value, owned = self._compute()
@@ -176,6 +172,15 @@ class Recipe(Value):
         if not self.cheap:
             reading.value = value
         return value, owned and self.cheap
+
+    def _next_reader(self) -> tuple[Scratch, _Reading]:
+        """One reader of this backward pass has come, or will not come; how many are left."""
+        values = scratch()
+        reading = values.get(self)
+        if reading is None:
+            reading = values[self] = _Reading(self.readers)
+        reading.left -= 1
+        return values, reading
 
     def peek(self, known: dict[int, Tensor] | None = None) -> Tensor:
         reading = scratch().get(self)
@@ -188,11 +193,7 @@ class Recipe(Value):
         return known[id(self)]
 
     def release(self) -> None:
-        values = scratch()
-        reading = values.get(self)
-        if reading is None:
-            reading = values[self] = _Reading(self.readers)
-        reading.left -= 1
+        values, reading = self._next_reader()
         if reading.left <= 0:
             del values[self]
             if reading.value is None:
