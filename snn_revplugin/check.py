@@ -99,16 +99,16 @@ def _there_and_back(dynamics: Dynamics, currents: Tensor) -> Reversibility:
     """Take the steps and run a backward pass over them, which has every potential again on its way."""
     errors: list[float] = []
     dynamics = copy.copy(dynamics)
-    gradient = dynamics.gradient
+    gradient_of_charge = dynamics.gradient_of_charge
 
     def comparing(
-        grad_spikes: Tensor | None, grad_v: Tensor | None, moment: Moment, learned: tuple[bool, ...]
+        grad_h: Tensor, moment: Moment, learned: tuple[bool, ...], out: Tensor | None = None
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
         right = path[len(currents) - 1 - len(errors)]
         errors.append((moment.before.double() - right.double()).abs().max().item())
-        return gradient(grad_spikes, grad_v, moment, learned)
+        return gradient_of_charge(grad_h, moment, learned, out)
 
-    dynamics.gradient = comparing
+    dynamics.gradient_of_charge = comparing
     reversal, v, path = Reversal(), torch.zeros_like(currents[0]), []
     currents = currents.clone().requires_grad_()
     for x in currents:

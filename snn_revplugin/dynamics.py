@@ -47,6 +47,8 @@ class Moment(Protocol):
     def fired(self) -> Tensor: ...  # s
     @property
     def resets(self) -> Tensor | None: ...  # a delayed reset's signal, see Leaky
+    @property
+    def current(self) -> Tensor | None: ...  # x, or None where it cannot be had
 
 
 @dataclass(eq=False)
@@ -59,6 +61,8 @@ class Dynamics:
     delayed = False  # whether a step's spikes reset the potential in the next step's charge
     has_resets = False  # whether resets() gives a signal at all
     reset_needs_resets = False  # whether reset() reads the signal of resets()
+    in_parts = False  # whether the host's spikes, and a reset at once, hang on graph nodes of their own
+    gradient_reads_current = False  # whether gradient_of_charge() reads the current
     charged_is_kept = False  # whether the potential after a step is the charged one
     graded_factor = None  # what multiplies the spikes
 
@@ -103,6 +107,36 @@ class Dynamics:
         fired = self.fires(h)
         return fired, self.spikes(fired), h, self.reset(h, fired, resets)
 
+    def gradient(
+        self,
+        grad_spikes: Tensor | None,
+        grad_v: Tensor | None,
+        moment: Moment,
+        learned: tuple[bool, ...],
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+        """The whole step's derivative: through the reset, the spikes and the charge, one after the other.
+
+        Args:
+            grad_spikes, grad_v: the gradients at what the step gave; not both None.
+            learned: which of the parameters need theirs.
+            out: where the gradient at the current may be written; it may hold ``h`` and is read no more afterwards.
+
+        Returns:
+            The gradients at the current, at the potential before, and at the parameters.
+        """
+        grad_h, totals = None, (None,) * len(learned)
+        if grad_v is not None:
+            grad_h, through_spikes, totals = self.gradient_of_reset(grad_v, moment, learned)
+            if through_spikes is not None:
+                grad_spikes = through_spikes if grad_spikes is None else grad_spikes + through_spikes
+        if grad_spikes is not None:
+            grad_z, grads = self.gradient_of_fire(grad_spikes, moment, learned)
+            grad_h = grad_z if grad_h is None else _sum(grad_z, grad_h)
+            totals = _both(totals, grads)
+        grad_x, grad_before, grads = self.gradient_of_charge(grad_h, moment, learned, out)
+        return grad_x, grad_before, _both(totals, grads)
+
     def stretch(self, lost_bits: float, most: int) -> int:
         """The steps between two anchors, see :func:`steps_between_anchors`; read off the parameters once."""
         key = lost_bits, most
@@ -133,6 +167,8 @@ class Leaky(Dynamics):
     reset_kind: str  # 'subtract', 'zero', 'none'
     delayed: bool = True
     graded: bool = True  # False where the factor is a constant one
+
+    in_parts = True
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -217,55 +253,54 @@ class Leaky(Dynamics):
             )
         return v.div_(self.beta.clamp(0, 1))
 
-    def gradient(
-        self,
-        grad_spikes: Tensor | None,
-        grad_v: Tensor | None,
-        moment: Moment,
-        learned: tuple[bool, ...],
-        out: Tensor | None = None,
+    def gradient_of_reset(
+        self, grad_v: Tensor, moment: Moment, learned: tuple[bool, ...]
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor | None, ...]]:
+        if not self.reset_needs_resets:
+            return grad_v, None, (None, None, None)
+        # The casts here and below are the host's: its spikes and resets may be float32 next to a float64 potential.
+        due = self._due(moment.fired, moment.resets)
+        by = self.threshold if self.reset_kind == "subtract" else moment.charged
+        grad_product = -grad_v.to(torch.result_type(due, by))
+        grad_h, grad_threshold, grad_factor = grad_v, None, None
+        if self.reset_kind == "zero":
+            grad_h = grad_v + grad_product * due
+        elif learned[1]:
+            grad_threshold = _sum_to(grad_product * due, self.threshold)
+        grad_due = (grad_product * by).to(due.dtype)
+        if learned[2]:
+            grad_factor = _sum_to(-grad_due * (self.spikes(moment.fired) / self.factor / self.factor), self.factor)
+        return grad_h, grad_due / self.factor, (None, grad_threshold, grad_factor)
+
+    def gradient_of_fire(
+        self, grad_spikes: Tensor, moment: Moment, learned: tuple[bool, ...]
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        h = moment.charged
+        grad_binary = grad_spikes * self.factor if self.graded else grad_spikes
+        # The host rounds to the dtype that its surrogate's spikes have.
+        grad_binary = grad_binary.to(self.surrogate.dtype_of_spikes(h))
+        grad_z = self.surrogate.gradient(grad_binary, h - self.threshold)
+        grad_threshold = _sum_to(-grad_z, self.threshold) if learned[1] else None
+        grad_factor = _sum_to(grad_spikes * moment.fired, self.factor) if learned[2] else None
+        return grad_z, (None, grad_threshold, grad_factor)
+
+    def gradient_of_charge(
+        self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...], out: Tensor | None = None
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
-        h, grad_h = moment.charged, grad_v
-        grad_threshold = grad_factor = None
-        # The casts below are the host's: its spikes and resets may be float32 next to a float64 potential.
-        if grad_v is not None and self.reset_needs_resets:
-            due = self._due(moment.fired, moment.resets)
-            by = self.threshold if self.reset_kind == "subtract" else h
-            grad_product = -grad_v.to(torch.result_type(due, by))
-            if self.reset_kind == "zero":
-                grad_h = grad_v + grad_product * due
-            elif learned[1]:
-                grad_threshold = _sum_to(grad_product * due, self.threshold)
-            grad_due = (grad_product * by).to(due.dtype)
-            if learned[2]:
-                grad_factor = _sum_to(-grad_due * (self.spikes(moment.fired) / self.factor / self.factor), self.factor)
-            grad_due = grad_due / self.factor
-            grad_spikes = grad_due if grad_spikes is None else grad_spikes + grad_due
-        if grad_spikes is not None and learned[2]:
-            grad_factor = _added(grad_factor, _sum_to(grad_spikes * moment.fired, self.factor))
-        if grad_spikes is not None:
-            grad_binary = grad_spikes * self.factor if self.graded else grad_spikes
-            # The host rounds to the dtype that its surrogate's spikes have.
-            grad_binary = grad_binary.to(self.surrogate.dtype_of_spikes(h))
-            grad_z = self.surrogate.gradient(grad_binary, h - self.threshold)
-            if learned[1]:
-                grad_threshold = _added(grad_threshold, _sum_to(-grad_z, self.threshold))
-            grad_h = grad_z if grad_h is None else _sum(grad_z, grad_h)
-        decay = self.beta.clamp(0, 1)
+        grad_beta = grad_threshold = None
         if self.reset_kind == "subtract" and learned[1]:
             # The host multiplies the signal with the threshold, in their dtype, before it subtracts.
             product = torch.result_type(moment.resets, self.threshold)
-            grad_threshold = _added(grad_threshold, _sum_to(-grad_h.to(product) * moment.resets, self.threshold))
-        grad_beta = None
+            grad_threshold = _sum_to(-grad_h.to(product) * moment.resets, self.threshold)
         if learned[0]:
             v = moment.before
             if self.reset_kind == "zero":
                 v = (1 - moment.resets) * v
             grad_beta = _sum_to(grad_h * v, self.beta) * self._slope_of_clamp
-        grad_before = grad_h * decay
+        grad_before = grad_h * self.beta.clamp(0, 1)
         if self.reset_kind == "zero":
             grad_before = grad_before * (1 - moment.resets)
-        return grad_h, grad_before, (grad_beta, grad_threshold, grad_factor)
+        return grad_h, grad_before, (grad_beta, grad_threshold, None)
 
 
 @dataclass(eq=False)
@@ -315,27 +350,22 @@ class IntegrateAndFire(Dynamics):
     def uncharge(self, h: Tensor, x: Tensor, resets: None) -> Tensor:
         return h - x
 
-    def gradient(
-        self,
-        grad_spikes: Tensor | None,
-        grad_v: Tensor | None,
-        moment: Moment,
-        learned: tuple[bool, ...],
-        out: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
-        h, grad_h = moment.charged, grad_v
-        if grad_v is not None and self.v_reset is not None:
-            grad_h = (1.0 - moment.fired).mul_(grad_v)
-        if grad_v is not None and not self.detach_reset:
-            through_reset = grad_v * (-self.threshold if self.v_reset is None else self.v_reset - h)
-            grad_spikes = through_reset if grad_spikes is None else grad_spikes + through_reset
-        if grad_spikes is not None:
-            grad_z = self.surrogate.gradient(grad_spikes, h - self.threshold)
-            grad_h = grad_z if grad_h is None else grad_h.add_(grad_z) if grad_h is not grad_v else grad_h + grad_z
-        return self.gradient_of_charge(grad_h, moment, learned, out)
+    def gradient_of_reset(
+        self, grad_v: Tensor, moment: Moment, learned: tuple[bool, ...]
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor | None, ...]]:
+        through_spikes = None
+        if not self.detach_reset:
+            through_spikes = grad_v * (-self.threshold if self.v_reset is None else self.v_reset - moment.charged)
+        grad_h = grad_v if self.v_reset is None else (1.0 - moment.fired).mul_(grad_v)
+        return grad_h, through_spikes, (None,) * len(learned)
+
+    def gradient_of_fire(
+        self, grad_spikes: Tensor, moment: Moment, learned: tuple[bool, ...]
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        return self.surrogate.gradient(grad_spikes, moment.charged - self.threshold), (None,) * len(learned)
 
     def gradient_of_charge(
-        self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...], out: Tensor | None
+        self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...], out: Tensor | None = None
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
         return grad_h, grad_h, ()
 
@@ -377,7 +407,7 @@ class LeakyIntegrateAndFire(IntegrateAndFire):
         return (h - x - self.leak(torch.full_like(h, rest))) / self.decay if rest else (h - x) / self.decay
 
     def gradient_of_charge(
-        self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...], out: Tensor | None
+        self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...], out: Tensor | None = None
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
         leaked = self.leak(grad_h, out if self.decay_input else None)
         return leaked if self.decay_input else grad_h, grad_h - leaked, ()
@@ -391,6 +421,10 @@ class ParametricLeakyIntegrateAndFire(LeakyIntegrateAndFire):
     """
 
     w: Tensor = None
+
+    @property
+    def gradient_reads_current(self) -> bool:
+        return self.decay_input and self.w.requires_grad
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -409,14 +443,16 @@ class ParametricLeakyIntegrateAndFire(LeakyIntegrateAndFire):
         return torch.mul(difference, self.rate, out=out)
 
     def gradient_of_charge(
-        self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...], out: Tensor | None
+        self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...], out: Tensor | None = None
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
         grad_w = None
         if learned[0]:
-            if self.decay_input:  # h - v = rate (x - (v - v_rest))
-                grad_rate = (grad_h * (moment.charged - moment.before)).sum() / self.rate
-            else:
+            if not self.decay_input:
                 grad_rate = (grad_h * (self.rest - moment.before)).sum()
+            elif moment.current is None:  # h - v = rate (x - (v - v_rest))
+                grad_rate = (grad_h * (moment.charged - moment.before)).sum() / self.rate
+            else:  # a rate of 1/50 would magnify the rounding of a reversed v
+                grad_rate = (grad_h * (moment.current - (moment.before - self.rest))).sum()
             grad_w = (grad_rate * self.rate * (1 - self.rate)).to(self.w.dtype)
         grad_x, grad_before, _ = super().gradient_of_charge(grad_h, moment, learned, out)
         return grad_x, grad_before, (grad_w,)
@@ -461,5 +497,6 @@ def _sum_to(grad: Tensor, parameter: Tensor) -> Tensor:
     return grad.sum_to_size(parameter.shape).to(parameter.dtype)
 
 
-def _added(a: Tensor | None, b: Tensor) -> Tensor:
-    return b if a is None else a + b
+def _both(totals: tuple[Tensor | None, ...], grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """Two sets of parameters' gradients, added."""
+    return tuple(b if a is None else a if b is None else a + b for a, b in zip(totals, grads, strict=True))

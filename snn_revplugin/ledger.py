@@ -28,10 +28,10 @@ class Ledger:
     boundaries: Counter[str] = field(default_factory=Counter)  # not known, so what they saved stays
     reasons: Counter[str] = field(default_factory=Counter)  # for taking the host's own path
 
-    def took_step(self, state: State, stretch: int) -> None:
+    def took_step(self, state: State) -> None:
         self.steps += 1
         self._took(state.fired)
-        self.stretch = stretch if state.current is not None else 1
+        self.stretch = state.stretch if state.current is not None else 1
         if state.before.residue is not None:
             self.potential_bytes += state.before.residue.bits.nbytes
         elif state.before.is_anchor and state.before.before is not None:

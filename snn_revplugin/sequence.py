@@ -144,6 +144,8 @@ def _scan(dynamics: Dynamics, currents: Tensor, owned: bool, v: Tensor) -> Tenso
 class _Moment:
     """One time step of a sequence whose charged potentials are all at hand; satisfies :class:`.dynamics.Moment`."""
 
+    current = None  # the charged potentials may have been written over the currents
+
     def __init__(self, dynamics: Dynamics, charged: Tensor, start: Tensor, t: int) -> None:
         self.dynamics, self.path, self.start, self.t = dynamics, charged, start, t
 

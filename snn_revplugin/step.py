@@ -1,4 +1,8 @@
-"""One time step of a reversible neuron as an autograd Function: for snnTorch, and for SpikingJelly's step mode 's'.
+"""One time step of a reversible neuron in autograd Functions: for snnTorch, and for SpikingJelly's step mode 's'.
+
+A gradient can be taken, or changed by a hook, wherever the host's graph has an edge. SpikingJelly's step is one node with two
+outputs; snnTorch's spikes are computed from the potential that it gives out, so there charge, fire and reset are nodes of
+their own.
 
 Forward keeps the spikes as bits, the input current as a recipe and a link in the chain of states. Backward has the step's
 potential from the chain, applies the derivative in closed form, and hands the potential of the step before down. No
@@ -7,7 +11,7 @@ graph of the node is built again.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,28 +19,17 @@ from torch import Tensor
 from . import autograd_internals as internals
 from .dynamics import Dynamics
 from .neuron import Reversal
-from .replay import FIRED, Spikes, Value, recipe_of
+from .replay import FIRED, Spikes, recipe_of
 from .settings import get_settings
 from .spikes import PackedSpikes
 from .trajectory import Moment, State, initial
 
-STATE = "snn_revplugin_state"  # where the graph node of a step offers the state it led to
+STATE = "snn_revplugin_state"  # where the graph node that gave a potential out offers its state
 SECOND_PASS = (
     "Trying to backward through a reversible neuron's time step a second time (or its spikes were freed by a backward "
     "without retain_graph). Specify retain_graph=True if you need to backward through the graph a second time, or detach the "
     "membrane potential between two sequences."
 )
-
-
-class Call(NamedTuple):
-    """What a step is given besides tensors."""
-
-    dynamics: Dynamics
-    before: State
-    current: Value | None
-    stretch: int
-    invertible: bool
-    reversal: Reversal
 
 
 def step(dynamics: Dynamics, current: Tensor, potential: Tensor, reversal: Reversal) -> tuple[Tensor, Tensor]:
@@ -54,8 +47,20 @@ def step(dynamics: Dynamics, current: Tensor, potential: Tensor, reversal: Rever
     """
     value = recipe_of(current, reversal)
     before = _start_from(potential, dynamics)
-    call = Call(dynamics, before, value, *stretch_of(dynamics, potential.dtype), reversal)
-    return _Step.apply(current, potential, call, *dynamics.parameters)
+    state = State(before, dynamics, value, *stretch_of(dynamics, potential.dtype))
+    parameters = dynamics.parameters
+    if not dynamics.in_parts:
+        spikes, after = _Step.apply(current, potential, state, *parameters)
+    else:
+        charged = after = _Charge.apply(current, potential, state, *parameters)
+        spikes = _Fire.apply(charged, state, *parameters)
+        if dynamics.reset_needs_resets:
+            after = _Reset.apply(charged, spikes, state, potential.detach(), *parameters)
+    before.continued(can_be_undone=value is not None)
+    if value is not None:
+        value.expect()
+    reversal.ledger.took_step(state)
+    return spikes, after
 
 
 def stretch_of(dynamics: Dynamics, dtype: torch.dtype) -> tuple[int, bool]:
@@ -71,7 +76,7 @@ def stretch_of(dynamics: Dynamics, dtype: torch.dtype) -> tuple[int, bool]:
 def state_of(potential: Tensor) -> State | None:
     """The state that a step left with the potential it returned, unless somebody has written into that since."""
     state = getattr(potential.grad_fn, STATE, None)
-    if state is None or potential.output_nr != 1 or potential._version != state.version:
+    if state is None or potential.output_nr != state.output or potential._version != state.version:
         return None
     return state
 
@@ -82,47 +87,137 @@ def _start_from(potential: Tensor, dynamics: Dynamics) -> State:
     if state is not None and state.dynamics is dynamics:
         return state
     with torch.no_grad():
-        return State(initial(potential))
+        return State.first(initial(potential))
 
 
 class _Step(torch.autograd.Function):
+    """Charge, fire and reset as one node with two outputs."""
+
     @staticmethod
-    def forward(ctx: Any, current: Tensor, potential: Tensor, call: Call, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        dynamics, before = call.dynamics, call.before
-        fired, spikes, charged, after = dynamics.step(current, potential)
-        packed = PackedSpikes(fired.bool(), fired.dtype, dynamics.graded_factor)
-        # A step whose current is lost cannot be charged again: where the reset cannot be undone either, h is kept.
-        keeps = charged if call.current is None and not call.invertible and charged is not after else None
-        state = State(after.detach(), before, dynamics, call.current, packed, keeps, call.stretch, call.invertible)
-        if call.current is None and keeps is None:
-            state.hold_a_copy()  # nothing could be rebuilt if somebody wrote into the one that is given out
-        before.continued(can_be_undone=call.current is not None)
-        if call.current is not None:
-            call.current.expect()
+    def forward(ctx: Any, current: Tensor, potential: Tensor, state: State, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        if not dynamics.spikes_carry_gradient:
-            ctx.mark_non_differentiable(spikes)
-        ctx.types = current.dtype, potential.dtype
+        fired, spikes, charged, after = state.dynamics.step(current, potential)
+        _fire(ctx, state, fired, spikes)
+        state.reach(after, charged, output=1)
         setattr(ctx, STATE, state)
-        setattr(ctx, FIRED, Spikes(packed, spikes))
-        call.reversal.ledger.took_step(state, call.stretch)
+        ctx.types = current.dtype, potential.dtype
         return spikes, after
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_spikes: Tensor | None, grad_potential: Tensor | None) -> tuple[Tensor | None, ...]:
-        state = getattr(ctx, STATE)
-        if state is None:
-            raise RuntimeError(SECOND_PASS)
+        state = _state_in(ctx)
         if grad_spikes is None and grad_potential is None:
             return (None,) * len(ctx.needs_input_grad)
-        state.dynamics.check_unchanged()
-        moment = Moment(state)
+        moment = Moment.of(state)
         moment.hand_down()  # first, so that what reversing takes is gone before the gradients come
         grad_x, grad_v, grads = state.dynamics.gradient(grad_spikes, grad_potential, moment, ctx.needs_input_grad[3:])
         moment.close()
-        if not internals.pass_keeps_graph():
-            # Whoever holds the last potential holds this node: it must not hold the sequence's bits in turn.
-            setattr(ctx, STATE, None)
-            setattr(ctx, FIRED, None)
+        _let_go(ctx)
         return grad_x.to(ctx.types[0]), grad_v.to(ctx.types[1]), None, *grads
+
+
+class _Charge(torch.autograd.Function):
+    """The current and the potential, to the charged potential: the first of the nodes that stand for one time step of a host
+    whose spikes are computed from the potential that it gives out."""
+
+    @staticmethod
+    def forward(ctx: Any, current: Tensor, potential: Tensor, state: State, *parameters: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        dynamics = state.dynamics
+        charged = dynamics.charge(current, potential, dynamics.resets(potential))
+        if not dynamics.reset_needs_resets:
+            state.reach(charged, charged, output=0)
+            setattr(ctx, STATE, state)
+        ctx.state = state
+        ctx.types = current.dtype, potential.dtype
+        return charged
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_charged: Tensor | None) -> tuple[Tensor | None, ...]:
+        state = _state_in(ctx)
+        if grad_charged is None:
+            return (None,) * len(ctx.needs_input_grad)
+        moment = Moment.of(state)
+        moment.hand_down()
+        grad_x, grad_v, grads = state.dynamics.gradient_of_charge(grad_charged, moment, ctx.needs_input_grad[3:])
+        moment.close()
+        _let_go(ctx)
+        return grad_x.to(ctx.types[0]), grad_v.to(ctx.types[1]), None, *grads
+
+
+class _Fire(torch.autograd.Function):
+    """The charged potential to spikes."""
+
+    @staticmethod
+    def forward(ctx: Any, charged: Tensor, state: State, *parameters: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        fired = state.dynamics.fires(charged)
+        spikes = state.dynamics.spikes(fired)
+        _fire(ctx, state, fired, spikes)
+        return spikes
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_spikes: Tensor | None) -> tuple[Tensor | None, ...]:
+        state = _state_in(ctx)
+        if grad_spikes is None:
+            return (None,) * len(ctx.needs_input_grad)
+        grad_h, grads = state.dynamics.gradient_of_fire(grad_spikes, Moment.of(state), ctx.needs_input_grad[2:])
+        _let_go(ctx)
+        return grad_h, None, *grads
+
+
+class _Reset(torch.autograd.Function):
+    """The charged potential and the spikes, to the potential after a reset at once."""
+
+    @staticmethod
+    def forward(ctx: Any, charged: Tensor, spikes: Tensor, state: State, potential: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        dynamics = state.dynamics
+        after = dynamics.reset(charged, state.fired.binary(), dynamics.resets(potential))
+        state.reach(after, charged, output=0)
+        setattr(ctx, STATE, state)
+        ctx.state = state
+        return after
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_potential: Tensor | None) -> tuple[Tensor | None, ...]:
+        state = _state_in(ctx)
+        if grad_potential is None:
+            return (None,) * len(ctx.needs_input_grad)
+        learned = ctx.needs_input_grad[4:]
+        grad_h, grad_spikes, grads = state.dynamics.gradient_of_reset(grad_potential, Moment.of(state), learned)
+        _let_go(ctx)
+        return grad_h, grad_spikes, None, None, *grads
+
+
+def _fire(ctx: Any, state: State, fired: Tensor, spikes: Tensor) -> None:
+    """Keep the spikes as bits, for the layers above to find at the node that fired them."""
+    state.fired = PackedSpikes(fired.bool(), fired.dtype, state.dynamics.graded_factor)
+    if not state.dynamics.spikes_carry_gradient:
+        ctx.mark_non_differentiable(spikes)
+    ctx.state = state
+    setattr(ctx, FIRED, Spikes(state.fired, spikes))
+
+
+def _state_in(ctx: Any) -> State:
+    """The state of a node's time step.
+
+    Raises:
+        RuntimeError: a backward has let go of it, or a parameter has been written into since.
+    """
+    state = ctx.state
+    if state is None:
+        raise RuntimeError(SECOND_PASS)
+    state.dynamics.check_unchanged()
+    return state
+
+
+def _let_go(ctx: Any) -> None:
+    """Whoever holds the last potential holds its node: once differentiated, it must not hold the sequence's bits in turn."""
+    if not internals.pass_keeps_graph():
+        for name in ("state", STATE, FIRED):
+            setattr(ctx, name, None)

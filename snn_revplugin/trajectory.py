@@ -91,46 +91,60 @@ class State:
     """The membrane potential after a time step.
 
     Args:
-        potential: the potential itself, an alias that no graph hangs on.
         before: the state that the step started from; None for the first of a chain.
-        dynamics, current, fired: the step that led here: its equations, its input current as it can be had again (None if it
-            cannot), its spikes.
-        charged: the potential before the reset, for a step whose current cannot be had again.
+        dynamics: the equations of the step that leads here.
+        current: its input current as it can be had again, or None if it cannot.
         stretch: the steps between anchors.
         invertible: whether time may be reversed over the step; otherwise its potential is rebuilt forward.
+
+    Attributes:
+        fired: the step's spikes.
+        output, version: which output of its graph node the potential is, and the version of the tensor that was given out.
     """
 
     __slots__ = (
-        "_held", "_kept_charged", "before", "current", "dynamics", "fired", "index", "invertible", "is_anchor", "residue",
-        "version",
+        "_held", "_kept_charged", "before", "current", "dynamics", "fired", "index", "invertible", "is_anchor", "output",
+        "residue", "stretch", "version",
     )  # fmt: skip
 
     def __init__(
-        self,
-        potential: Tensor,
-        before: State | None = None,
-        dynamics: Dynamics | None = None,
-        current: Value | None = None,
-        fired: PackedSpikes | None = None,
-        charged: Tensor | None = None,
-        stretch: int = 1,
-        invertible: bool = False,
+        self, before: State | None, dynamics: Dynamics | None, current: Value | None, stretch: int, invertible: bool
     ) -> None:
-        self._held: Versioned | None = Versioned(potential)
-        self.version = potential._version
-        self.before, self.dynamics, self.current, self.fired = before, dynamics, current, fired
-        self._kept_charged = charged
+        self.before, self.dynamics, self.current = before, dynamics, current
+        self.stretch, self.invertible = stretch, invertible
         self.index = 0 if before is None else before.index + 1
-        self.invertible = invertible
+        self._held: Versioned | None = None
+        self._kept_charged: Tensor | None = None
+        self.fired: PackedSpikes | None = None
+        self.residue: Residue | None = None
+        self.output = self.version = 0
         # A step whose current cannot be had again cannot be stepped over, in either direction.
         self.is_anchor = before is None or current is None or self.index % stretch == 0
-        if self.keeps_charged and not dynamics.reset_needs_resets:
-            self.is_anchor = False  # the potential follows from what is kept
-        self.residue: Residue | None = None
 
-    def hold_a_copy(self) -> None:
-        """Hold a potential of our own, not the one that is given out."""
-        self._held = Versioned(self._held.tensor.clone())
+    @classmethod
+    def first(cls, potential: Tensor) -> State:
+        """The state that a chain starts from."""
+        state = cls(None, None, None, 1, False)
+        state._held = Versioned(potential)
+        return state
+
+    def reach(self, potential: Tensor, charged: Tensor, output: int) -> None:
+        """The step has been taken.
+
+        Args:
+            potential: the potential that is given out, as ``output`` of the step's graph node.
+            charged: the potential before the reset.
+        """
+        self._held, self.output, self.version = Versioned(potential.detach()), output, potential._version
+        if self.current is not None:
+            return
+        if not self.invertible and charged is not potential:
+            self._kept_charged = charged.detach()
+            if not self.dynamics.reset_needs_resets:
+                self.is_anchor = False  # the potential follows from what is kept
+        else:
+            # Nothing could be rebuilt if somebody wrote into the potential that is given out.
+            self._held = Versioned(self._held.tensor.clone())
 
     def continued(self, can_be_undone: bool) -> None:
         """A step has started from here: from now on only an anchor is needed, if backward can come back over that step."""
@@ -160,11 +174,14 @@ class State:
     @property
     def charged(self) -> Tensor | None:
         """The potential before the reset, where it is kept or where this backward pass has left it."""
-        return self._kept_charged if self._kept_charged is not None else scratch().get(self)
+        if self._kept_charged is not None:
+            return self._kept_charged
+        moment = scratch().get(self)
+        return None if moment is None else moment.__dict__.get("charged")
 
     @charged.setter
     def charged(self, h: Tensor) -> None:
-        scratch()[self] = h
+        Moment.of(self).charged = h
 
     @property
     def at_hand(self) -> bool:
@@ -198,10 +215,6 @@ class State:
                     state.before.charged = charged_before
         self.charged = charged
 
-    def forget(self) -> None:
-        """Backward has gone past."""
-        scratch().pop(self, None)
-
 
 class once:
     """A property that is computed when it is first asked for (``functools.cached_property`` without its lock, which costs more
@@ -222,8 +235,21 @@ class Moment:
     def __init__(self, state: State) -> None:
         self.state, self.dynamics = state, state.dynamics
         self.read_current = False
-        # Handed down from above, the potential has been judged at the last anchor.
-        self.invertible = state.invertible and (
+
+    @classmethod
+    def of(cls, state: State) -> Moment:
+        """The one that the nodes of a time step share in this backward pass."""
+        values = scratch()
+        moment = values.get(state)
+        if moment is None:
+            moment = values[state] = cls(state)
+        return moment
+
+    @once
+    def invertible(self) -> bool:
+        """Whether the step can be reversed. A potential handed down from above has been judged at the last anchor."""
+        state = self.state
+        return state.invertible and (
             state.before.at_hand or state.charged is not None or _is_moderate(state.potential(), self.dynamics)
         )
 
@@ -232,9 +258,9 @@ class Moment:
         return self.state.fired.binary()
 
     @once
-    def current(self) -> Tensor:
+    def current(self) -> Tensor | None:
         self.read_current = True
-        return self.state.current.value()
+        return None if self.state.current is None else self.state.current.value()
 
     @once
     def charged(self) -> Tensor:
@@ -268,11 +294,12 @@ class Moment:
         before = self.state.before
         if self.invertible and not before.at_hand:
             before.charged = self.dynamics.unreset(self.before, before.fired)
-            self.__dict__.pop("current", None)
+            if not self.dynamics.gradient_reads_current:
+                self.__dict__.pop("current", None)
             self.__dict__.pop("resets", None)
 
     def close(self) -> None:
         """Let go of what was had for this step."""
         if not self.read_current and self.state.current is not None:
             self.state.current.release()
-        self.state.forget()
+        scratch().pop(self.state, None)

@@ -107,7 +107,7 @@ class Seen:
     def __init__(self, dynamics: Dynamics, x: Tensor, v: Tensor) -> None:
         with torch.no_grad():
             self.fired, self.spikes, self.charged, self.after = dynamics.step(x, v)
-            self.before, self.resets = v.detach(), dynamics.resets(v.detach())
+            self.current, self.before, self.resets = x.detach(), v.detach(), dynamics.resets(v.detach())
 
 
 def draw(seed: int = 0) -> tuple[Tensor, Tensor]:

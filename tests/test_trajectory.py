@@ -474,23 +474,10 @@ def host_can(kind: str, source: str, scenario: Callable[[Cell], dict]) -> bool:
     return True
 
 
-ONE_NODE = (
-    "a step's spikes and potential are outputs of one graph node, so a gradient taken or changed at the potential (or, with a "
-    "reset at once, at the spikes) in mid-graph lacks the way through the other output; see docs/how-it-works.md"
-)
-TAKEN_IN_MID_GRAPH = {
-    "gradients_of_a_membrane": lambda kind: kind.startswith("Leaky") and "at once" not in kind,
-    "a_hook_that_clips_the_membranes_gradient": lambda kind: kind.startswith("Leaky") and "at once" not in kind,
-    "gradients_of_spikes": lambda kind: "at once" in kind and "none" not in kind,
-}
-
-
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
-def test_chain_rule(scenario: Callable[[Cell], dict], kind: str, source: str, request: pytest.FixtureRequest) -> None:
-    if TAKEN_IN_MID_GRAPH.get(scenario.__name__, lambda _: False)(kind):
-        request.applymarker(pytest.mark.xfail(reason=ONE_NODE, strict=True))
+def test_chain_rule(scenario: Callable[[Cell], dict], kind: str, source: str) -> None:
     kinds, options = KINDS[kind]
 
     def program(make: MakeNeuron) -> Observed:
@@ -541,16 +528,7 @@ DECAYS = {
 }
 
 
-SLOW_PLIF = "the gradient of w reads (h - v) / rate, whose rounding a rate of 1/50 magnifies: 6e-5 where 2e-5 is allowed"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(each, marks=pytest.mark.xfail(reason=SLOW_PLIF, strict=True)) if each == "PLIF 50.0" else each
-        for each in DECAYS
-    ],
-)
+@pytest.mark.parametrize("name", DECAYS)
 def test_rounding_is_bounded_over_long_sequences(name: str) -> None:
     kinds, options = DECAYS[name]
     agree(lambda make: _layers(make, options, length=150), *kinds)
