@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -137,6 +137,25 @@ class Dynamics:
         grad_x, grad_before, grads = self.gradient_of_charge(grad_h, moment, learned, out)
         return grad_x, grad_before, _both(totals, grads)
 
+    # The parts of a step whose host has them on graph nodes of their own; snn_revplugin.kernels computes them all in the first.
+
+    def begin(self, state: Any, x: Tensor, v: Tensor) -> Tensor:
+        """The charged potential."""
+        return self.charge(x, v, self.resets(v))
+
+    def fire(self, state: Any, charged: Tensor) -> tuple[Tensor, Tensor]:
+        """Zeros and ones, and the spikes that are made of them."""
+        fired = self.fires(charged)
+        return fired, self.spikes(fired)
+
+    def finish(self, state: Any, charged: Tensor, before: Tensor) -> Tensor:
+        """The potential after a reset at once."""
+        return self.reset(charged, state.fired.binary(), self.resets(before))
+
+    def hand_down(self, moment: Any) -> None:
+        """Leave the potential for the step before."""
+        moment.hand_down()
+
     def stretch(self, lost_bits: float, most: int) -> int:
         """The steps between two anchors, see :func:`steps_between_anchors`; read off the parameters once."""
         key = lost_bits, most
@@ -195,7 +214,7 @@ class Leaky(Dynamics):
         return self.delayed or self.reset_kind == "none"
 
     @cached_property
-    def _slope_of_clamp(self) -> Tensor:
+    def slope_of_clamp(self) -> Tensor:
         """The derivative of the clamp of beta, by autograd: torch releases differ in what it is at 0 and 1."""
         with torch.enable_grad():
             beta = self.beta.detach().requires_grad_()
@@ -296,7 +315,7 @@ class Leaky(Dynamics):
             v = moment.before
             if self.reset_kind == "zero":
                 v = (1 - moment.resets) * v
-            grad_beta = _sum_to(grad_h * v, self.beta) * self._slope_of_clamp
+            grad_beta = _sum_to(grad_h * v, self.beta) * self.slope_of_clamp
         grad_before = grad_h * self.beta.clamp(0, 1)
         if self.reset_kind == "zero":
             grad_before = grad_before * (1 - moment.resets)

@@ -24,6 +24,7 @@ class Ledger:
     potential_bytes: int = 0  # of membrane potentials held between the first and the last of a chain
     neuron_steps: int = 0
     stretch: int | None = None  # time steps between anchors; None where a whole sequence is scanned again
+    backend: str = ""  # what computed the last call, and why
     operations: Counter[str] = field(default_factory=Counter)  # computed again, with how many calls
     boundaries: Counter[str] = field(default_factory=Counter)  # not known, so what they saved stays
     reasons: Counter[str] = field(default_factory=Counter)  # for taking the host's own path

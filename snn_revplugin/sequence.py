@@ -7,6 +7,7 @@ potential that it has just used.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from . import autograd_internals as internals
 from .dynamics import Dynamics
+from .kernels import arithmetic
+from .kernels.fused import Fused
 from .neuron import Reversal
 from .replay import FIRED, Spikes, Value, recipe_of
 from .spikes import PackedSpikes
@@ -53,6 +56,7 @@ def sequence(
     if dynamics.reset_needs_resets:
         raise ValueError(f"dynamics: {type(dynamics).__name__} with a reset at once that looks back is for single steps only")
     value = recipe_of(currents, reversal)
+    dynamics = arithmetic(dynamics, currents, potential, reversal.ledger)
     outputs = _Sequence.apply(currents, potential, Call(dynamics, value, with_path, reversal), *dynamics.parameters)
     return outputs if with_path else (*outputs, None)
 
@@ -60,31 +64,18 @@ def sequence(
 class _Sequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, currents: Tensor, potential: Tensor, call: Call, *parameters: Tensor) -> tuple[Tensor, ...]:
-        dynamics, v = call.dynamics, potential
-        fired_of, charged_of, path = [], [], []
-        for x in currents.unbind(0):
-            fired, _, charged, v = dynamics.step(x, v)
-            fired_of.append(fired)
-            if call.currents is None:
-                charged_of.append(charged)
-            if call.with_path:
-                path.append(v)
-        fired = torch.stack(fired_of)
-        spikes = dynamics.spikes(fired)
-        packed = PackedSpikes(fired.bool(), fired.dtype, dynamics.graded_factor)
+        dynamics = call.dynamics
+        packed, spikes, last, charged, path = _forward(dynamics, currents, potential, call.currents is None, call.with_path)
         if call.currents is not None:
             call.currents.expect()
         ctx.set_materialize_grads(False)
         if not dynamics.spikes_carry_gradient:
             ctx.mark_non_differentiable(spikes)
         ctx.call, ctx.potential, ctx.types = call, Versioned(initial(potential)), (currents.dtype, potential.dtype)
-        # Currents that cannot be had again: the charged potentials are kept in their place.
-        ctx.charged = torch.stack(charged_of) if charged_of else None
+        ctx.charged = charged  # kept in the place of currents that cannot be had again
         setattr(ctx, FIRED, Spikes(packed, spikes))
         call.reversal.ledger.took_sequence(packed, ctx.charged)
-        if not call.with_path:
-            return spikes, v
-        return spikes, v.clone(), torch.stack(path)
+        return (spikes, last, path) if call.with_path else (spikes, last)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -97,35 +88,72 @@ class _Sequence(torch.autograd.Function):
         if grad_spikes is None and grad_last is None and grad_path is None:
             return (None,) * len(ctx.needs_input_grad)
         call.dynamics.check_unchanged()
-        dynamics, learned = call.dynamics, ctx.needs_input_grad[3:]
         start = ctx.potential.get(INITIAL)
-        if call.currents is None:
-            charged, ours = ctx.charged, False
-        else:
-            charged, ours = _scan(dynamics, *call.currents.take(), start), True
-        # A step's gradient takes the place of the potential that it was computed from.
-        overwrite = ours and charged.dtype == ctx.types[0]
-        grad_currents = charged if overwrite else torch.empty_like(charged, dtype=ctx.types[0])
-        fits = grad_currents.dtype == charged.dtype
-        totals: list[Tensor | None] = [None] * len(learned)
-        grad_v = grad_last
-        for t in range(len(charged) - 1, -1, -1):
-            if grad_path is not None:
-                grad_v = grad_path[t] if grad_v is None else grad_v + grad_path[t]
-            grad_s = None if grad_spikes is None else grad_spikes[t]
-            if grad_s is None and grad_v is None:
-                grad_currents[t] = 0
-                continue
-            moment = _Moment(dynamics, charged, start, t)
-            slot = grad_currents[t]
-            grad_x, grad_v, grads = dynamics.gradient(grad_s, grad_v, moment, learned, out=slot if fits else None)
-            if grad_x is not slot:
-                slot.copy_(grad_x)
-            totals = [b if a is None else a if b is None else a + b for a, b in zip(totals, grads, strict=True)]
+        gradients, learned = (grad_spikes, grad_last, grad_path), ctx.needs_input_grad[3:]
+        grad_currents, grad_v, totals = _backward(
+            call.dynamics, call.currents, ctx.charged, start, ctx.types[0], gradients, learned
+        )
         if not internals.pass_keeps_graph():
             ctx.call = ctx.charged = ctx.potential = None
             setattr(ctx, FIRED, None)
         return grad_currents, grad_v.to(ctx.types[1]), None, *totals
+
+
+def _forward(
+    dynamics: Dynamics, currents: Tensor, v: Tensor, keeps_charged: bool, with_path: bool
+) -> tuple[PackedSpikes, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The packed spikes, the spikes, the last potential, and if they are wanted the charged potentials and the path."""
+    if isinstance(dynamics, Fused):
+        if dynamics.takes_sequence(v, currents.dtype):
+            return dynamics.sequence(currents, v, keeps_charged, with_path)
+        dynamics = dynamics.plain
+    fired_of, charged_of, path = [], [], []
+    for x in currents.unbind(0):
+        fired, _, charged, v = dynamics.step(x, v)
+        fired_of.append(fired)
+        if keeps_charged:
+            charged_of.append(charged)
+        if with_path:
+            path.append(v)
+    fired = torch.stack(fired_of)
+    spikes = dynamics.spikes(fired)
+    packed = PackedSpikes(fired.bool(), fired.dtype, dynamics.graded_factor)
+    if with_path:
+        return packed, spikes, v.clone(), torch.stack(charged_of) if charged_of else None, torch.stack(path)
+    return packed, spikes, v, torch.stack(charged_of) if charged_of else None, None
+
+
+def _backward(
+    dynamics: Dynamics, currents: Value | None, charged: Tensor | None, start: Tensor, dtype: torch.dtype,
+    gradients: tuple[Tensor | None, Tensor | None, Tensor | None], learned: tuple[bool, ...],
+) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:  # fmt: skip
+    """The gradients at the currents (in ``dtype``), at the first potential and at the parameters."""
+    if isinstance(dynamics, Fused) and dynamics.takes_sequence(start, dtype):
+        return dynamics.gradient_of_sequence(currents, charged, start, dtype, *gradients, learned)
+    dynamics = getattr(dynamics, "plain", dynamics)
+    grad_spikes, grad_v, grad_path = gradients
+    ours = currents is not None
+    if ours:
+        charged = _scan(dynamics, *currents.take(), start)
+    # A step's gradient takes the place of the potential that it was computed from.
+    overwrite = ours and charged.dtype == dtype
+    grad_currents = charged if overwrite else torch.empty_like(charged, dtype=dtype)
+    fits = grad_currents.dtype == charged.dtype
+    totals: list[Tensor | None] = [None] * len(learned)
+    for t in range(len(charged) - 1, -1, -1):
+        if grad_path is not None:
+            grad_v = grad_path[t] if grad_v is None else grad_v + grad_path[t]
+        grad_s = None if grad_spikes is None else grad_spikes[t]
+        if grad_s is None and grad_v is None:
+            grad_currents[t] = 0
+            continue
+        moment = _Moment(dynamics, charged, start, t)
+        slot = grad_currents[t]
+        grad_x, grad_v, grads = dynamics.gradient(grad_s, grad_v, moment, learned, out=slot if fits else None)
+        if grad_x is not slot:
+            slot.copy_(grad_x)
+        totals = [b if a is None else a if b is None else a + b for a, b in zip(totals, grads, strict=True)]
+    return grad_currents, grad_v, totals
 
 
 def _scan(dynamics: Dynamics, currents: Tensor, owned: bool, v: Tensor) -> Tensor:

@@ -8,6 +8,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 
+BACKENDS = ("auto", "triton", "torch")
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How the memory saving works, for every reversible neuron that is called while these settings hold.
@@ -20,15 +23,18 @@ class Settings:
         longest_stretch: the most time steps between two anchors of a neuron that is reversed.
         rebuild_stretch: the time steps between two anchors of a neuron whose reset cannot be inverted. Its potentials
             are rebuilt forward from the anchor below, exactly; a whole stretch of them stands in memory at a time.
+        backend: what computes a neuron's arithmetic: "triton" for fused kernels, "torch" for plain torch code, "auto" for kernels
+            where there are any. A call with "triton" raises where they cannot be had.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number out of range, or an unknown backend.
     """
 
     reversible: bool = True
     lost_bits: float = 4
     longest_stretch: int = 64
     rebuild_stretch: int = 12
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
         if not 0 <= self.lost_bits <= 5:
@@ -36,6 +42,8 @@ class Settings:
         for name in ("longest_stretch", "rebuild_stretch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {self.backend!r}")
 
 
 _settings: ContextVar[Settings] = ContextVar("snn_revplugin_settings", default=Settings())  # noqa: B039 (frozen)
@@ -47,7 +55,7 @@ def get_settings() -> Settings:
 
 
 @contextmanager
-def use_settings(**changes: float) -> Iterator[Settings]:
+def use_settings(**changes: float | str) -> Iterator[Settings]:
     """Change some of the settings inside a ``with`` block.
 
     >>> with use_settings(lost_bits=3) as settings:

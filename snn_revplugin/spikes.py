@@ -41,6 +41,16 @@ class PackedSpikes:
             self.strides, flat = None, fired.contiguous().reshape(-1)
         self.bits = _pack(flat)
 
+    @classmethod
+    def of_bits(
+        cls, bits: Tensor, shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype, factor: Tensor | None = None
+    ) -> PackedSpikes:
+        """Spikes that are packed already, in the memory order of a dense tensor with these strides."""
+        self = cls.__new__(cls)
+        self.bits, self.shape, self.dtype, self.factor = bits, shape, dtype, factor
+        self.strides = None if _is_contiguous(shape, strides) else strides
+        return self
+
     @property
     def nbytes(self) -> int:
         """Bytes that the bits take."""
@@ -70,6 +80,15 @@ def _is_dense(tensor: Tensor) -> bool:
     expected = 1
     for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1):
         if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _is_contiguous(shape: torch.Size, strides: tuple[int, ...]) -> bool:
+    expected = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1 and stride != expected:
             return False
         expected *= size
     return True

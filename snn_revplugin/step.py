@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import autograd_internals as internals
 from .dynamics import Dynamics
+from .kernels import arithmetic
 from .neuron import Reversal
 from .replay import FIRED, Spikes, recipe_of
 from .settings import get_settings
@@ -46,6 +47,7 @@ def step(dynamics: Dynamics, current: Tensor, potential: Tensor, reversal: Rever
         The spikes and the membrane potential after the step, as the host's neuron would have them, bit for bit.
     """
     value = recipe_of(current, reversal)
+    dynamics = arithmetic(dynamics, current, potential, reversal.ledger)
     before = _start_from(potential, dynamics)
     state = State(before, dynamics, value, *stretch_of(dynamics, potential.dtype))
     parameters = dynamics.parameters
@@ -110,7 +112,7 @@ class _Step(torch.autograd.Function):
         if grad_spikes is None and grad_potential is None:
             return (None,) * len(ctx.needs_input_grad)
         moment = Moment.of(state)
-        moment.hand_down()  # first, so that what reversing takes is gone before the gradients come
+        state.dynamics.hand_down(moment)  # first, so that what reversing takes is gone before the gradients come
         grad_x, grad_v, grads = state.dynamics.gradient(grad_spikes, grad_potential, moment, ctx.needs_input_grad[3:])
         moment.close()
         _let_go(ctx)
@@ -125,7 +127,7 @@ class _Charge(torch.autograd.Function):
     def forward(ctx: Any, current: Tensor, potential: Tensor, state: State, *parameters: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
         dynamics = state.dynamics
-        charged = dynamics.charge(current, potential, dynamics.resets(potential))
+        charged = dynamics.begin(state, current, potential)
         if not dynamics.reset_needs_resets:
             state.reach(charged, charged, output=0)
             setattr(ctx, STATE, state)
@@ -140,7 +142,7 @@ class _Charge(torch.autograd.Function):
         if grad_charged is None:
             return (None,) * len(ctx.needs_input_grad)
         moment = Moment.of(state)
-        moment.hand_down()
+        state.dynamics.hand_down(moment)
         grad_x, grad_v, grads = state.dynamics.gradient_of_charge(grad_charged, moment, ctx.needs_input_grad[3:])
         moment.close()
         _let_go(ctx)
@@ -153,8 +155,7 @@ class _Fire(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, charged: Tensor, state: State, *parameters: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        fired = state.dynamics.fires(charged)
-        spikes = state.dynamics.spikes(fired)
+        fired, spikes = state.dynamics.fire(state, charged)
         _fire(ctx, state, fired, spikes)
         return spikes
 
@@ -175,8 +176,7 @@ class _Reset(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, charged: Tensor, spikes: Tensor, state: State, potential: Tensor, *parameters: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        dynamics = state.dynamics
-        after = dynamics.reset(charged, state.fired.binary(), dynamics.resets(potential))
+        after = state.dynamics.finish(state, charged, potential)
         state.reach(after, charged, output=0)
         setattr(ctx, STATE, state)
         ctx.state = state
@@ -194,9 +194,10 @@ class _Reset(torch.autograd.Function):
         return grad_h, grad_spikes, None, None, *grads
 
 
-def _fire(ctx: Any, state: State, fired: Tensor, spikes: Tensor) -> None:
+def _fire(ctx: Any, state: State, fired: Tensor | PackedSpikes, spikes: Tensor) -> None:
     """Keep the spikes as bits, for the layers above to find at the node that fired them."""
-    state.fired = PackedSpikes(fired.bool(), fired.dtype, state.dynamics.graded_factor)
+    packed = isinstance(fired, PackedSpikes)
+    state.fired = fired if packed else PackedSpikes(fired.bool(), fired.dtype, state.dynamics.graded_factor)
     if not state.dynamics.spikes_carry_gradient:
         ctx.mark_non_differentiable(spikes)
     ctx.state = state

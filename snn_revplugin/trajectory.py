@@ -99,11 +99,12 @@ class State:
 
     Attributes:
         fired: the step's spikes.
+        ahead: what a fused kernel has computed already for those of the step's graph nodes that are still to come.
         output, version: which output of its graph node the potential is, and the version of the tensor that was given out.
     """
 
     __slots__ = (
-        "_held", "_kept_charged", "before", "current", "dynamics", "fired", "index", "invertible", "is_anchor", "output",
+        "_held", "_kept_charged", "ahead", "before", "current", "dynamics", "fired", "index", "invertible", "is_anchor", "output",
         "residue", "stretch", "version",
     )  # fmt: skip
 
@@ -117,6 +118,7 @@ class State:
         self._kept_charged: Tensor | None = None
         self.fired: PackedSpikes | None = None
         self.residue: Residue | None = None
+        self.ahead: Any = None
         self.output = self.version = 0
         # A step whose current cannot be had again cannot be stepped over, in either direction.
         self.is_anchor = before is None or current is None or self.index % stretch == 0

@@ -1,0 +1,89 @@
+"""The one place that decides: a neuron's arithmetic in fused Triton kernels, or in plain torch code.
+
+Triton is taken where the tensors are on CUDA and a kernel knows the neuron, its surrogate and its dtypes; torch code everywhere else. The setting
+``backend`` overrules that, see :class:`snn_revplugin.Settings`. With ``TRITON_INTERPRET=1`` in the environment before this package is imported,
+Triton's interpreter stands in for CUDA, on any device: slow, and for tests.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import cache
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..settings import get_settings
+
+if TYPE_CHECKING:
+    from ..dynamics import Dynamics
+    from ..ledger import Ledger
+    from .fused import Fused
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+TRITON = "Triton kernels"
+BY_SETTING = "torch code: the setting backend='torch'"
+NO_CUDA = "torch code: the tensors are not on CUDA"
+
+
+def arithmetic(dynamics: Dynamics, current: Tensor, potential: Tensor, ledger: Ledger) -> Dynamics | Fused:
+    """What computes a neuron's time steps: the dynamics themselves, or kernels behind the same interface.
+
+    Args:
+        current, potential: of the step, or of the first of a sequence.
+        ledger: is told what was taken and why.
+
+    Raises:
+        RuntimeError: the setting asks for Triton, and it cannot be had.
+    """
+    wanted = get_settings().backend
+    if wanted != "triton":
+        if wanted == "torch":
+            ledger.backend = BY_SETTING
+            return dynamics
+        if not (current.is_cuda or INTERPRETED):  # soon said, on a CPU
+            ledger.backend = NO_CUDA
+            return dynamics
+    reason = why_not(current) or _why_not_for(dynamics, current, potential)
+    if reason is None:
+        ledger.backend = TRITON + (" in the interpreter" if INTERPRETED else "")
+        return _fused(dynamics)
+    if wanted == "triton":
+        raise RuntimeError(f"backend: 'triton' was asked for by the settings, but {reason}")
+    ledger.backend = f"torch code: {reason}"
+    return dynamics
+
+
+def why_not(tensor: Tensor | None = None) -> str | None:
+    """Why Triton cannot be had here (for a tensor), or None if it can."""
+    if not _installed():
+        return "Triton is not installed (it comes with builds of torch for CUDA; pip install triton)"
+    if not INTERPRETED and tensor is not None and not tensor.is_cuda:
+        return f"the tensors are on {tensor.device.type!r}, not on CUDA (TRITON_INTERPRET=1 runs the kernels in an interpreter)"
+    return None
+
+
+@cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _why_not_for(dynamics: Dynamics, current: Tensor, potential: Tensor) -> str | None:
+    from .form import why_none
+
+    key = current.dtype, potential.dtype, current.device, potential.device
+    known = dynamics.__dict__.setdefault("_why_no_kernel", {})
+    if key not in known:
+        known[key] = why_none(dynamics, current, potential)
+    return known[key]
+
+
+def _fused(dynamics: Dynamics) -> Fused:
+    """One for each dynamics, as chains of time steps go by identity."""
+    from .fused import Fused
+
+    known = dynamics.__dict__.get("_fused")
+    if known is None or known.interpreted is not INTERPRETED:
+        known = dynamics.__dict__["_fused"] = Fused(dynamics, INTERPRETED)
+    return known

@@ -1,0 +1,355 @@
+"""A neuron's time steps in fused kernels, behind the interface of :mod:`snn_revplugin.dynamics`.
+
+:class:`Fused` stands where a :class:`~snn_revplugin.dynamics.Dynamics` stood, in :mod:`snn_revplugin.step` and :mod:`snn_revplugin.sequence`. What it
+does not compute in a kernel (rebuilding a stretch of potentials, a call whose tensors no kernel can take) the dynamics compute as ever, with the
+same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..dynamics import Dynamics, Leaky, LeakyIntegrateAndFire, ParametricLeakyIntegrateAndFire
+from ..spikes import PackedSpikes
+from .form import SURROGATES, Form, form_of
+from .launch import Layout, Parameters, Total, arranged, contiguous, empty, kernels, launch, parameters_in
+
+Gradients = tuple[Tensor | None, ...]
+
+
+class Fused:
+    """The kernels for one neuron.
+
+    Args:
+        plain: its dynamics, of a kind that :func:`.form.why_none` has nothing against.
+        interpreted: whether Triton's interpreter runs the kernels.
+    """
+
+    def __init__(self, plain: Dynamics, interpreted: bool) -> None:
+        self.plain, self.interpreted, self.code = plain, interpreted, kernels(interpreted)
+        self._forms: dict[tuple, Form] = {}
+        self._parameters: dict[tuple, Parameters] = {}
+        self._layouts: dict[tuple, Layout] = {}
+        constants = SURROGATES[plain.surrogate.name](*plain.surrogate.parameters)
+        self._constants = (*map(float, constants), *(0.0,) * (3 - len(constants)))
+        self._resting = float(getattr(plain, "v_reset", None) or 0.0), float(getattr(plain, "rest", 0.0))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.plain, name)
+
+    # ------------------------------------------------------------------------------------------------------------ forward
+
+    def step(self, x: Tensor, v: Tensor) -> tuple[Tensor | PackedSpikes, Tensor, Tensor, Tensor]:
+        """As :meth:`Dynamics.step`, with the zeros and ones packed already."""
+        layout = self._layout(x, v)
+        if layout is None:
+            return self.plain.step(x, v)
+        form, count = self._form(x.dtype, v.dtype, x), x.numel()
+        arguments = self._arguments(form, x.shape, layout, x)
+
+        def output(dtype: torch.dtype) -> Tensor:
+            return empty(x.shape, layout, dtype, x)
+
+        spikes, charged = output(form.spikes), output(form.charged)
+        bits = empty((-(-count // 8),), (1,), torch.uint8, x)
+        after = charged if self.plain.charged_is_kept else output(form.after)
+        launch(
+            self.code.forward_kernel, count, arranged(x, layout), arranged(v, layout), *arguments,
+            spikes, bits, charged, None if after is charged else after, None, 1, count, like=x, form=form,
+        )  # fmt: skip
+        fired = self.plain.surrogate.dtype_of_spikes(charged)
+        return self._packed(bits, x.shape, layout, fired), spikes, charged, after
+
+    def begin(self, state: Any, x: Tensor, v: Tensor) -> Tensor:
+        """The charge of a step in parts: everything is computed, and what the parts still to come give out waits in the state."""
+        *state.ahead, charged, after = self.step(x, v)
+        state.ahead.append(after)
+        return charged
+
+    def fire(self, state: Any, charged: Tensor) -> tuple[Tensor | PackedSpikes, Tensor]:
+        """The zeros and ones and the spikes."""
+        fired, spikes, state.ahead = state.ahead
+        if not self.plain.reset_needs_resets:
+            state.ahead = None
+        return fired, spikes
+
+    def finish(self, state: Any, charged: Tensor, before: Tensor) -> Tensor:
+        """The potential after the reset."""
+        after, state.ahead = state.ahead, None
+        return after
+
+    def takes_sequence(self, v: Tensor, dtype: torch.dtype) -> bool:
+        """Whether a kernel can take a sequence that starts from ``v``, with currents of that dtype."""
+        form = self._form(dtype, v.dtype, v)  # one whose steps change the dtype of the potential cannot be looped over
+        return v.numel() > 0 and v.dim() > 0 and form.after == form.charged == v.dtype
+
+    def sequence(
+        self, currents: Tensor, v: Tensor, keeps_charged: bool, with_path: bool
+    ) -> tuple[PackedSpikes, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """T time steps in one launch; see :meth:`takes_sequence`.
+
+        Returns:
+            The packed spikes, the spikes ``[T, ...]``, the last potential, and if they are wanted the charged potentials and
+            those after every step.
+        """
+        layout, form = self._layout(currents[0], v), self._form(currents.dtype, v.dtype, v)
+        shape, flat, all_flat = v.shape, contiguous(v.shape), contiguous(currents.shape)
+        count = v.numel()
+
+        def outputs(dtype: torch.dtype) -> Tensor:
+            return empty(currents.shape, all_flat, dtype, v)
+
+        spikes, last = outputs(form.spikes), empty(shape, flat, form.after, v)
+        charged = outputs(form.charged) if keeps_charged else None
+        path = outputs(form.after) if with_path else None
+        whole = count % 8 == 0 or len(currents) == 1
+        bits = empty((-(-currents.numel() // 8),), (1,), torch.uint8, v) if whole else None
+        launch(
+            self.code.forward_kernel, count, arranged(currents, all_flat), arranged(v, flat),
+            *self._arguments(form, shape, flat, v), spikes, bits, charged, last, path,
+            len(currents), count, like=v, form=form,
+        )  # fmt: skip
+        if whole:
+            packed = self._packed(bits, currents.shape, all_flat, self.plain.surrogate.dtype_of_spikes(last))
+        else:  # a step's last byte is the next one's first
+            dtype = self.plain.surrogate.dtype_of_spikes(last)
+            packed = PackedSpikes(spikes != 0, dtype, self.plain.graded_factor)
+        return packed, spikes, arranged(last, layout), charged, path
+
+    # ----------------------------------------------------------------------------------------------------------- backward
+
+    def hand_down(self, moment: Any) -> None:
+        """Nothing: the gradient and the reversal come from one kernel."""
+
+    def gradient(self, grad_spikes: Tensor | None, grad_v: Tensor | None, moment: Any, learned: tuple[bool, ...]) -> Any:
+        """As :meth:`Dynamics.gradient`, of a neuron whose step is one node; and the potential before is handed down."""
+        return self._through_charge("step", grad_spikes, grad_v, moment, learned)
+
+    def gradient_of_charge(self, grad_h: Tensor, moment: Any, learned: tuple[bool, ...]) -> Any:
+        """As :meth:`Dynamics.gradient_of_charge`; and the potential before is handed down."""
+        return self._through_charge("charge", None, grad_h, moment, learned)
+
+    def gradient_of_fire(self, grad_spikes: Tensor, moment: Any, learned: tuple[bool, ...]) -> Any:
+        layout = _layout_of(moment)
+        if layout is None:
+            return self.plain.gradient_of_fire(grad_spikes, moment, learned)
+        h, bits = moment.charged, moment.state.fired.bits
+        grad_h = empty(h.shape, layout, h.dtype, h)
+        totals = self._launch_backward(
+            "fire", layout, h, (False, learned[1], learned[2]), grad_spikes=grad_spikes, h=h, bits=bits, grad_x=grad_h
+        )
+        return grad_h, totals
+
+    def gradient_of_reset(self, grad_v: Tensor, moment: Any, learned: tuple[bool, ...]) -> Any:
+        layout = _layout_of(moment)
+        if layout is None:
+            return self.plain.gradient_of_reset(grad_v, moment, learned)
+        h, before, bits = moment.charged, moment.before, moment.state.fired.bits
+        form = self._form(h.dtype, before.dtype, h)
+        grad_h, grad_spikes = empty(h.shape, layout, grad_v.dtype, h), empty(h.shape, layout, form.spikes, h)
+        wanted = False, learned[1] and form.reset == "subtract", learned[2]
+        totals = self._launch_backward(
+            "reset", layout, h, wanted,
+            grad=grad_v, h=h, before=before, bits=bits, grad_x=grad_h, grad_before=grad_spikes,
+        )  # fmt: skip
+        return grad_h, grad_spikes, totals
+
+    def _through_charge(
+        self, part: str, grad_spikes: Tensor | None, grad: Tensor | None, moment: Any, learned: tuple[bool, ...]
+    ) -> Any:
+        plain, state, layout = self.plain, moment.state, _layout_of(moment)
+        below, leaky = state.before, isinstance(plain, Leaky)
+        reverses = moment.invertible and not below.at_hand and "before" not in moment.__dict__
+        if reverses and (below.residue is not None or layout is None or not has_bits(below.fired, layout)):
+            moment.hand_down()
+            reverses = False
+        if layout is None:
+            if part == "step":
+                return plain.gradient(grad_spikes, grad, moment, learned)
+            return plain.gradient_of_charge(grad, moment, learned)
+
+        needs_resets = leaky and plain.has_resets
+        resets_from_bits = needs_resets and plain.delayed and has_bits(below.fired, layout)
+        given: dict[str, Tensor | None] = {"grad": grad, "grad_spikes": grad_spikes}
+        if part == "step" or reverses:
+            given["h"] = moment.charged
+        if part == "step" and plain.v_reset is not None:
+            given["bits"] = state.fired.bits
+        if resets_from_bits or (reverses and has_bits(below.fired, layout)):
+            given["bits_before"] = below.fired.bits
+        reads_current = not leaky and any(learned) and plain.decay_input
+        if reverses or reads_current:
+            given["x"] = moment.current
+            if given["x"] is None:
+                given["h"] = moment.charged
+        if not reverses and (any(learned) or (needs_resets and not resets_from_bits)):
+            given["before"] = moment.before
+
+        like = grad_spikes if grad is None else grad
+        h_dtype = grad.dtype if part == "charge" else moment.charged.dtype
+        outputs = {"grad_before": empty(like.shape, layout, h_dtype, like)}
+        if not leaky:
+            outputs["grad_x"] = empty(like.shape, layout, h_dtype, like)
+        if reverses:
+            outputs["charged_before"] = empty(like.shape, layout, h_dtype, like)
+        wanted = learned if leaky else (*learned, *(False,) * (3 - len(learned)))
+        if leaky:
+            wanted = learned[0], learned[1] and plain.reset_kind == "subtract", False
+        totals = self._launch_backward(part, layout, like, wanted, dtype=h_dtype, **given, **outputs)
+        if reverses:
+            below.charged = outputs["charged_before"]
+        if not leaky:
+            totals = (self._grad_w(totals[0], given.get("x") is not None),) if learned and learned[0] else (None,) * len(learned)
+        return outputs.get("grad_x", grad), outputs["grad_before"], totals
+
+    def _launch_backward(
+        self, part: str, layout: Layout, like: Tensor, wanted: tuple[bool, ...], dtype: torch.dtype | None = None,
+        **tensors: Tensor | None,
+    ) -> Gradients:  # fmt: skip
+        """Launch a step backward over named tensors; the gradients of decay, threshold and factor come back."""
+        before, bits = tensors.get("before"), ("bits", "bits_before")
+        dtype = dtype or like.dtype
+        form = self._form(dtype, dtype if before is None else before.dtype, like)
+        totals = self._totals(form, wanted, like.shape, layout, like)
+
+        def flat(*names: str) -> list[Tensor | None]:
+            found = ((name, tensors.get(name)) for name in names)
+            return [each if each is None or name in bits else arranged(each, layout) for name, each in found]
+
+        launch(
+            self.code.step_backward_kernel, like.numel(),
+            *flat("grad_spikes", "grad", "h", "before", "x", "bits", "bits_before"),
+            *self._arguments(form, like.shape, layout, like), *self._constants,
+            *(tensors.get(name) for name in ("grad_x", "grad_before", "charged_before")), *(each.room for each in totals),
+            like.numel(), like=like, form=form, PART=part,
+        )  # fmt: skip
+        return self._summed(totals)
+
+    def gradient_of_sequence(
+        self, currents: Any, charged: Tensor | None, start: Tensor, dtype: torch.dtype,
+        grad_spikes: Tensor | None, grad_last: Tensor | None, grad_path: Tensor | None, learned: tuple[bool, ...],
+    ) -> tuple[Tensor, Tensor, Gradients]:  # fmt: skip
+        """T time steps backward in one launch; see :meth:`takes_sequence`.
+
+        Args:
+            currents: the :class:`~snn_revplugin.replay.Value` of the currents ``[T, ...]``, or None where ``charged`` is kept.
+            start: the potential before the first step.
+            dtype: of the currents and of the gradient at them.
+
+        Returns:
+            The gradients at the currents, at the potential before and at the parameters.
+        """
+        given, owned = (charged, False) if currents is None else currents.take()
+        form = self._form(dtype, start.dtype, start)
+        shape, flat, all_flat = start.shape, contiguous(start.shape), contiguous(given.shape)
+
+        def flatly(tensor: Tensor | None, layout: Layout = all_flat) -> Tensor | None:
+            return None if tensor is None else arranged(tensor, layout)
+
+        x, h = (None, flatly(given)) if currents is None else (flatly(given), None)
+        if h is None:
+            writable = owned or x.data_ptr() != given.data_ptr()
+            h = x if writable and x.dtype == form.charged else empty(given.shape, all_flat, form.charged, start)
+        grad_currents = h if x is not None and h.dtype == dtype else empty(given.shape, all_flat, dtype, start)
+        grad_start = empty(shape, flat, form.after, start)
+        wanted = learned if isinstance(self.plain, Leaky) else (*learned, *(False,) * (3 - len(learned)))
+        totals = self._totals(form, wanted, shape, flat, start)
+        launch(
+            self.code.sequence_backward_kernel, start.numel(), x, h, flatly(start, flat),
+            flatly(grad_spikes), flatly(grad_last, flat), flatly(grad_path),
+            *self._arguments(form, shape, flat, start), *self._constants,
+            grad_currents, grad_start, *(each.room for each in totals), len(given), start.numel(), like=start, form=form,
+        )  # fmt: skip
+        sums = self._summed(totals)
+        if not isinstance(self.plain, Leaky):
+            sums = (self._grad_w(sums[0], False),) if learned and learned[0] else (None,) * len(learned)
+        return grad_currents, grad_start, sums
+
+    # ------------------------------------------------------------------------------------------------------------ details
+
+    def _form(self, current: torch.dtype, potential: torch.dtype, like: Tensor) -> Form:
+        key = current, potential, like.is_cuda
+        form = self._forms.get(key)
+        if form is None:
+            form = self._forms[key] = form_of(self.plain, *key)
+        return form
+
+    def _layout(self, x: Tensor, v: Tensor) -> Layout | None:
+        """The strides that torch would give the charged potential; None where no kernel can take the step."""
+        if x.shape != v.shape or x.dim() == 0 or 0 in x.shape:
+            return None
+        strides = x.stride()
+        if strides == v.stride() and x.is_contiguous() and all(each.is_contiguous() for each in self.plain.parameters):
+            return strides
+        key = x.shape, strides, v.stride(), x.dtype, v.dtype
+        if key not in self._layouts:
+            names = [name for name in ("beta", "threshold", "factor", "w") if isinstance(getattr(self.plain, name, None), Tensor)]
+            meta = replace(self.plain, **{name: getattr(self.plain, name).detach().to("meta") for name in names})
+            on_meta = [torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device="meta") for each in (x, v)]
+            h = meta.charge(*on_meta, meta.resets(on_meta[1]))
+            self._layouts[key] = h.stride()
+        return self._layouts[key]
+
+    def _arguments(self, form: Form, shape: torch.Size, layout: Layout, like: Tensor) -> tuple:
+        """Decay, threshold, factor, how they lie, v_reset and rest."""
+        key = shape, layout, form.divides
+        known = self._parameters.get(key)
+        if known is None:
+            known = self._parameters[key] = parameters_in(self._given(form), shape, layout)
+        return (*known, *self._resting)
+
+    def _given(self, form: Form) -> tuple[Tensor | float, ...]:
+        plain = self.plain
+        if isinstance(plain, Leaky):
+            return plain.beta.detach(), plain.threshold.detach(), plain.factor.detach() if plain.graded else 1.0
+        decay = 0.0
+        if isinstance(plain, ParametricLeakyIntegrateAndFire):
+            decay = plain.rate.detach()
+        elif isinstance(plain, LeakyIntegrateAndFire):
+            decay = float(plain.tau) if form.divides else float(np.float32(1) / np.float32(plain.tau))
+        return decay, float(plain.threshold), 1.0
+
+    def _packed(self, bits: Tensor, shape: torch.Size, layout: Layout, dtype: torch.dtype) -> PackedSpikes:
+        return PackedSpikes.of_bits(bits, shape, layout, dtype, self.plain.graded_factor)
+
+    def _totals(
+        self, form: Form, wanted: tuple[bool, ...], shape: torch.Size, layout: Layout, like: Tensor
+    ) -> tuple[Total, Total, Total]:
+        held = form.decay_held, form.threshold_held, form.factor_held
+        return tuple(Total(needed, how, shape, layout, like) for needed, how in zip(wanted, held, strict=True))
+
+    def _summed(self, totals: tuple[Total, ...]) -> Gradients:
+        """snnTorch's parameters' gradients, or in the first place the sum that the gradient of a learned rate is made of."""
+        if not isinstance(self.plain, Leaky):
+            return None if totals[0].room is None else totals[0].room.sum(), None, None
+        parameters = self.plain.parameters
+        sums = [total.sum(parameter) for total, parameter in zip(totals, parameters, strict=True)]
+        if sums[0] is not None:
+            sums[0] = sums[0] * self.plain.slope_of_clamp
+        return tuple(
+            each if each is None else each.to(parameter.dtype) for each, parameter in zip(sums, parameters, strict=True)
+        )
+
+    def _grad_w(self, total: Tensor, from_current: bool) -> Tensor:
+        rate = self.plain.rate.detach()
+        if self.plain.decay_input and not from_current:
+            total = total / rate
+        return (total * rate * (1 - rate)).to(self.plain.w.dtype)
+
+
+def _layout_of(moment: Any) -> Layout | None:
+    """The layout in which a step's spikes were packed."""
+    fired = moment.state.fired
+    if 0 in fired.shape or len(fired.shape) == 0:
+        return None
+    return contiguous(fired.shape) if fired.strides is None else fired.strides
+
+
+def has_bits(fired: PackedSpikes | None, layout: Layout) -> bool:
+    """Whether the bits of these spikes lie in a layout."""
+    return fired is not None and (contiguous(fired.shape) if fired.strides is None else fired.strides) == layout
