@@ -68,6 +68,7 @@ class Account:
         recomputed: operations that are computed again, each with how often the neuron met it.
         boundaries: operations that cannot be, so that what they saved stays, likewise.
         reasons: for taking the host's own path, each with how often.
+        backend: what computed the last call's time steps, and why.
         left: why a neuron of the host's is none of ours; empty for ours.
     """
 
@@ -82,6 +83,7 @@ class Account:
     recomputed: Mapping[str, int] = field(default_factory=dict)
     boundaries: Mapping[str, int] = field(default_factory=dict)
     reasons: Mapping[str, int] = field(default_factory=dict)
+    backend: str = ""
     left: str = ""
 
     @property
@@ -105,6 +107,8 @@ class Account:
         if self.calls:
             lines.append(f"  reversible: {_times(self.calls, 'call')}, {_times(self.steps, 'time step')}")
             lines.append(f"  keeps: {self.kept}")
+        if self.backend:
+            lines.append(f"  arithmetic: {self.backend}")
         if self.recomputed:
             lines.append(f"  computed again: {', '.join(self.recomputed)}")
         if self.boundaries:
@@ -163,6 +167,7 @@ def account_of(name: str, kind: str, ledger: Ledger) -> Account:
         recomputed=_in_words(ledger.operations),
         boundaries=_in_words(ledger.boundaries),
         reasons=dict(ledger.reasons),
+        backend=ledger.backend,
     )
 
 

@@ -12,10 +12,23 @@ from rich.table import Table
 
 from ..comparison import versions
 from ..explain import operation_name
+from ..kernels.backend import BY_SETTING, INTERPRETED, TRITON, why_not
 from ..memory import mib
 from ..replay import OPERATIONS
 from ..settings import get_settings
 from ..swap import HOSTS, known_swaps
+
+
+def _arithmetic() -> str:
+    """What computes a neuron's time steps on this machine's devices, under the settings that hold."""
+    wanted, reason = get_settings().backend, why_not()
+    if wanted == "torch":
+        return BY_SETTING
+    if reason is not None:
+        return f"torch code everywhere: {reason}"
+    if INTERPRETED:
+        return f"{TRITON}, in Triton's interpreter (TRITON_INTERPRET=1)"
+    return f"{TRITON} on CUDA{'' if torch.cuda.is_available() else ', which is not available here'}; torch code elsewhere"
 
 
 def run(console: Console) -> None:
@@ -33,6 +46,8 @@ def run(console: Console) -> None:
     if not torch.cuda.is_available():
         table.add_row("cuda", "not available")
     console.print(table)
+
+    console.print(f"[italic]Arithmetic[/italic]\n{_arithmetic()}\n", highlight=False)
 
     table = Table("host", "neuron", "swapped for", title="Neurons", title_justify="left")
     adapters = {}

@@ -74,7 +74,7 @@ class Form:
         divides: whether a leak divides by tau; otherwise it multiplies with a rate.
         rests: whether the leak's rest is other than zero.
         to_zero: whether a hard reset goes to zero.
-        casts_scalars: whether torch rounds a scalar parameter to the dtype of what it meets (it does on CUDA, not on a CPU).
+        on_cuda: whose rules the host's arithmetic follows where torch's differ between devices.
         decay_held, threshold_held, factor_held: as a "number", a "scalar" in memory, or "each" neuron's own.
         left, decayed, summed, due, charged, difference_before, difference, spikes, product, after: dtypes of intermediate results, in the
             order in which they come.
@@ -90,7 +90,7 @@ class Form:
     divides: bool
     rests: bool
     to_zero: bool
-    casts_scalars: bool
+    on_cuda: bool
     decay_held: str
     threshold_held: str
     factor_held: str
@@ -130,7 +130,7 @@ def why_none(dynamics: Dynamics, current: Tensor, potential: Tensor) -> str | No
 def form_of(dynamics: Dynamics, current: torch.dtype, potential: torch.dtype, on_cuda: bool) -> Form:
     """The form of dynamics that :func:`why_none` has nothing against, for a current and a potential of these dtypes."""
     surrogate = dynamics.surrogate
-    common = {"surrogate": surrogate.name, "strict": surrogate.strict, "casts_scalars": on_cuda}
+    common = {"surrogate": surrogate.name, "strict": surrogate.strict, "on_cuda": on_cuda}
     if not isinstance(dynamics, Leaky):
         leaks, parametric = isinstance(dynamics, LeakyIntegrateAndFire), isinstance(dynamics, ParametricLeakyIntegrateAndFire)
         charge = CHARGES[type(dynamics)]

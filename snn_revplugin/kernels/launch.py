@@ -10,12 +10,14 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,9 +63,14 @@ def launch(kernel: Any, count: int, *arguments: Any, like: Tensor, form: Form | 
     """
     if form is not None:
         constants |= {"NEURON": _for_triton(form), "WIDE": count + BITS * ROWS >= 2**31}
-    elsewhere = like.is_cuda and like.device.index != torch.cuda.current_device()
-    with torch.cuda.device(like.device if elsewhere else -1):
+    with _surroundings(like):
         kernel[(blocks(count),)](*arguments, **constants, ROWS=ROWS, num_warps=WARPS, enable_fp_fusion=False)
+
+
+def _surroundings(like: Tensor) -> AbstractContextManager:
+    if not like.is_cuda:
+        return np.errstate(all="ignore")  # the interpreter's numpy would warn of infinities that are the hardware's daily bread
+    return nullcontext() if like.device.index == torch.cuda.current_device() else torch.cuda.device(like.device)
 
 
 @cache

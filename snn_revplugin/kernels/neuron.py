@@ -5,7 +5,8 @@ is told by ``NEURON``, a :class:`.form.Form`: each branch on it is taken when th
 read or written.
 
 Arithmetic is in float32, in the host's order of operations; after every operation that torch would round to a shorter
-dtype, :func:`rounded` rounds to it. Multiplications and additions must not be contracted (launch with ``enable_fp_fusion=False``), or a
+dtype, :func:`rounded` rounds to it. (A scalar that meets a shorter dtype is rounded first, or not: torch does, if it is added or is the first
+factor; on CUDA, if it is a tensor. That is what ``NEURON.on_cuda`` is for.) Multiplications and additions must not be contracted (launch with ``enable_fp_fusion=False``), or a
 potential next to its threshold would fire here and not there.
 
 Offsets of a tile are 32 bits from a 64-bit base, so a tensor may have more than 2**31 elements. Only Triton's builtins are used, no function of
@@ -38,10 +39,16 @@ def store(pointer, tile, value, mask):
 
 
 @triton.jit
+def number(given):
+    """A number of Python's: the interpreter would hand on a float with more bits than the hardware's."""
+    return tl.full((), given, tl.float32)
+
+
+@triton.jit
 def parameter(given, index, mask, HELD: tl.constexpr):
     """A decay, threshold or factor: the number itself, one in memory for all neurons, or one for each."""
     if HELD == "number":
-        return given
+        return number(given)
     elif HELD == "scalar":
         return tl.load(given).to(tl.float32)
     else:
@@ -87,7 +94,7 @@ def give_total(pointer, first, tile, mask, value, EACH: tl.constexpr):
 @triton.jit
 def above(h, threshold, DTYPE: tl.constexpr, NEURON: tl.constexpr):
     """``h - threshold`` in ``DTYPE``; it rounds to zero for equal numbers alone."""
-    if NEURON.casts_scalars:
+    if NEURON.threshold_held != "number" or not NEURON.on_cuda:
         threshold = rounded(threshold, DTYPE)
     return rounded(h - threshold, DTYPE)
 
@@ -103,7 +110,7 @@ def fires(z, NEURON: tl.constexpr):
 @triton.jit
 def leak(difference, rate, NEURON: tl.constexpr):
     if NEURON.divides:  # rate is tau, and the host divides by it
-        return rounded(tl.div_rn(difference, rate + tl.full(difference.shape, 0.0, tl.float32)), NEURON.charged)
+        return rounded(tl.div_rn(difference, rate), NEURON.charged)
     else:
         return rounded(difference * rate, NEURON.charged)
 
@@ -117,9 +124,7 @@ def clamped(beta):
 @triton.jit
 def charge(x, v, r, decay, threshold, rest, NEURON: tl.constexpr):
     if NEURON.charge == "leaky":
-        beta = clamped(decay)
-        if NEURON.casts_scalars:
-            beta = rounded(beta, NEURON.decayed)
+        beta = rounded(clamped(decay), NEURON.decayed)
         if NEURON.reset == "zero":
             v = rounded((1 - r) * v, NEURON.left)
         h = rounded(rounded(beta * v, NEURON.decayed) + x, NEURON.summed)
@@ -130,6 +135,8 @@ def charge(x, v, r, decay, threshold, rest, NEURON: tl.constexpr):
     else:
         over = v
         if NEURON.rests:
+            if not NEURON.on_cuda:
+                rest = rounded(rest, NEURON.charged)
             over = rounded(v - rest, NEURON.charged)
         if NEURON.charge == "decay_input":
             h = rounded(v + leak(rounded(x - over, NEURON.charged), decay, NEURON), NEURON.charged)
@@ -142,8 +149,10 @@ def charge(x, v, r, decay, threshold, rest, NEURON: tl.constexpr):
 def still_due(s, r, factor, NEURON: tl.constexpr):
     """What snnTorch's reset at once has left to do: the spikes less those that the charge has seen to."""
     if NEURON.graded:
+        if NEURON.on_cuda:
+            factor = rounded(factor, NEURON.spikes)
         given = rounded(s * factor, NEURON.spikes)
-        s = rounded(tl.div_rn(given, factor + tl.full(given.shape, 0.0, tl.float32)), NEURON.spikes)
+        s = rounded(tl.div_rn(given, factor), NEURON.spikes)
     return s - r
 
 
@@ -171,7 +180,7 @@ def uncharge(h, x, r, decay, threshold, NEURON: tl.constexpr):
         v = h - x
         if NEURON.reset == "subtract":
             v = v + r * threshold
-        return tl.div_rn(v, clamped(decay) + tl.full(v.shape, 0.0, tl.float32))
+        return tl.div_rn(v, clamped(decay))
     elif NEURON.charge == "integrate":
         return h - x
     else:
@@ -180,9 +189,9 @@ def uncharge(h, x, r, decay, threshold, NEURON: tl.constexpr):
         else:
             kept = 1 - decay
         if NEURON.charge == "decay_input":
-            return tl.div_rn(h - leak(x, decay, NEURON), kept + tl.full(h.shape, 0.0, tl.float32))
+            return tl.div_rn(h - leak(x, decay, NEURON), kept)
         else:
-            return tl.div_rn(h - x, kept + tl.full(h.shape, 0.0, tl.float32))
+            return tl.div_rn(h - x, kept)
 
 
 @triton.jit
@@ -280,7 +289,7 @@ def gradient_of_charge(grad_h, r, decay, NEURON: tl.constexpr):
         return grad_h, grad_h
     else:
         if NEURON.divides:
-            leaked = tl.div_rn(grad_h, decay + tl.full(grad_h.shape, 0.0, tl.float32))
+            leaked = tl.div_rn(grad_h, decay)
         else:
             leaked = grad_h * decay
         if NEURON.charge == "decay_input":
@@ -325,6 +334,7 @@ def forward_kernel(
     a = parameter(decay, index, mask, NEURON.decay_held)
     theta = parameter(threshold, index, mask, NEURON.threshold_held)
     f = parameter(factor, index, mask, NEURON.factor_held)
+    v_reset, rest = number(v_reset), number(rest)
 
     v = load(v_ptr + first, tile, mask)
     x_ptr += first
@@ -386,6 +396,7 @@ def step_backward_kernel(
     a = parameter(decay, index, mask, NEURON.decay_held)
     theta = parameter(threshold, index, mask, NEURON.threshold_held)
     f = parameter(factor, index, mask, NEURON.factor_held)
+    v_reset, rest = number(v_reset), number(rest)
 
     zero = tl.full((ROWS, 8), 0.0, tl.float32)
     grad_spikes, grad, h, x, s, r, v = zero, zero, zero, zero, zero, zero, zero
@@ -468,6 +479,7 @@ def sequence_backward_kernel(
     a = parameter(decay, index, mask, NEURON.decay_held)
     theta = parameter(threshold, index, mask, NEURON.threshold_held)
     f = parameter(factor, index, mask, NEURON.factor_held)
+    v_reset, rest = number(v_reset), number(rest)
     start = load(start_ptr + first, tile, mask)
     zero = tl.full((ROWS, 8), 0.0, tl.float32)
 
@@ -489,7 +501,7 @@ def sequence_backward_kernel(
     of_decay, of_threshold, of_factor = zero, zero, zero
     down = first + (tl.cast(T, tl.int64) - 1) * N
     h = load(h_ptr + down, tile, mask)
-    for t in range(T):
+    for _ in range(T):
         if grad_path_ptr is not None:
             grad += load(grad_path_ptr + down, tile, mask)
         grad_spikes = zero
@@ -497,8 +509,8 @@ def sequence_backward_kernel(
             grad_spikes = load(grad_spikes_ptr + down, tile, mask)
         z = above(h, theta, NEURON.difference, NEURON)
         s = fires(z, NEURON)
-        more = t + 1 < T
-        h_before = load(h_ptr + down - N, tile, mask & more)
+        more = down >= N  # there is a step before; at the first one, its own row is read once more for nothing
+        h_before = load(h_ptr + tl.where(more, down - N, down), tile, mask)
         s_before = fires(above(h_before, theta, NEURON.difference, NEURON), NEURON)
         v = tl.where(more, reset(h_before, s_before, zero, theta, f, v_reset, NEURON), start)
         r = fires(above(v, theta, NEURON.difference_before, NEURON), NEURON)

@@ -1,0 +1,564 @@
+"""The fused kernels: the same bits forward, and gradients to rounding, as the plain torch code.
+
+On every machine the kernels run in Triton's interpreter and are compiled for sm_80 and sm_90, which takes no GPU. Tests with the marker ``gpu`` are the
+same comparisons on a CUDA device. Every output is poisoned before a launch, so that an element that is not written shows.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from compare import assert_alive, assert_close, assert_exact
+from torch import Tensor
+
+from snn_revplugin import check_reversible, explain, use_settings
+from snn_revplugin.adapters.snntorch import RevLeaky
+from snn_revplugin.adapters.spikingjelly import RevLIFNode
+from snn_revplugin.dynamics import (
+    Dynamics,
+    IntegrateAndFire,
+    Leaky,
+    LeakyIntegrateAndFire,
+    ParametricLeakyIntegrateAndFire,
+)
+from snn_revplugin.kernels import backend, launch
+from snn_revplugin.kernels.backend import arithmetic
+from snn_revplugin.kernels.form import DTYPES, SURROGATES
+from snn_revplugin.kernels.fused import Fused
+from snn_revplugin.ledger import Ledger
+from snn_revplugin.neuron import Reversal
+from snn_revplugin.sequence import sequence
+from snn_revplugin.spikes import PackedSpikes
+from snn_revplugin.step import step
+from snn_revplugin.surrogate import Surrogate, surrogate_of
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+DEVICES = [
+    pytest.param("cpu", id="interpreter"),
+    pytest.param(
+        "cuda",
+        id="gpu",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")],
+    ),
+]
+ON_EVERY_DEVICE = pytest.mark.parametrize("device", DEVICES)
+SHAPES = [(1,), (7,), (2, 4), (3, 3), (5, 205)]
+ATAN, SIGMOID = Surrogate("atan", (2.0,), keeps_dtype=False), Surrogate("sigmoid", (4.0,), strict=False)
+
+Make = Callable[[str, torch.dtype, int], Dynamics]  # device, dtype, neurons in the last dimension
+
+
+def _leaky(kind: str, delayed: bool, vectors: bool, graded: bool, learn: bool = True) -> Make:
+    def make(device: str, dtype: torch.dtype, last: int) -> Dynamics:
+        def values(low: float, high: float) -> Tensor:
+            each = torch.linspace(low, high, last) if vectors and last > 1 else torch.tensor((low + high) / 2)
+            return each.to(device).requires_grad_(learn)
+
+        factor = values(0.7, 1.3) if graded else torch.tensor(1.0, device=device)
+        return Leaky(ATAN, values(0.5, 0.95), values(0.6, 1.1), factor, kind, delayed, graded)
+
+    return make
+
+
+def _spikingjelly(kind: type, v_reset: float | None, detached: bool, **options: Any) -> Make:
+    def make(device: str, dtype: torch.dtype, last: int) -> Dynamics:
+        if kind is ParametricLeakyIntegrateAndFire:
+            options["w"] = torch.tensor(-0.4, dtype=dtype, device=device, requires_grad=True)
+        return kind(SIGMOID, 0.8, v_reset, detached, **options)
+
+    return make
+
+
+def _cases() -> dict[str, Make]:
+    cases: dict[str, Make] = {}
+    for kind, delayed, vectors, graded in product(("subtract", "zero", "none"), (True, False), (False, True), (False, True)):
+        words = [kind, "" if delayed else "at once", "vectors" if vectors else "", "graded" if graded else ""]
+        cases[" ".join(["Leaky", *filter(None, words)])] = _leaky(kind, delayed, vectors, graded)
+    for v_reset, detached in product((None, 0.0, -0.3), (False, True)):
+        reset = f"{'soft' if v_reset is None else f'hard {v_reset}'}{' detached' if detached else ''}"
+        cases[f"IF {reset}"] = _spikingjelly(IntegrateAndFire, v_reset, detached)
+        for decay_input, words in ((True, ""), (False, " input kept")):
+            options = {"decay_input": decay_input}
+            cases[f"LIF {reset}{words}"] = _spikingjelly(LeakyIntegrateAndFire, v_reset, detached, tau=1.7, **options)
+            cases[f"PLIF {reset}{words}"] = _spikingjelly(ParametricLeakyIntegrateAndFire, v_reset, detached, **options)
+    return cases
+
+
+CASES = _cases()
+EVERY_CASE = pytest.mark.parametrize("name", CASES)
+IN_SEQUENCES = [name for name in CASES if "at once" not in name or "none" in name]
+FEW = [
+    "Leaky subtract", "Leaky subtract vectors graded", "Leaky zero graded", "Leaky subtract at once graded", "IF soft", "LIF hard -0.3",
+    "LIF hard 0.0 detached input kept", "PLIF soft", "PLIF hard -0.3 input kept",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _kernels_on(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kernels in the interpreter unless the test is on a GPU; outputs full of NaN."""
+    on_gpu = getattr(request.node, "callspec", None) is not None and request.node.callspec.params.get("device") == "cuda"
+    monkeypatch.setattr(backend, "INTERPRETED", not on_gpu)
+    make = launch.empty
+
+    def poisoned(*args: Any) -> Tensor:
+        tensor = make(*args)
+        return tensor.fill_(0xA5 if tensor.dtype is torch.uint8 else float("nan"))
+
+    for module in (launch, sys.modules["snn_revplugin.kernels.fused"]):
+        monkeypatch.setattr(module, "empty", poisoned)
+    yield
+
+
+def fused(dynamics: Dynamics) -> Fused:
+    return Fused(dynamics, backend.INTERPRETED)
+
+
+def draw(shape: tuple[int, ...], dtype: torch.dtype, device: str, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """A current and a potential around the threshold."""
+    torch.manual_seed(seed)
+    x, v = torch.randn(shape) * 1.5 + 0.4, torch.randn(shape) + 0.4
+    return x.to(device, dtype), v.to(device, dtype)
+
+
+def assert_same_step(dynamics: Dynamics, x: Tensor, v: Tensor) -> Tensor:
+    """One step forward by a kernel has the bits, dtypes and strides of the plain one; the plain spikes come back."""
+    with torch.no_grad():
+        fired, spikes, charged, after = dynamics.step(x, v)
+        packed, *ours = fused(dynamics).step(x, v)
+    for what, host, our in zip(("spikes", "charged", "after"), (spikes, charged, after), ours, strict=True):
+        assert_exact(what, host, our)
+    expected = PackedSpikes(fired.bool(), fired.dtype, dynamics.graded_factor)
+    assert isinstance(packed, PackedSpikes)
+    assert torch.equal(packed.bits, expected.bits)
+    assert (packed.shape, packed.strides, packed.dtype) == (expected.shape, expected.strides, expected.dtype)
+    assert_exact("unpacked", expected.spikes(), packed.spikes())
+    return fired
+
+
+# --------------------------------------------------------------------------------------------------------------- forward
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@EVERY_CASE
+def test_a_step_forward_is_the_plain_one(name: str, shape: tuple[int, ...], device: str) -> None:
+    fired = assert_same_step(CASES[name](device, torch.float32, shape[-1]), *draw(shape, torch.float32, device))
+    if len(shape) == 2 and shape[-1] > 100:
+        assert_alive(fired)
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize("dtypes", [(torch.float16,) * 2, (torch.bfloat16,) * 2, (torch.float16, torch.float32)], ids=str)
+@EVERY_CASE
+def test_a_step_forward_of_short_dtypes_is_the_plain_one(
+    name: str, dtypes: tuple[torch.dtype, torch.dtype], device: str
+) -> None:
+    if "Leaky" not in name and dtypes[0] is not dtypes[1]:
+        dtypes = (torch.float32, torch.float32)  # SpikingJelly's neurons take the host's path there
+    dynamics = CASES[name](device, dtypes[0], 205)
+    x, v = draw((5, 205), torch.float32, device)
+    assert_alive(assert_same_step(dynamics, x.to(dtypes[0]), v.to(dtypes[1])))
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize("strict", [False, True])
+@EVERY_CASE
+def test_potentials_on_the_threshold_and_one_ulp_beside_it(name: str, strict: bool, device: str) -> None:
+    """Currents that go through the threshold in single ulps; and potentials that do, for the reset that was left to do."""
+    dynamics = CASES[name](device, torch.float32, 1)
+    dynamics = replace(dynamics, surrogate=replace(dynamics.surrogate, strict=strict))
+    ulps = torch.arange(-20, 21, device=device, dtype=torch.int32)
+    x = (torch.tensor(0.83, device=device).view(torch.int32) + ulps).view(torch.float32)
+    v = torch.full_like(x, 0.31)
+    with torch.no_grad():
+        h = dynamics.charge(x, v, dynamics.resets(v))[20]
+    threshold = h if isinstance(dynamics.threshold, Tensor) else h.item()
+    on_it = replace(dynamics, threshold=threshold)
+    if dynamics.has_resets or not isinstance(dynamics, Leaky):
+        fired = assert_same_step(on_it, x, v)
+        assert 0 < fired.sum() < fired.numel()
+    v = (torch.as_tensor(threshold, device=device, dtype=torch.float32).view(torch.int32) + ulps).view(torch.float32)
+    assert_same_step(on_it, x * 0.1, v)
+
+
+@ON_EVERY_DEVICE
+@EVERY_CASE
+def test_infinities_and_zeros(name: str, device: str) -> None:
+    odd = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e38, -1e38, 1e-40, -1e-40], device=device)
+    v, x = torch.meshgrid(odd, odd, indexing="ij")
+    assert_same_step(CASES[name](device, torch.float32, 9), x.contiguous(), v.contiguous())
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "channels last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda t: t.transpose(1, 3).contiguous().transpose(1, 3),
+    "a slice": lambda t: torch.cat([t, t], 1)[:, ::2],
+    "expanded": lambda t: t[:1, :1, :1, :1].expand_as(t),
+    "contiguous": lambda t: t,
+}
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize("names", product(LAYOUTS, LAYOUTS), ids=" ".join)
+def test_every_layout(names: tuple[str, str], device: str) -> None:
+    x, v = (LAYOUTS[name](each) for name, each in zip(names, draw((2, 4, 3, 5), torch.float32, device), strict=True))
+    x = x + 0 if names[0] == "expanded" else x
+    for shape in ((), (1,), (4, 1, 1), (5,), (3, 5), (4, 3, 5), (4, 1, 5), (2, 1, 1, 1)):
+        count = torch.Size(shape).numel()
+        beta, threshold = (torch.linspace(low, low + 0.3, count, device=device).view(shape) for low in (0.6, 0.8))
+        one = torch.tensor(1.0, device=device)
+        assert_same_step(Leaky(ATAN, beta, threshold, one, "subtract", graded=False), x, v)
+    assert_same_step(IntegrateAndFire(SIGMOID, 0.8, 0.0), x, v)
+    assert_same_step(LeakyIntegrateAndFire(SIGMOID, 0.8, -0.1), x, v)
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bool, torch.float64], ids=str)
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 1023, 1025, 4099])
+def test_packing(count: int, dtype: torch.dtype, device: str) -> None:
+    torch.manual_seed(count)
+    fired, code = (torch.rand(count, device=device) < 0.4), launch.kernels(backend.INTERPRETED)
+    bits = launch.pack(code, fired.to(dtype))
+    assert_exact("bits", PackedSpikes(fired).bits, bits)
+    assert_exact("ones", fired.to(dtype), launch.unpack(code, bits, count, dtype))
+
+
+# -------------------------------------------------------------------------------------------------------------- backward
+
+
+def trained(run: Callable[[], tuple[list[Tensor], list[Tensor]]], backend_: str) -> tuple[list[Tensor], list[Tensor | None]]:
+    """The outputs of a program and the gradients of its leaves, under a backend."""
+    with use_settings(backend=backend_):
+        outputs, leaves = run()
+        torch.manual_seed(7)
+        loss = sum((each.double() * torch.randn(each.shape, dtype=torch.float64).to(each.device)).sum() for each in outputs)
+        for leaf in leaves:
+            leaf.grad = None
+        loss.backward()
+    return [each.detach() for each in outputs], [leaf.grad for leaf in leaves]
+
+
+def assert_trains_alike(run: Callable[[], tuple[list[Tensor], list[Tensor]]], tolerance: float | None = None) -> None:
+    (plain, grads), (ours, our_grads) = trained(run, "torch"), trained(run, "triton")
+    for i, (a, b) in enumerate(zip(plain, ours, strict=True)):
+        assert_exact(f"output {i}", a, b)
+    largest = max(each.abs().max().item() for each in grads if each is not None)
+    for i, (a, b) in enumerate(zip(grads, our_grads, strict=True)):
+        assert_close(f"leaf {i}", a, b, tolerance, floor=0.05 * largest)
+
+
+def steps(dynamics: Dynamics, T: int, shape: tuple[int, ...], device: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A program of T single steps whose currents come from a layer, so that they can be had again and time be reversed."""
+    torch.manual_seed(1)
+    data = torch.randn(T, *shape, device=device, dtype=dtype) * 1.5
+    gain = torch.ones((), device=device, dtype=dtype, requires_grad=True)
+    start = torch.randn(shape, device=device, dtype=dtype).requires_grad_()
+
+    def run() -> tuple[list[Tensor], list[Tensor]]:
+        reversal, v, outputs = Reversal(), start, []
+        for x in data:
+            spikes, v = step(dynamics, x * gain, v, reversal)
+            outputs.append(spikes)
+        return [*outputs, v], [gain, start, *(each for each in dynamics.parameters if each.requires_grad)]
+
+    return run
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize(("T", "shape"), [(1, (9,)), (2, (7,)), (9, (3, 5))], ids=str)
+@EVERY_CASE
+def test_steps_backward_give_the_plain_gradients(name: str, T: int, shape: tuple[int, ...], device: str) -> None:
+    assert_trains_alike(steps(CASES[name](device, torch.float32, shape[-1]), T, shape, device))
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize("name", FEW)
+def test_many_steps_backward_give_the_plain_gradients(name: str, device: str) -> None:
+    assert_trains_alike(steps(CASES[name](device, torch.float32, 1025), 33, (1025,), device))
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", FEW)
+def test_steps_backward_of_short_dtypes(name: str, dtype: torch.dtype, device: str) -> None:
+    assert_trains_alike(steps(CASES[name](device, dtype, 40), 3, (3, 40), device, dtype))
+
+
+@ON_EVERY_DEVICE
+def test_time_is_reversed_in_the_kernel_that_takes_the_gradient(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second launch, no torch code for the reversal: of 9 steps 8 hand their potential down."""
+    reversals = []
+    original = Fused._launch_backward
+
+    def seen(self: Fused, part: str, *args: Any, **tensors: Any) -> Any:
+        reversals.append("charged_before" in tensors)
+        return original(self, part, *args, **tensors)
+
+    def forbidden(*_: Any) -> None:
+        raise AssertionError("torch code reversed a step")
+
+    monkeypatch.setattr(Fused, "_launch_backward", seen)
+    monkeypatch.setattr(IntegrateAndFire, "uncharge", forbidden)
+    dynamics = IntegrateAndFire(SIGMOID, 0.8, None)
+    with use_settings(backend="triton"):
+        outputs, _ = steps(dynamics, 9, (5,), device)()
+        sum(each.sum() for each in outputs).backward()
+    assert reversals == [True] * 8 + [False]
+
+
+def whole(
+    dynamics: Dynamics, T: int, shape: tuple[int, ...], device: str, *, dtype: torch.dtype = torch.float32,
+    scanned: bool = True, with_path: bool = False, layout: Callable[[Tensor], Tensor] = lambda t: t,
+) -> Any:  # fmt: skip
+    """A program of one call of T steps; ``scanned`` if its currents can be had again."""
+    torch.manual_seed(1)
+    data = torch.randn(T, *shape, device=device, dtype=dtype) * 1.5
+    gain = torch.ones((), device=device, dtype=dtype, requires_grad=True)
+    start = torch.randn(shape, device=device, dtype=dtype).requires_grad_()
+
+    def run() -> tuple[list[Tensor], list[Tensor]]:
+        currents = layout(data * gain if scanned else (data * gain).cumsum(0))
+        spikes, last, path = sequence(dynamics, currents, start, Reversal(), with_path)
+        return [spikes, last, *([path] if with_path else [])], [
+            gain, start, *(each for each in dynamics.parameters if each.requires_grad)
+        ]  # fmt: skip
+
+    return run
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize(
+    ("T", "shape", "scanned", "with_path"),
+    [(1, (9,), True, False), (2, (8,), False, True), (9, (3, 3), True, True), (33, (1,), True, False), (2, (1025,), False, False)],
+    ids=str,
+)
+@pytest.mark.parametrize("name", IN_SEQUENCES)
+def test_a_sequence_is_the_plain_one(
+    name: str, T: int, shape: tuple[int, ...], scanned: bool, with_path: bool, device: str
+) -> None:
+    dynamics = CASES[name](device, torch.float32, shape[-1])
+    assert_trains_alike(whole(dynamics, T, shape, device, scanned=scanned, with_path=with_path))
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", [name for name in FEW if name in IN_SEQUENCES])
+def test_a_sequence_of_short_dtypes(name: str, dtype: torch.dtype, device: str) -> None:
+    assert_trains_alike(whole(CASES[name](device, dtype, 40), 4, (2, 40), device, dtype=dtype, with_path=True))
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize("name", ["channels last", "a slice"])
+def test_a_sequence_in_any_layout(name: str, device: str) -> None:
+    def layout(currents: Tensor) -> Tensor:
+        return LAYOUTS[name](currents.flatten(0, 1)).unflatten(0, (3, -1))
+
+    dynamics = LeakyIntegrateAndFire(SIGMOID, 0.8, 0.0)
+    assert_trains_alike(whole(dynamics, 3, (2, 4, 3, 5), device, layout=layout))
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize("wanted", ["spikes", "last"])
+@pytest.mark.parametrize("name", FEW)
+def test_a_loss_on_spikes_or_on_the_last_potential_alone(name: str, wanted: str, device: str) -> None:
+    dynamics = CASES[name](device, torch.float32, 9)
+    programs = [steps(dynamics, 3, (9,), device)]
+    if name in IN_SEQUENCES:
+        programs.append(whole(dynamics, 3, (9,), device))
+    for run in programs:
+
+        def part(run: Any = run) -> tuple[list[Tensor], list[Tensor]]:
+            outputs, leaves = run()
+            return outputs[:-1] if wanted == "spikes" else outputs[-1:], leaves
+
+        (_, grads), (_, ours) = trained(part, "torch"), trained(part, "triton")
+        largest = max(each.abs().max().item() for each in grads if each is not None)
+        for i, (a, b) in enumerate(zip(grads, ours, strict=True)):
+            # an unused reset has no gradient in the plain code, and one of zero in the kernel's
+            assert_close(f"leaf {i}", torch.zeros_like(b) if a is None else a, b, floor=0.05 * largest)
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize("name", SURROGATES)
+def test_surrogates(name: str, device: str) -> None:
+    """At and around every point where one of them is pieced together."""
+    given = {
+        "triangular": (0.8,), "spike_rate_escape": (1.5, 5.0), "sparse_fast_sigmoid": (25.0, 0.25), "piecewise_leaky_relu": (0.5, 0.01),
+        "s2nn": (4.0, 1.0), "leaky_k_relu": (0.1, 1.5), "straight_through": (), "heaviside": (),
+    }.get(name, (2.5,))  # fmt: skip
+    surrogate = Surrogate(name, given)
+    points = torch.tensor([0.0, *(sign * p for p in (0.2, 0.25, 0.4, 0.5, 1.0, 2.5) for sign in (1, -1))])
+    beside = [points, torch.nextafter(points, points + 1), torch.nextafter(points, points - 1), torch.linspace(-3, 3, 1001)]
+    z = torch.cat(beside).to(device)
+    grad = torch.linspace(-1, 2, z.numel(), device=device)
+    # a threshold of zero, so that h is z
+    dynamics = IntegrateAndFire(surrogate, 0.0, None)
+    state = SimpleNamespace(
+        fired=PackedSpikes(z > 0), before=SimpleNamespace(at_hand=True, residue=None, fired=None), charged=z, dynamics=dynamics
+    )
+    moment = SimpleNamespace(state=state, charged=z, invertible=True)
+    expected, _ = dynamics.gradient_of_fire(grad, moment, ())
+    ours, _ = fused(dynamics).gradient_of_fire(grad, moment, ())
+    torch.testing.assert_close(ours, expected, rtol=3e-6, atol=1e-7)
+
+
+@ON_EVERY_DEVICE
+def test_sums_are_the_same_every_time(device: str) -> None:
+    run = whole(CASES["PLIF soft"](device, torch.float32, 1), 5, (3000,), device)
+    first, again = (trained(run, "triton")[1][2] for _ in range(2))
+    assert torch.equal(first, again)
+
+
+# -------------------------------------------------------------------------------------------------------------- decision
+
+
+def refusal(dynamics: Dynamics, x: Tensor, v: Tensor) -> str:
+    with use_settings(backend="triton"), pytest.raises(RuntimeError, match="'triton' was asked for") as refused:
+        arithmetic(dynamics, x, v, Ledger())
+    ledger = Ledger()
+    assert arithmetic(dynamics, x, v, ledger) is dynamics
+    assert ledger.backend.startswith("torch code: ")
+    return str(refused.value)
+
+
+def test_what_no_kernel_can_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, v = draw((4,), torch.float32, "cpu")
+    lif = IntegrateAndFire(SIGMOID, 1.0, None)
+    assert "float64" in refusal(lif, x.double(), v.double())
+    assert "'squarewave_fourier_series'" in refusal(replace(lif, surrogate=Surrogate("squarewave_fourier_series", (2, 8))), x, v)
+    users = surrogate_of(lambda z: (z > 0).to(z))
+    assert "of the user's" in refusal(replace(lif, surrogate=users), x, v)
+    assert "several dtypes" in refusal(lif, x.half(), v)
+
+    class Other(IntegrateAndFire):
+        pass
+
+    assert "no kernel for Other" in refusal(Other(SIGMOID, 1.0, None), x, v)
+    monkeypatch.setattr(backend, "INTERPRETED", False)
+    assert "TRITON_INTERPRET=1" in refusal(lif, x, v)
+    monkeypatch.setattr(backend, "_installed", lambda: False)
+    assert "not installed" in refusal(lif, x, v)
+
+
+def test_the_setting_overrules() -> None:
+    dynamics, (x, v), ledger = IntegrateAndFire(SIGMOID, 1.0, None), draw((4,), torch.float32, "cpu"), Ledger()
+    taken = arithmetic(dynamics, x, v, ledger)
+    assert isinstance(taken, Fused) and ledger.backend == "Triton kernels in the interpreter"
+    assert arithmetic(dynamics, x, v, ledger) is taken, "another instance would break the chain of time steps"
+    with use_settings(backend="torch"):
+        assert arithmetic(dynamics, x, v, ledger) is dynamics
+        assert "backend='torch'" in ledger.backend
+    with pytest.raises(ValueError, match=r"backend must be one of .*got 'cuda'"), use_settings(backend="cuda"):
+        pass
+
+
+@pytest.mark.parametrize("neuron", [lambda: RevLeaky(beta=0.9, init_hidden=True), lambda: RevLIFNode(step_mode="m")])
+def test_explain_says_what_computed(neuron: Callable[[], torch.nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    neuron = neuron()
+    neuron(torch.ones(2, 3, requires_grad=True))
+    assert "arithmetic: Triton kernels in the interpreter" in str(explain(neuron))
+    monkeypatch.setattr(backend, "INTERPRETED", False)
+    neuron = neuron.__class__(**({"beta": 0.9, "init_hidden": True} if isinstance(neuron, RevLeaky) else {}))
+    neuron(torch.ones(2, 3, requires_grad=True))
+    assert "arithmetic: torch code: the tensors are not on CUDA" in str(explain(neuron))
+
+
+def test_a_reversible_neuron_in_the_interpreter() -> None:
+    assert check_reversible(RevLeaky(beta=0.9), torch.randn(6, 2, 5) * 2).ok
+
+
+def test_triton_is_not_imported_before_it_is_needed() -> None:
+    code = "import sys, snn_revplugin.step, snn_revplugin.sequence; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ------------------------------------------------------------------------------------------------------ ahead of time
+
+
+class Launch(SimpleNamespace):
+    """A launch as it was made: ``kernel``, ``arguments`` by name, ``constants``."""
+
+
+TYPES = {
+    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8", int: "i32", float: "fp32",
+}  # fmt: skip
+
+
+def launches(monkeypatch: pytest.MonkeyPatch, run: Callable[[], None]) -> list[Launch]:
+    """What a program launches."""
+    seen = []
+    for kernel in vars(launch.kernels(True)).values():
+        if getattr(kernel, "__name__", "").endswith("_kernel"):
+            original = type(kernel).run
+
+            def spy(self: Any, *args: Any, original: Any = original, **kwargs: Any) -> Any:
+                constants = {name: kwargs[name] for name in self.arg_names if name in kwargs}
+                seen.append(Launch(kernel=self.__name__, arguments=dict(zip(self.arg_names, args, strict=False)), constants=constants))
+                return original(self, *args, **kwargs)
+
+            monkeypatch.setattr(type(kernel), "run", spy)
+            break
+    run()
+    return seen
+
+
+def compiled(made: Launch, capability: int, wide: bool) -> str:
+    """The PTX of a launch, compiled without a GPU."""
+    from triton import compile
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(launch.kernels(False), made.kernel)
+    signature, constants, aligned = {}, dict(made.constants), {}
+    if wide and "WIDE" in constants:
+        constants["WIDE"] = True
+    for position, (name, value) in enumerate(made.arguments.items()):
+        kind = value.dtype if isinstance(value, Tensor) else type(value)
+        if value is None:
+            signature[name], constants[name] = "constexpr", None
+            continue
+        signature[name] = "i64" if wide and name == "N" else TYPES[kind]
+        if isinstance(value, Tensor) or name == "N":
+            aligned[position,] = [["tt.divisibility", 16]]
+    signature |= dict.fromkeys(made.constants, "constexpr")
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    return compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False}).asm["ptx"]
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("name", "dtype", "wide"), [
+    ("Leaky subtract vectors graded", torch.float32, True), ("Leaky zero at once graded", torch.float32, False),
+    ("PLIF soft", torch.bfloat16, False), ("LIF hard -0.3", torch.float32, True), ("IF soft", torch.float16, False),
+])  # fmt: skip
+def test_compiling_ahead_of_time(
+    name: str, dtype: torch.dtype, wide: bool, capability: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dynamics = CASES[name]("cpu", dtype, 8)
+
+    def run() -> None:
+        assert_trains_alike(steps(dynamics, 2, (2, 8), "cpu", dtype))
+        if name in IN_SEQUENCES:
+            assert_trains_alike(whole(dynamics, 2, (2, 8), "cpu", dtype=dtype, with_path=True))
+        code = launch.kernels(True)
+        launch.unpack(code, launch.pack(code, torch.ones(8)), 8, torch.float32)
+
+    made = launches(monkeypatch, run)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    distinct = {(each.kernel, each.constants.get("PART"), *(value is None for value in each.arguments.values())): each for each in made}
+    assert {"forward_kernel", "step_backward_kernel", "pack_kernel", "unpack_kernel"} <= {kernel for kernel, *_ in distinct}
+    for each in distinct.values():
+        ptx = compiled(each, capability, wide)
+        assert f".target sm_{capability}" in ptx
+        if each.kernel == "forward_kernel":
+            assert "fma." not in ptx, "a multiplication and an addition were fused"
+            assert ".ftz" not in ptx, "small potentials are flushed to zero"
+            assert "ld.global.v" in ptx, "loads are not vectors"
