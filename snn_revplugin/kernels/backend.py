@@ -60,7 +60,9 @@ def why_not(tensor: Tensor | None = None) -> str | None:
     if not _installed():
         return "Triton is not installed (it comes with builds of torch for CUDA; pip install triton)"
     if not INTERPRETED and tensor is not None and not tensor.is_cuda:
-        return f"the tensors are on {tensor.device.type!r}, not on CUDA (TRITON_INTERPRET=1 runs the kernels in an interpreter)"
+        return (
+            f"the tensors are on {tensor.device.type!r}, not on CUDA (TRITON_INTERPRET=1 runs the kernels in an interpreter)"
+        )
     return None
 
 
@@ -84,6 +86,6 @@ def _fused(dynamics: Dynamics) -> Fused:
     from .fused import Fused
 
     known = dynamics.__dict__.get("_fused")
-    if known is None or known.interpreted is not INTERPRETED:
+    if known is None or known.plain is not dynamics or known.interpreted is not INTERPRETED:
         known = dynamics.__dict__["_fused"] = Fused(dynamics, INTERPRETED)
     return known

@@ -204,7 +204,9 @@ class Fused:
         if reverses:
             below.charged = outputs["charged_before"]
         if not leaky:
-            totals = (self._grad_w(totals[0], given.get("x") is not None),) if learned and learned[0] else (None,) * len(learned)
+            totals = (
+                (self._grad_w(totals[0], given.get("x") is not None),) if learned and learned[0] else (None,) * len(learned)
+            )
         return outputs.get("grad_x", grad), outputs["grad_before"], totals
 
     def _launch_backward(
@@ -257,7 +259,9 @@ class Fused:
             h = x if writable and x.dtype == form.charged else empty(given.shape, all_flat, form.charged, start)
         grad_currents = h if x is not None and h.dtype == dtype else empty(given.shape, all_flat, dtype, start)
         grad_start = empty(shape, flat, form.after, start)
-        wanted = learned if isinstance(self.plain, Leaky) else (*learned, *(False,) * (3 - len(learned)))
+        wanted = (*learned, *(False,) * (3 - len(learned)))
+        if grad_spikes is None and isinstance(self.plain, Leaky):  # no gradient, not one of zero
+            wanted = learned[0], learned[1] and form.reset == "subtract", False
         totals = self._totals(form, wanted, shape, flat, start)
         launch(
             self.code.sequence_backward_kernel, start.numel(), x, h, flatly(start, flat),
@@ -288,7 +292,9 @@ class Fused:
             return strides
         key = x.shape, strides, v.stride(), x.dtype, v.dtype
         if key not in self._layouts:
-            names = [name for name in ("beta", "threshold", "factor", "w") if isinstance(getattr(self.plain, name, None), Tensor)]
+            names = [
+                name for name in ("beta", "threshold", "factor", "w") if isinstance(getattr(self.plain, name, None), Tensor)
+            ]
             meta = replace(self.plain, **{name: getattr(self.plain, name).detach().to("meta") for name in names})
             on_meta = [torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device="meta") for each in (x, v)]
             h = meta.charge(*on_meta, meta.resets(on_meta[1]))

@@ -69,7 +69,9 @@ def launch(kernel: Any, count: int, *arguments: Any, like: Tensor, form: Form | 
 
 def _surroundings(like: Tensor) -> AbstractContextManager:
     if not like.is_cuda:
-        return np.errstate(all="ignore")  # the interpreter's numpy would warn of infinities that are the hardware's daily bread
+        return np.errstate(
+            all="ignore"
+        )  # the interpreter's numpy would warn of infinities that are the hardware's daily bread
     return nullcontext() if like.device.index == torch.cuda.current_device() else torch.cuda.device(like.device)
 
 
@@ -176,7 +178,9 @@ def pack(code: ModuleType, fired: Tensor) -> Tensor:
     count = fired.numel()
     bits = empty((-(-count // BITS),), (1,), torch.uint8, fired)
     if count:
-        launch(code.pack_kernel, count, fired.view(torch.uint8) if fired.dtype is torch.bool else fired, bits, count, like=fired)
+        launch(
+            code.pack_kernel, count, fired.view(torch.uint8) if fired.dtype is torch.bool else fired, bits, count, like=fired
+        )
     return bits
 
 
