@@ -137,7 +137,7 @@ class Dynamics:
         grad_x, grad_before, grads = self.gradient_of_charge(grad_h, moment, learned, out)
         return grad_x, grad_before, _both(totals, grads)
 
-    # The parts of a step whose host has them on graph nodes of their own; snn_revplugin.kernels computes them all in the first.
+    # The parts of a step whose host has them on graph nodes of their own. Fused kernels compute them all in the first one.
 
     def begin(self, state: Any, x: Tensor, v: Tensor) -> Tensor:
         """The charged potential."""

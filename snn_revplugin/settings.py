@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
-
 BACKENDS = ("auto", "triton", "torch")
 
 
@@ -23,8 +22,8 @@ class Settings:
         longest_stretch: the most time steps between two anchors of a neuron that is reversed.
         rebuild_stretch: the time steps between two anchors of a neuron whose reset cannot be inverted. Its potentials
             are rebuilt forward from the anchor below, exactly; a whole stretch of them stands in memory at a time.
-        backend: what computes a neuron's arithmetic: "triton" for fused kernels, "torch" for plain torch code, "auto" for kernels
-            where there are any. A call with "triton" raises where they cannot be had.
+        backend: what computes a neuron's arithmetic: "triton" for fused kernels, "torch" for plain torch code, "auto" for
+            kernels where they can be had. With "triton" a call raises where they cannot.
 
     Raises:
         ValueError: a number out of range, or an unknown backend.

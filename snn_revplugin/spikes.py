@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .kernels.backend import packed_by_kernel, takes_triton, unpacked_by_kernel
+
 BITS = 8
 CHUNK = 1 << 16  # bytes unpacked at a time: the zeros and ones they make fit a core's cache
 
@@ -100,6 +102,8 @@ def _pack(flat: Tensor) -> Tensor:
         # The bits live in memory of torch's own, so that whoever counts torch's bytes counts them too.
         packed = np.packbits(flat.numpy(), bitorder="little")
         return torch.empty(packed.size, dtype=torch.uint8).copy_(torch.from_numpy(packed))
+    if takes_triton(flat):
+        return packed_by_kernel(flat)
     octets = torch.nn.functional.pad(flat.to(torch.uint8), (0, -flat.numel() % BITS)).view(-1, BITS)
     return (octets << _shifts(flat.device)).sum(1, dtype=torch.uint8)
 
@@ -107,6 +111,8 @@ def _pack(flat: Tensor) -> Tensor:
 def _unpack(bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     """The first ``count`` bits as a flat tensor of zeros and ones."""
     if bits.device.type != "cpu":
+        if takes_triton(bits):
+            return unpacked_by_kernel(bits, count, dtype)
         return ((bits.unsqueeze(1) >> _shifts(bits.device)) & 1).view(-1)[:count].to(dtype)
     packed = bits.numpy()
     if packed.size <= CHUNK:

@@ -104,8 +104,8 @@ class State:
     """
 
     __slots__ = (
-        "_held", "_kept_charged", "ahead", "before", "current", "dynamics", "fired", "index", "invertible", "is_anchor", "output",
-        "residue", "stretch", "version",
+        "_held", "_kept_charged", "ahead", "before", "current", "dynamics", "fired", "index", "invertible", "is_anchor",
+        "output", "residue", "stretch", "version",
     )  # fmt: skip
 
     def __init__(

@@ -22,7 +22,7 @@ HEAVY = (*HOSTS, "triton", "torchvision", "matplotlib", "sklearn", "typer", "ric
 LIBRARY = [
     each.name
     for each in pkgutil.walk_packages(snn_revplugin.__path__, "snn_revplugin.")
-    if not each.name.startswith(("snn_revplugin.adapters.", "snn_revplugin.cli"))
+    if not each.name.startswith(("snn_revplugin.adapters.", "snn_revplugin.cli", "snn_revplugin.kernels.neuron"))
 ]
 
 

@@ -1,8 +1,8 @@
 """The one place that decides: a neuron's arithmetic in fused Triton kernels, or in plain torch code.
 
-Triton is taken where the tensors are on CUDA and a kernel knows the neuron, its surrogate and its dtypes; torch code everywhere else. The setting
-``backend`` overrules that, see :class:`snn_revplugin.Settings`. With ``TRITON_INTERPRET=1`` in the environment before this package is imported,
-Triton's interpreter stands in for CUDA, on any device: slow, and for tests.
+Triton is taken where the tensors are on CUDA and a kernel knows the neuron, its surrogate and its dtypes; torch code
+everywhere else. The setting ``backend`` overrules that, see :class:`snn_revplugin.Settings`. With ``TRITON_INTERPRET=1`` in
+the environment before this package is imported, Triton's interpreter stands in for CUDA, on any device: slow, and for tests.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 from functools import cache
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ..settings import get_settings
@@ -64,6 +65,25 @@ def why_not(tensor: Tensor | None = None) -> str | None:
             f"the tensors are on {tensor.device.type!r}, not on CUDA (TRITON_INTERPRET=1 runs the kernels in an interpreter)"
         )
     return None
+
+
+def takes_triton(tensor: Tensor) -> bool:
+    """Whether Triton's kernels pack and unpack spikes on this device. (On a CPU numpy does, whatever the settings say.)"""
+    return get_settings().backend != "torch" and why_not(tensor) is None
+
+
+def packed_by_kernel(fired: Tensor) -> Tensor:
+    """As :func:`.launch.pack`."""
+    from .launch import kernels, pack
+
+    return pack(kernels(INTERPRETED), fired)
+
+
+def unpacked_by_kernel(bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """As :func:`.launch.unpack`."""
+    from .launch import kernels, unpack
+
+    return unpack(kernels(INTERPRETED), bits, count, dtype)
 
 
 @cache

@@ -1,7 +1,7 @@
 """What a kernel has to know of a neuron when it is compiled, read off its dynamics. No Triton in here.
 
-A dtype that torch would give an intermediate result is a part of that: snnTorch's resets are float32 next to a float16 potential, say, and so
-is the potential from its second step on.
+The dtypes that torch would give to intermediate results are a part of that: snnTorch's resets are float32 next to a float16
+potential, say, and so is the potential from its second step on.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ SURROGATES: dict[str, Callable[..., tuple[float, ...]]] = {
     "log_tailed_relu": lambda alpha: (alpha,),
     "rect": lambda alpha: (alpha, 0.5 / alpha),
 }
+ROUNDINGS = ("left", "decayed", "summed", "due", "charged", "difference_before", "difference", "spikes", "product", "after")
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class Form:
         to_zero: whether a hard reset goes to zero.
         on_cuda: whose rules the host's arithmetic follows where torch's differ between devices.
         decay_held, threshold_held, factor_held: as a "number", a "scalar" in memory, or "each" neuron's own.
-        left, decayed, summed, due, charged, difference_before, difference, spikes, product, after: dtypes of intermediate results, in the
-            order in which they come.
+        left, decayed, summed, due, charged, difference_before, difference, spikes, product, after: dtypes of intermediate
+            results, in the order in which they come.
     """
 
     charge: str
@@ -134,7 +135,6 @@ def form_of(dynamics: Dynamics, current: torch.dtype, potential: torch.dtype, on
     if not isinstance(dynamics, Leaky):
         leaks, parametric = isinstance(dynamics, LeakyIntegrateAndFire), isinstance(dynamics, ParametricLeakyIntegrateAndFire)
         charge = CHARGES[type(dynamics)]
-        steps = "left decayed summed due charged difference_before difference spikes product after".split()
         return Form(
             charge="decay_input" if leaks and dynamics.decay_input else charge,
             reset="soft" if dynamics.v_reset is None else "hard",
@@ -148,7 +148,7 @@ def form_of(dynamics: Dynamics, current: torch.dtype, potential: torch.dtype, on
             decay_held="scalar" if parametric else "number",
             threshold_held="number",
             factor_held="number",
-            **dict.fromkeys(steps, current),
+            **dict.fromkeys(ROUNDINGS, current),
             **common,
         )
 

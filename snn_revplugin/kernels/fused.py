@@ -1,13 +1,13 @@
 """A neuron's time steps in fused kernels, behind the interface of :mod:`snn_revplugin.dynamics`.
 
-:class:`Fused` stands where a :class:`~snn_revplugin.dynamics.Dynamics` stood, in :mod:`snn_revplugin.step` and :mod:`snn_revplugin.sequence`. What it
-does not compute in a kernel (rebuilding a stretch of potentials, a call whose tensors no kernel can take) the dynamics compute as ever, with the
-same bits.
+:class:`Fused` stands where a :class:`~snn_revplugin.dynamics.Dynamics` stood, in :mod:`snn_revplugin.step` and
+:mod:`snn_revplugin.sequence`. What it does not compute in a kernel (rebuilding a stretch of potentials, a call whose tensors
+no kernel can take) the dynamics compute as ever, with the same bits.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ class Fused:
         return self._packed(bits, x.shape, layout, fired), spikes, charged, after
 
     def begin(self, state: Any, x: Tensor, v: Tensor) -> Tensor:
-        """The charge of a step in parts: everything is computed, and what the parts still to come give out waits in the state."""
+        """The charge of a step in parts: all is computed, and what the parts still to come give out waits in the state."""
         *state.ahead, charged, after = self.step(x, v)
         state.ahead.append(after)
         return charged
@@ -204,9 +204,7 @@ class Fused:
         if reverses:
             below.charged = outputs["charged_before"]
         if not leaky:
-            totals = (
-                (self._grad_w(totals[0], given.get("x") is not None),) if learned and learned[0] else (None,) * len(learned)
-            )
+            totals = self._of_rate(totals[0], given.get("x") is not None, learned)
         return outputs.get("grad_x", grad), outputs["grad_before"], totals
 
     def _launch_backward(
@@ -271,7 +269,7 @@ class Fused:
         )  # fmt: skip
         sums = self._summed(totals)
         if not isinstance(self.plain, Leaky):
-            sums = (self._grad_w(sums[0], False),) if learned and learned[0] else (None,) * len(learned)
+            sums = self._of_rate(sums[0], False, learned)
         return grad_currents, grad_start, sums
 
     # ------------------------------------------------------------------------------------------------------------ details
@@ -292,10 +290,9 @@ class Fused:
             return strides
         key = x.shape, strides, v.stride(), x.dtype, v.dtype
         if key not in self._layouts:
-            names = [
-                name for name in ("beta", "threshold", "factor", "w") if isinstance(getattr(self.plain, name, None), Tensor)
-            ]
-            meta = replace(self.plain, **{name: getattr(self.plain, name).detach().to("meta") for name in names})
+            tensors = {each.name: getattr(self.plain, each.name) for each in fields(self.plain)}
+            tensors = {name: each.detach().to("meta") for name, each in tensors.items() if isinstance(each, Tensor)}
+            meta = replace(self.plain, **tensors)
             on_meta = [torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device="meta") for each in (x, v)]
             h = meta.charge(*on_meta, meta.resets(on_meta[1]))
             self._layouts[key] = h.stride()
@@ -341,11 +338,14 @@ class Fused:
             each if each is None else each.to(parameter.dtype) for each, parameter in zip(sums, parameters, strict=True)
         )
 
-    def _grad_w(self, total: Tensor, from_current: bool) -> Tensor:
+    def _of_rate(self, total: Tensor | None, from_current: bool, learned: tuple[bool, ...]) -> Gradients:
+        """The gradient at ``w``, whose sigmoid is the rate of decay, from the sum that the kernel made."""
+        if total is None:
+            return (None,) * len(learned)
         rate = self.plain.rate.detach()
         if self.plain.decay_input and not from_current:
             total = total / rate
-        return (total * rate * (1 - rate)).to(self.plain.w.dtype)
+        return ((total * rate * (1 - rate)).to(self.plain.w.dtype),)
 
 
 def _layout_of(moment: Any) -> Layout | None:

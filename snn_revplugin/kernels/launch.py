@@ -1,7 +1,7 @@
 """Launchers: tensors in one dense layout become flat memory, outputs are made, and a kernel walks over them.
 
-A *layout* is a tuple of strides that fills one stretch of memory, in whatever order of dimensions. All tensors of a launch have the
-same one; whatever has not is copied.
+A *layout* is a tuple of strides that fills one stretch of memory, in whatever order of dimensions. All tensors of a launch
+have the same one; whatever has not is copied.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ Layout = tuple[int, ...]
 
 @cache
 def kernels(interpreted: bool) -> ModuleType:
-    """The module of the kernels, compiled or run by Triton's interpreter: Triton decides when a kernel is defined, so the module
-    is executed once for each."""
+    """The module of the kernels, compiled or run by Triton's interpreter. Triton decides that when a kernel is defined, so the
+    module is executed once for each."""
     name = f"{__package__}.neuron" + ("_interpreted" if interpreted else "")
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("neuron.py"))
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -69,9 +69,7 @@ def launch(kernel: Any, count: int, *arguments: Any, like: Tensor, form: Form | 
 
 def _surroundings(like: Tensor) -> AbstractContextManager:
     if not like.is_cuda:
-        return np.errstate(
-            all="ignore"
-        )  # the interpreter's numpy would warn of infinities that are the hardware's daily bread
+        return np.errstate(all="ignore")  # the interpreter's numpy would warn of every infinity
     return nullcontext() if like.device.index == torch.cuda.current_device() else torch.cuda.device(like.device)
 
 
@@ -115,7 +113,8 @@ def empty(shape: Sequence[int], layout: Layout, dtype: torch.dtype, like: Tensor
 
 
 class Parameters(NamedTuple):
-    """Decay, threshold and factor as the kernels take them; ``size`` of those of each neuron, each for ``inner`` neurons in a row."""
+    """Decay, threshold and factor as the kernels take them; where neurons have their own, ``size`` of them, each for ``inner``
+    neurons in a row."""
 
     decay: Tensor | float
     threshold: Tensor | float
@@ -178,9 +177,7 @@ def pack(code: ModuleType, fired: Tensor) -> Tensor:
     count = fired.numel()
     bits = empty((-(-count // BITS),), (1,), torch.uint8, fired)
     if count:
-        launch(
-            code.pack_kernel, count, fired.view(torch.uint8) if fired.dtype is torch.bool else fired, bits, count, like=fired
-        )
+        launch(code.pack_kernel, count, _as_numbers(fired), bits, count, like=fired)
     return bits
 
 
@@ -188,5 +185,9 @@ def unpack(code: ModuleType, bits: Tensor, count: int, dtype: torch.dtype) -> Te
     """The first ``count`` bits as a flat tensor of zeros and ones."""
     ones = empty((count,), (1,), dtype, bits)
     if count:
-        launch(code.unpack_kernel, count, bits, ones.view(torch.uint8) if dtype is torch.bool else ones, count, like=bits)
+        launch(code.unpack_kernel, count, bits, _as_numbers(ones), count, like=bits)
     return ones
+
+
+def _as_numbers(tensor: Tensor) -> Tensor:
+    return tensor.view(torch.uint8) if tensor.dtype is torch.bool else tensor

@@ -1,16 +1,17 @@
-"""The neurons of :mod:`snn_revplugin.dynamics` in Triton: one kernel for steps forward, two for steps backward, and spikes to bits.
+"""The neurons of :mod:`snn_revplugin.dynamics` in Triton: one kernel for steps forward, two backward, and spikes to bits.
 
-Every kernel walks a flat stretch of N neurons in tiles of ``ROWS`` by 8, so that a row of a tile is one byte of packed spikes. What a neuron does
-is told by ``NEURON``, a :class:`.form.Form`: each branch on it is taken when the kernel is compiled. A pointer that is None is not
-read or written.
+Every kernel walks a flat stretch of N neurons in tiles of ``ROWS`` by 8, so that a row of a tile is one byte of packed
+spikes. What a neuron does is told by ``NEURON``, a :class:`.form.Form`: each branch on it is taken when the kernel is
+compiled. A pointer that is None is not read or written.
 
-Arithmetic is in float32, in the host's order of operations; after every operation that torch would round to a shorter
-dtype, :func:`rounded` rounds to it. (A scalar that meets a shorter dtype is rounded first, or not: torch does, if it is added or is the first
-factor; on CUDA, if it is a tensor. That is what ``NEURON.on_cuda`` is for.) Multiplications and additions must not be contracted (launch with ``enable_fp_fusion=False``), or a
-potential next to its threshold would fire here and not there.
+Arithmetic is in float32, in the host's order of operations; after every operation that torch would round to a shorter dtype,
+:func:`rounded` rounds to it. A scalar that meets a shorter dtype is rounded first, or is not: torch does it if the scalar is
+added or is the first factor, and on CUDA if it is a tensor; that is what ``NEURON.on_cuda`` is for. Multiplications and
+additions must not be contracted (launch with ``enable_fp_fusion=False``), or a potential next to its threshold would fire
+here and not there.
 
-Offsets of a tile are 32 bits from a 64-bit base, so a tensor may have more than 2**31 elements. Only Triton's builtins are used, no function of
-its library: the interpreter runs those whether or not Triton itself was imported for it.
+Offsets of a tile are 32 bits from a 64-bit base, so a tensor may have more than 2**31 elements. Only Triton's builtins are
+used, no function of its library: the interpreter runs those whether or not Triton itself was imported for it.
 """
 
 import triton
@@ -20,7 +21,7 @@ import triton.language as tl
 @triton.jit
 def rounded(value, DTYPE: tl.constexpr):
     """A float32 as ``DTYPE`` would hold it, to nearest even."""
-    if DTYPE == tl.bfloat16:  # by hand: Triton's interpreter cuts off where the hardware rounds
+    if tl.bfloat16 == DTYPE:  # by hand: Triton's interpreter cuts off where the hardware rounds
         bits = value.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         value = tl.where(value == value, bits.to(tl.float32, bitcast=True), value)
@@ -382,11 +383,11 @@ def step_backward_kernel(
     """One time step backward, whole or one of its graph nodes.
 
     ``PART`` of "step": ``grad`` is that at ``v'``, to those at ``x`` and ``v``. "fire": ``grad_spikes`` to that at ``h``, in
-    ``grad_x``. "reset": ``grad`` at ``v'`` to those at ``h`` and at the spikes, in ``grad_x`` and ``grad_before``. "charge": ``grad`` at ``h``
-    to those at ``x`` and ``v``.
+    ``grad_x``. "reset": ``grad`` at ``v'`` to those at ``h`` and at the spikes, in ``grad_x`` and ``grad_before``. "charge":
+    ``grad`` at ``h`` to those at ``x`` and ``v``.
 
-    ``charged_before`` asks for the reversal: the charged potential of the step before, from ``h``, ``x`` and the bits. The reset signal of a delayed
-    reset is ``bits_before``, or else decided from ``before``.
+    ``charged_before`` asks for the reversal: the charged potential of the step before, from ``h``, ``x`` and the bits. The
+    reset signal of a delayed reset is ``bits_before``, or else decided from ``before``.
     """
     first = tl.program_id(0).to(tl.int64) * (ROWS * 8)
     rows = tl.arange(0, ROWS)
