@@ -148,6 +148,14 @@ def assert_same_step(dynamics: Dynamics, x: Tensor, v: Tensor) -> Tensor:
     return fired
 
 
+def moment_of(dynamics: Dynamics, h: Tensor) -> SimpleNamespace:
+    """A time step as :class:`snn_revplugin.trajectory.Moment` sees it, of which only the end is known."""
+    with torch.no_grad():
+        fired = dynamics.fires(h)
+    state = SimpleNamespace(fired=PackedSpikes(fired.bool()), dynamics=dynamics)
+    return SimpleNamespace(state=state, charged=h, fired=fired)
+
+
 # --------------------------------------------------------------------------------------------------------------- forward
 
 
@@ -192,6 +200,19 @@ def test_potentials_on_the_threshold_and_one_ulp_beside_it(name: str, strict: bo
         assert 0 < fired.sum() < fired.numel()
     v = (torch.as_tensor(threshold, device=device, dtype=torch.float32).view(torch.int32) + ulps).view(torch.float32)
     assert_same_step(on_it, x * 0.1, v)
+
+
+@ON_EVERY_DEVICE
+def test_what_lies_beside_the_last_neuron(device: str) -> None:
+    """The rest of its byte is empty, though a neuron without current would fire there; and it adds to no sum, were it NaN."""
+    assert_same_step(IntegrateAndFire(SIGMOID, -0.5, None), *draw((9,), torch.float32, device))
+    steep = Surrogate("sigmoid_of_exp", (200.0,), keeps_dtype=False)
+    beta, threshold, one = (torch.tensor(each, device=device, requires_grad=True) for each in (0.9, 1.0, 1.0))
+    h = torch.linspace(0.95, 1.05, 9, device=device)
+    moment = moment_of(Leaky(steep, beta, threshold, one, "none"), h)
+    _, (_, expected, _) = moment.state.dynamics.gradient_of_fire(h, moment, (True,) * 3)
+    _, (_, ours, _) = fused(moment.state.dynamics).gradient_of_fire(h, moment, (True,) * 3)
+    assert_close("threshold", expected, ours)
 
 
 @ON_EVERY_DEVICE
@@ -368,6 +389,17 @@ def test_a_sequence_is_the_plain_one(
 
 
 @ON_EVERY_DEVICE
+@pytest.mark.parametrize(("T", "count"), product((1, 2, 9), (1, 7, 8, 1025)), ids=str)
+def test_the_bits_of_a_sequence(T: int, count: int, device: str) -> None:
+    """A step's last byte is the next one's first unless the neurons fill whole bytes."""
+    dynamics, (x, _) = IntegrateAndFire(SIGMOID, 0.8, 0.0), draw((T, count), torch.float32, device)
+    packed, spikes, *_ = fused(dynamics).sequence(x, torch.zeros_like(x[0]), False, False)
+    expected = PackedSpikes(spikes.bool())
+    assert (packed.shape, packed.strides, packed.dtype) == (expected.shape, expected.strides, expected.dtype)
+    assert torch.equal(packed.bits, expected.bits)
+
+
+@ON_EVERY_DEVICE
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", [name for name in FEW if name in IN_SEQUENCES])
 def test_a_sequence_of_short_dtypes(name: str, dtype: torch.dtype, device: str) -> None:
@@ -382,6 +414,20 @@ def test_a_sequence_in_any_layout(name: str, device: str) -> None:
 
     dynamics = LeakyIntegrateAndFire(SIGMOID, 0.8, 0.0)
     assert_trains_alike(whole(dynamics, 3, (2, 4, 3, 5), device, layout=layout))
+
+
+@ON_EVERY_DEVICE
+def test_currents_that_two_layers_share_are_not_written_into(device: str) -> None:
+    data, weight, start = network(3, (9,), device, torch.float32)
+
+    def run() -> tuple[list[Tensor], list[Tensor]]:
+        currents, outputs = layer(data, weight), []
+        for threshold in (0.5, 0.9):
+            spikes, last, _ = sequence(IntegrateAndFire(SIGMOID, threshold, 0.0), currents, start, Reversal())
+            outputs += [spikes, last]
+        return outputs, [weight, data, start]
+
+    assert_trains_alike(run)
 
 
 @ON_EVERY_DEVICE
@@ -420,10 +466,7 @@ def test_surrogates(name: str, device: str) -> None:
     grad = torch.linspace(-1, 2, z.numel(), device=device)
     zero, one = torch.zeros((), device=device), torch.ones((), device=device)  # a threshold of zero, so that h is z
     dynamics, learned = Leaky(surrogate, one, zero, one, "none", graded=False), (False,) * 3
-    state = SimpleNamespace(
-        fired=PackedSpikes(z > 0), before=SimpleNamespace(at_hand=True, residue=None, fired=None), charged=z, dynamics=dynamics
-    )
-    moment = SimpleNamespace(state=state, charged=z, invertible=True)
+    moment = moment_of(dynamics, z)
     expected, _ = dynamics.gradient_of_fire(grad, moment, learned)
     ours, _ = fused(dynamics).gradient_of_fire(grad, moment, learned)
     torch.testing.assert_close(ours, expected, rtol=3e-6, atol=1e-6)
