@@ -137,7 +137,11 @@ class Dynamics:
         grad_x, grad_before, grads = self.gradient_of_charge(grad_h, moment, learned, out)
         return grad_x, grad_before, _both(totals, grads)
 
-    # The parts of a step whose host has them on graph nodes of their own. Fused kernels compute them all in the first one.
+    # The step as the graph's nodes ask for it: whole, or in parts. Fused kernels compute all the parts in the first one.
+
+    def take(self, state: Any, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As :meth:`step`; the state is that after it, and may tell what of it is needed."""
+        return self.step(x, v)
 
     def begin(self, state: Any, x: Tensor, v: Tensor) -> Tensor:
         """The charged potential."""

@@ -98,7 +98,7 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, current: Tensor, potential: Tensor, state: State, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        fired, spikes, charged, after = state.dynamics.step(current, potential)
+        fired, spikes, charged, after = state.dynamics.take(state, current, potential)
         _fire(ctx, state, fired, spikes)
         state.reach(after, charged, output=1)
         setattr(ctx, STATE, state)

@@ -44,8 +44,14 @@ class Fused:
 
     # ------------------------------------------------------------------------------------------------------------ forward
 
-    def step(self, x: Tensor, v: Tensor) -> tuple[Tensor | PackedSpikes, Tensor, Tensor, Tensor]:
-        """As :meth:`Dynamics.step`, with the zeros and ones packed already."""
+    def take(self, state: Any, x: Tensor, v: Tensor) -> tuple[Tensor | PackedSpikes, Tensor, Tensor, Tensor]:
+        return self.step(x, v, with_charged=state.current is None)
+
+    def step(self, x: Tensor, v: Tensor, with_charged: bool = True) -> tuple[Tensor | PackedSpikes, Tensor, Tensor, Tensor]:
+        """As :meth:`Dynamics.step`, with the zeros and ones packed already.
+
+        Without ``with_charged`` the charged potential is not written, and the one after the reset stands in its place.
+        """
         layout = self._layout(x, v)
         if layout is None:
             return self.plain.step(x, v)
@@ -55,13 +61,14 @@ class Fused:
         def output(dtype: torch.dtype) -> Tensor:
             return empty(x.shape, layout, dtype, x)
 
-        spikes, charged = output(form.spikes), output(form.charged)
+        spikes, after = output(form.spikes), output(form.after)
         bits = empty((-(-count // 8),), (1,), torch.uint8, x)
-        after = charged if self.plain.charged_is_kept else output(form.after)
+        charged = output(form.charged) if with_charged and not self.plain.charged_is_kept else None
         launch(
             self.code.forward_kernel, count, arranged(x, layout), arranged(v, layout), *arguments,
-            spikes, bits, charged, None if after is charged else after, None, 1, count, like=x, form=form,
+            spikes, bits, charged, after, None, 1, count, like=x, form=form,
         )  # fmt: skip
+        charged = after if charged is None else charged
         fired = self.plain.surrogate.dtype_of_spikes(charged)
         return self._packed(bits, x.shape, layout, fired), spikes, charged, after
 
