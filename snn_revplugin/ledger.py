@@ -51,12 +51,6 @@ class Ledger:
         self.spike_bytes += packed.nbytes
         self.neuron_steps += packed.shape.numel()
 
-    def replayed(self, operation: str) -> None:
-        self.operations[operation] += 1
-
-    def boundary(self, operation: str) -> None:
-        self.boundaries[operation] += 1
-
     def plain(self, reason: str) -> None:
         """The host's own path was taken."""
         self.plain_calls += 1

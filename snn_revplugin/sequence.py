@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import autograd_internals as internals
 from .dynamics import Dynamics
+from .function import differentiated_once
 from .neuron import Reversal
 from .replay import FIRED, Spikes, Value, recipe_of
 from .spikes import PackedSpikes
@@ -61,15 +62,21 @@ class _Sequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, currents: Tensor, potential: Tensor, call: Call, *parameters: Tensor) -> tuple[Tensor, ...]:
         dynamics, v = call.dynamics, potential
-        fired_of, charged_of, path = [], [], []
-        for x in currents.unbind(0):
-            fired, _, charged, v = dynamics.step(x, v)
-            fired_of.append(fired)
+        fired_of, charged_of, path, fired, slots = [], [], [], None, [None] * len(currents)
+        if currents.is_contiguous() and currents.dtype == potential.dtype:
+            fired = torch.empty_like(currents, dtype=dynamics.surrogate.dtype_of_spikes(currents))
+            slots = fired.unbind(0)
+        for x, slot in zip(currents.unbind(0), slots, strict=True):
+            resets = dynamics.resets(v)
+            charged = dynamics.charge(x, v, resets)
+            fired_of.append(dynamics.fires(charged, out=slot))
+            v = dynamics.reset(charged, fired_of[-1], resets)
             if call.currents is None:
                 charged_of.append(charged)
             if call.with_path:
                 path.append(v)
-        fired = torch.stack(fired_of)
+        if fired is None:
+            fired = torch.stack(fired_of)
         spikes = dynamics.spikes(fired)
         packed = PackedSpikes(fired.bool(), fired.dtype, dynamics.graded_factor)
         if call.currents is not None:
@@ -87,7 +94,7 @@ class _Sequence(torch.autograd.Function):
         return spikes, v.clone(), torch.stack(path)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiated_once
     def backward(
         ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | None, grad_path: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
@@ -137,7 +144,7 @@ def _scan(dynamics: Dynamics, currents: Tensor, owned: bool, v: Tensor) -> Tenso
         after_charge = dynamics.charge(x, v, resets, out=h)
         if after_charge is not h:
             h.copy_(after_charge)
-        v = dynamics.reset(h, dynamics.fires(h), resets)
+        v = dynamics.settle(h, resets)
     return charged
 
 
@@ -158,11 +165,15 @@ class _Moment:
         return self.dynamics.fires(self.charged)
 
     @once
+    def silent(self) -> Tensor:
+        return self.dynamics.surrogate.silent(self.charged, self.dynamics.threshold)
+
+    @once
     def before(self) -> Tensor:
         if self.t == 0:
             return self.start
         h = self.path[self.t - 1]
-        return self.dynamics.reset(h, self.dynamics.fires(h))
+        return self.dynamics.settle(h)
 
     @once
     def resets(self) -> Tensor | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import autograd_internals as internals
 from .dynamics import Dynamics
+from .function import differentiated_once
 from .neuron import Reversal
 from .replay import FIRED, Spikes, recipe_of
 from .settings import get_settings
@@ -104,7 +105,7 @@ class _Step(torch.autograd.Function):
         return spikes, after
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiated_once
     def backward(ctx: Any, grad_spikes: Tensor | None, grad_potential: Tensor | None) -> tuple[Tensor | None, ...]:
         state = _state_in(ctx)
         if grad_spikes is None and grad_potential is None:
@@ -134,7 +135,7 @@ class _Charge(torch.autograd.Function):
         return charged
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiated_once
     def backward(ctx: Any, grad_charged: Tensor | None) -> tuple[Tensor | None, ...]:
         state = _state_in(ctx)
         if grad_charged is None:
@@ -159,7 +160,7 @@ class _Fire(torch.autograd.Function):
         return spikes
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiated_once
     def backward(ctx: Any, grad_spikes: Tensor | None) -> tuple[Tensor | None, ...]:
         state = _state_in(ctx)
         if grad_spikes is None:
@@ -183,7 +184,7 @@ class _Reset(torch.autograd.Function):
         return after
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiated_once
     def backward(ctx: Any, grad_potential: Tensor | None) -> tuple[Tensor | None, ...]:
         state = _state_in(ctx)
         if grad_potential is None:

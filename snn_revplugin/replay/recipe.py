@@ -17,14 +17,13 @@ the arithmetic of the first time, so that they come back bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from ..scratch import Scratch, scratch
 from ..spikes import PackedSpikes
 from ..versioned import Versioned
+from .operation import Operation, Replay
 
 
 class Value:
@@ -38,6 +37,9 @@ class Value:
 
     def value(self) -> Tensor:
         raise NotImplementedError
+
+    def __call__(self) -> Tensor:
+        return self.value()
 
     def peek(self, known: dict[int, Tensor] | None = None) -> Tensor:
         return self.value()
@@ -75,7 +77,7 @@ class Kept(Value):
 class Shape(Value):
     """A tensor of zeros, four bytes large, for a backward that reads the shape of what it saved and no element."""
 
-    __slots__ = ("shape", "zero")
+    __slots__ = ("__weakref__", "shape", "zero")
     derived = True
 
     def __init__(self, tensor: Tensor) -> None:
@@ -126,30 +128,30 @@ class _Reading:
 
 
 class Recipe(Value):
-    """The output of an operation, from the values of its inputs.
+    """The outputs of an operation, from the values of its inputs.
 
     Args:
-        operation: takes the inputs' tensors to the output, or to a tuple of outputs.
+        function: takes the inputs' tensors to the output, or to a tuple of outputs.
         inputs: their values; None stands for an absent operand.
-        is_view: whether the output shares memory with the first input.
+        operation: the entry of the table that ``function`` comes from.
+        identity: see :class:`Value`.
     """
 
     __slots__ = (
-        "__weakref__", "cheap", "depth", "derived", "identity", "inputs", "is_view", "operation", "readers",
+        "__weakref__", "cheap", "depth", "derived", "function", "identity", "inputs", "is_view", "readers",
     )  # fmt: skip
 
     def __init__(
-        self,
-        operation: Callable[..., Tensor],
-        inputs: tuple[Value | None, ...],
-        is_view: bool,
-        derived: bool,
-        identity: tuple | None = None,
+        self, function: Replay, inputs: tuple[Value | None, ...], operation: Operation, identity: tuple | None = None
     ) -> None:
-        self.operation, self.inputs, self.is_view, self.derived = operation, inputs, is_view, derived
-        self.identity, self.cheap = identity, is_view and inputs[0].cheap
-        self.depth = 1 + max((each.depth for each in inputs if each is not None), default=0)
-        self.readers = 0
+        self.function, self.inputs, self.identity, self.readers = function, inputs, identity, 0
+        self.is_view = operation.is_view
+        self.cheap = operation.is_view and inputs[0].cheap
+        self.derived, self.depth = operation.weighs, 1
+        for each in inputs:
+            if each is not None:
+                self.derived = self.derived or each.derived
+                self.depth = max(self.depth, each.depth + 1)
 
     def expect(self) -> None:
         if self.readers == 0:
@@ -160,6 +162,10 @@ class Recipe(Value):
 
     def value(self) -> Tensor:
         return self.take()[0]
+
+    def were_edited(self) -> bool:
+        """Of a view of spikes: as of the spikes."""
+        return self.inputs[0].were_edited()
 
     def take(self) -> tuple[Tensor, bool]:
         values, reading = self._next_reader()
@@ -189,7 +195,7 @@ class Recipe(Value):
         known = {} if known is None else known  # what this one look has computed, for inputs that are reached by two ways
         if id(self) not in known:
             operands = [each and each.peek(known) for each in self.inputs]
-            known[id(self)] = _run(self.operation, operands)
+            known[id(self)] = _run(self.function, operands)
         return known[id(self)]
 
     def release(self) -> None:
@@ -204,8 +210,8 @@ class Recipe(Value):
     def _compute(self) -> tuple[Tensor, bool]:
         if self.is_view:
             operand, owned = self.inputs[0].take()
-            return _run(self.operation, [operand]), owned
-        return _run(self.operation, [each and each.value() for each in self.inputs]), True
+            return _run(self.function, [operand]), owned
+        return _run(self.function, [each and each.value() for each in self.inputs]), True
 
 
 class Output(Value):
@@ -245,12 +251,12 @@ class Output(Value):
         self.recipe.release()
 
 
-def _run(operation: Callable[..., Tensor], operands: list[Tensor | None]) -> Tensor:
+def _run(function: Replay, operands: list[Tensor | None]) -> Tensor | tuple[Tensor, ...]:
     device = next((each.device.type for each in operands if each is not None), "cpu")
     if torch.is_autocast_enabled(device):
         with torch.no_grad(), torch.autocast(device, enabled=False):
-            return operation(*operands)
+            return function(*operands)
     if torch.is_grad_enabled():
         with torch.no_grad():
-            return operation(*operands)
-    return operation(*operands)
+            return function(*operands)
+    return function(*operands)

@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..autograd_internals import Node, attribute_of, shape_of_output
-from .operation import VARIADIC, Operation, Replay, register
+from ..autograd_internals import Node, shape_of_output
+from .operation import VARIADIC, DecidedBy, Operation, Replay, register
 
 ONE = (None,)
 
@@ -22,31 +22,20 @@ def _expand(node: Node) -> Replay:
     return partial(Tensor.expand, size=tuple(shape_of_output(node)))
 
 
-def _repeat(node: Node) -> Replay:
-    return partial(Tensor.repeat, repeats=attribute_of(node, "repeats"))
-
-
-def _with(function, *names: str):
+def _with(function: Replay, *names: str) -> DecidedBy:
     """A replay that passes the named attributes on."""
-
-    def replay(node: Node) -> Replay:
-        return partial(_applied, function, tuple(attribute_of(node, name) for name in names))
-
-    return replay
+    return DecidedBy(lambda *arguments: partial(_applied, function, arguments), *names)
 
 
-def _applied(function, arguments: tuple, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+def _applied(function: Replay, arguments: tuple, x: Tensor) -> Tensor | tuple[Tensor, ...]:
     return function(x, *arguments)
 
 
-def _joined(function):
-    def replay(node: Node) -> Replay:
-        return partial(_join, function, attribute_of(node, "dim"))
-
-    return replay
+def _joined(function: Replay) -> DecidedBy:
+    return DecidedBy(lambda dim: partial(_join, function, dim), "dim")
 
 
-def _join(function, dim: int, *tensors: Tensor) -> Tensor:
+def _join(function: Replay, dim: int, *tensors: Tensor) -> Tensor:
     return function(tensors, dim)
 
 
@@ -68,7 +57,7 @@ register(
     Operation("UnbindBackward0", ONE, _with(torch.unbind, "dim"), is_view=True, several=True),
     Operation("SplitBackward0", ONE, _with(torch.split, "split_size", "dim"), is_view=True, several=True),
     Operation("SplitWithSizesBackward0", ONE, _with(torch.split, "split_sizes", "dim"), is_view=True, several=True),
-    Operation("RepeatBackward0", ONE, _repeat),
+    Operation("RepeatBackward0", ONE, _with(Tensor.repeat, "repeats")),
     Operation("StackBackward0", VARIADIC, _joined(torch.stack)),
     Operation("CatBackward0", VARIADIC, _joined(torch.cat)),
 )
