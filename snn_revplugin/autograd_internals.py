@@ -123,6 +123,15 @@ def replace_saved(node: Node, name: str, unpack: Callable[[], Tensor]) -> bool:
     return True
 
 
+def replacement_of(node: Node, name: str) -> Callable[[], Tensor] | None:
+    """What :func:`replace_saved` put in the place of a saved tensor, or None if it did not."""
+    try:
+        raw = getattr(node, "_raw_saved_" + name)
+        return raw.data if getattr(raw, "unpack_hook", None) is _call else None
+    except RuntimeError:  # freed
+        return None
+
+
 _handing = threading.local()  # what the next hook is to pack: a closure for each would stay with the graph as long as the hook
 
 

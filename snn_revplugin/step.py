@@ -101,21 +101,20 @@ class _Step(torch.autograd.Function):
         _fire(ctx, state, fired, spikes)
         state.reach(after, charged, output=1)
         setattr(ctx, STATE, state)
-        ctx.types = current.dtype, potential.dtype
         return spikes, after
 
     @staticmethod
     @differentiated_once
     def backward(ctx: Any, grad_spikes: Tensor | None, grad_potential: Tensor | None) -> tuple[Tensor | None, ...]:
-        state = _state_in(ctx)
+        state = _alive(getattr(ctx, STATE))
         if grad_spikes is None and grad_potential is None:
             return (None,) * len(ctx.needs_input_grad)
         moment = Moment.of(state)
         moment.hand_down()  # first, so that what reversing takes is gone before the gradients come
         grad_x, grad_v, grads = state.dynamics.gradient(grad_spikes, grad_potential, moment, ctx.needs_input_grad[3:])
         moment.close()
-        _let_go(ctx)
-        return grad_x.to(ctx.types[0]), grad_v.to(ctx.types[1]), None, *grads
+        _let_go(ctx, STATE, FIRED)
+        return grad_x, grad_v, None, *grads
 
 
 class _Charge(torch.autograd.Function):
@@ -129,23 +128,21 @@ class _Charge(torch.autograd.Function):
         charged = dynamics.charge(current, potential, dynamics.resets(potential))
         if not dynamics.reset_needs_resets:
             state.reach(charged, charged, output=0)
-            setattr(ctx, STATE, state)
-        ctx.state = state
-        ctx.types = current.dtype, potential.dtype
+        setattr(ctx, STATE, state)
         return charged
 
     @staticmethod
     @differentiated_once
     def backward(ctx: Any, grad_charged: Tensor | None) -> tuple[Tensor | None, ...]:
-        state = _state_in(ctx)
+        state = _alive(getattr(ctx, STATE))
         if grad_charged is None:
             return (None,) * len(ctx.needs_input_grad)
         moment = Moment.of(state)
         moment.hand_down()
         grad_x, grad_v, grads = state.dynamics.gradient_of_charge(grad_charged, moment, ctx.needs_input_grad[3:])
         moment.close()
-        _let_go(ctx)
-        return grad_x.to(ctx.types[0]), grad_v.to(ctx.types[1]), None, *grads
+        _let_go(ctx, STATE)
+        return grad_x, grad_v, None, *grads
 
 
 class _Fire(torch.autograd.Function):
@@ -162,11 +159,12 @@ class _Fire(torch.autograd.Function):
     @staticmethod
     @differentiated_once
     def backward(ctx: Any, grad_spikes: Tensor | None) -> tuple[Tensor | None, ...]:
-        state = _state_in(ctx)
+        fired = getattr(ctx, FIRED)
+        state = _alive(fired and fired.state)
         if grad_spikes is None:
             return (None,) * len(ctx.needs_input_grad)
         grad_h, grads = state.dynamics.gradient_of_fire(grad_spikes, Moment.of(state), ctx.needs_input_grad[2:])
-        _let_go(ctx)
+        _let_go(ctx, FIRED)
         return grad_h, None, *grads
 
 
@@ -180,45 +178,42 @@ class _Reset(torch.autograd.Function):
         after = dynamics.reset(charged, state.fired.binary(), dynamics.resets(potential))
         state.reach(after, charged, output=0)
         setattr(ctx, STATE, state)
-        ctx.state = state
         return after
 
     @staticmethod
     @differentiated_once
     def backward(ctx: Any, grad_potential: Tensor | None) -> tuple[Tensor | None, ...]:
-        state = _state_in(ctx)
+        state = _alive(getattr(ctx, STATE))
         if grad_potential is None:
             return (None,) * len(ctx.needs_input_grad)
         learned = ctx.needs_input_grad[4:]
         grad_h, grad_spikes, grads = state.dynamics.gradient_of_reset(grad_potential, Moment.of(state), learned)
-        _let_go(ctx)
+        _let_go(ctx, STATE)
         return grad_h, grad_spikes, None, None, *grads
 
 
 def _fire(ctx: Any, state: State, fired: Tensor, spikes: Tensor) -> None:
     """Keep the spikes as bits, for the layers above to find at the node that fired them."""
-    state.fired = PackedSpikes(fired.bool(), fired.dtype, state.dynamics.graded_factor)
+    state.fired = PackedSpikes(fired.bool(), fired.dtype, state.dynamics.graded_factor, state.before.fired)
     if not state.dynamics.spikes_carry_gradient:
         ctx.mark_non_differentiable(spikes)
-    ctx.state = state
-    setattr(ctx, FIRED, Spikes(state.fired, spikes))
+    setattr(ctx, FIRED, Spikes(state.fired, spikes, state))
 
 
-def _state_in(ctx: Any) -> State:
+def _alive(state: State | None) -> State:
     """The state of a node's time step.
 
     Raises:
         RuntimeError: a backward has let go of it, or a parameter has been written into since.
     """
-    state = ctx.state
     if state is None:
         raise RuntimeError(SECOND_PASS)
     state.dynamics.check_unchanged()
     return state
 
 
-def _let_go(ctx: Any) -> None:
+def _let_go(ctx: Any, *names: str) -> None:
     """Whoever holds the last potential holds its node: once differentiated, it must not hold the sequence's bits in turn."""
     if not internals.pass_keeps_graph():
-        for name in ("state", STATE, FIRED):
+        for name in names:
             setattr(ctx, name, None)

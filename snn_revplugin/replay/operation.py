@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
@@ -63,7 +64,7 @@ def _nothing_absent(node: Node) -> tuple[int, ...]:
     return ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Operation:
     """How one kind of graph node is computed again; see the module's documentation."""
 
@@ -80,6 +81,14 @@ class Operation:
     layout: bool = False
     constant: bool = False
     of_spikes: Callable[[Node], Replay | None] | None = None
+
+    @cached_property
+    def carriers(self) -> tuple[str, ...]:
+        """The names of saved tensors in whose place a recipe of the node can be found again: those that every such node saves.
+        Empty where that depends on the call, as of a product."""
+        if self.pointwise:
+            return ()
+        return (*self.outputs, *(name for name in self.inputs if name is not None and name not in self.shape_only))
 
     def __post_init__(self) -> None:
         if "Backward" not in self.node:

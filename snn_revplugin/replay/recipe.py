@@ -17,13 +17,18 @@ the arithmetic of the first time, so that they come back bit for bit.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from ..scratch import Scratch, scratch
 from ..spikes import PackedSpikes
-from ..versioned import Versioned
+from ..versioned import Versioned, version_counter
 from .operation import Operation, Replay
+
+if TYPE_CHECKING:
+    from ..trajectory import State
 
 
 class Value:
@@ -93,20 +98,23 @@ class Spikes(Value):
     Args:
         packed: the bits.
         given_out: the tensor that the neuron gave out, to notice if somebody writes into it.
+        state: where the neuron's time step led, for the node that fired.
     """
 
-    __slots__ = ("factor", "given_out", "packed")
+    __slots__ = ("_counter", "_version", "factor", "packed", "state")
     derived = True
     cheap = True
 
-    def __init__(self, packed: PackedSpikes, given_out: Tensor | None = None) -> None:
-        self.packed = packed
-        self.given_out = None if given_out is None else Versioned(given_out).forget_elements()
+    def __init__(self, packed: PackedSpikes, given_out: Tensor | None = None, state: State | None = None) -> None:
+        self.packed, self.state = packed, state
+        self._counter, self._version = None, 0
+        if given_out is not None:
+            self._counter, self._version = version_counter(given_out), given_out._version
         self.factor = None if packed.factor is None else Versioned(packed.factor)
 
     def were_edited(self) -> bool:
         """Whether the spikes that went on to the next layer are other ones by now."""
-        return self.given_out is not None and not self.given_out.unchanged()
+        return self._counter is not None and self._counter._version != self._version
 
     def value(self) -> Tensor:
         if self.factor is not None:
@@ -249,6 +257,18 @@ class Output(Value):
 
     def release(self) -> None:
         self.recipe.release()
+
+
+class Operand(Value):
+    """One input of a recipe, for the node that saved it; a walk that comes to that node again finds the recipe through it."""
+
+    __slots__ = ("position", "recipe")
+
+    def __init__(self, recipe: Recipe, position: int) -> None:
+        self.recipe, self.position = recipe, position
+
+    def value(self) -> Tensor:
+        return self.recipe.inputs[self.position].value()
 
 
 def _run(function: Replay, operands: list[Tensor | None]) -> Tensor | tuple[Tensor, ...]:

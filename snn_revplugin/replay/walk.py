@@ -21,13 +21,13 @@ from .. import autograd_internals as internals
 from ..autograd_internals import Node
 from .operation import OPERATIONS, Operation
 from .pointwise import constant_of, packed_mask
-from .recipe import Kept, Output, Recipe, Spikes, Value
+from .recipe import Kept, Operand, Output, Recipe, Spikes, Value
 
 if TYPE_CHECKING:
     from ..neuron import Reversal
 
 FIRED = "snn_revplugin_fired"  # where a neuron's graph node offers its packed spikes, the node's first output
-MEMO = "snn_revplugin_recipe"  # where a node met before remembers its recipe, weakly: the readers own it
+MEMO = "snn_revplugin_recipe"  # where a node that saves nothing remembers its recipe, weakly: the readers own it
 EDITED = "an edit in place"
 BOUNDARY = False  # ... or that it has none
 NO_EDGE = (None, 0)
@@ -86,15 +86,14 @@ class _Walk:
             fired = getattr(node, FIRED, None)
             if fired is not None:
                 return self._unless_edited(fired, tensor, wanted)
-        memo = node.metadata.get(MEMO)
-        recipe = memo() if memo else None
-        if recipe is None and memo is not BOUNDARY:
+        recipe = _met(node, operation)
+        if recipe is None:
             if operation is not None and down < DEEPEST:
                 recipe = self._meet(node, operation, tensor, strides, down, wanted)
             else:
                 self._stop_at(node, kind, down, wanted)
-            node.metadata[MEMO] = BOUNDARY if recipe is None else weakref.ref(recipe)
-        if recipe is None:
+            _remember(node, operation, recipe)
+        if not recipe:
             return None if tensor is None else Kept(tensor)
         value = Output(recipe, output) if operation.several else recipe
         return value if tensor is None or tensor._version == 0 else self._unless_edited(value, tensor, wanted)
@@ -162,7 +161,7 @@ class _Walk:
             if value.derived:
                 derived = True
                 if saved is not None:
-                    replaced.append((name, value, saved))
+                    replaced.append((name, position, saved))
             elif saved is not None:
                 value = self.known.kept(saved)  # it may be cast or transposed; every time step shares it all the same
             values.append(value)
@@ -171,10 +170,13 @@ class _Walk:
             self._note(self.ledger.operations, operation.node, wanted)
         elif derived:
             self._note(self.ledger.boundaries, operation.node, wanted)
-        for name, value, saved in replaced:
+        for name, position, saved in replaced:
+            value = values[position]
             # Where strides decide what backward does, zeros without strides will not do.
-            shape_only = name in operation.shape_only and saved.is_contiguous()
-            _replace(node, name, self.known.shape(saved) if shape_only else value)
+            if name in operation.shape_only and saved.is_contiguous():
+                _replace(node, name, self.known.shape(saved))
+            elif internals.replace_saved(node, name, value if recipe is None else Operand(recipe, position)):
+                value.expect()
         if recipe is not None and derived:
             for name, position in operation.outputs.items():
                 _replace(node, name, Output(recipe, position) if operation.several else recipe)
@@ -200,6 +202,26 @@ class _Walk:
             function = _laid_out(function, strides)
         recipe = self.known.recipe(function, tuple(values), operation)
         return None if recipe.depth > DEEPEST else recipe
+
+
+def _met(node: Node, operation: Operation | None) -> Recipe | bool | None:
+    """The recipe of a node that a walk has come to before, ``BOUNDARY`` if it has none, or None for a node that is new."""
+    if operation is not None and operation.carriers:
+        for name in operation.carriers:
+            value = internals.replacement_of(node, name)
+            if isinstance(value, Operand | Output):
+                return value.recipe
+        return None
+    if operation is not None and operation.is_view:
+        return None
+    memo = node.metadata.get(MEMO)
+    return memo() if memo else memo
+
+
+def _remember(node: Node, operation: Operation | None, recipe: Recipe | None) -> None:
+    """... where its saved tensors do not tell."""
+    if operation is None or not (operation.carriers or operation.is_view):
+        node.metadata[MEMO] = BOUNDARY if recipe is None else weakref.ref(recipe)
 
 
 def _constant(saved: Tensor) -> Value:
