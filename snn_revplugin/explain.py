@@ -159,7 +159,7 @@ def account_of(name: str, kind: str, ledger: Ledger) -> Account:
         plain_calls=ledger.plain_calls,
         bits_per_spike=BITS * ledger.spike_bytes * each,
         steps_between_anchors=ledger.stretch,
-        bytes_per_neuron_step=(ledger.spike_bytes + ledger.potential_bytes) * each,
+        bytes_per_neuron_step=(ledger.block_bytes + ledger.potential_bytes) * each,
         recomputed=_in_words(ledger.operations),
         boundaries=_in_words(ledger.boundaries),
         reasons=dict(ledger.reasons),

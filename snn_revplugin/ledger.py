@@ -21,6 +21,7 @@ class Ledger:
     calls: int = 0  # ... in as many calls
     plain_calls: int = 0  # calls that took the host's own path
     spike_bytes: int = 0  # of packed spikes
+    block_bytes: int = 0  # of the blocks of memory that they are in, which may have room for more
     potential_bytes: int = 0  # of membrane potentials held between the first and the last of a chain
     neuron_steps: int = 0
     stretch: int | None = None  # time steps between anchors; None where a whole sequence is scanned again
@@ -49,6 +50,7 @@ class Ledger:
     def _took(self, packed: PackedSpikes) -> None:
         self.calls += 1
         self.spike_bytes += packed.nbytes
+        self.block_bytes += packed.allocated
         self.neuron_steps += packed.shape.numel()
 
     def plain(self, reason: str) -> None:

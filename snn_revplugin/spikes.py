@@ -96,6 +96,11 @@ class PackedSpikes:
         """Bytes that the bits take."""
         return self._block.bits.shape[1]
 
+    @property
+    def allocated(self) -> int:
+        """Bytes of the block of memory that was allocated for these spikes and others to come, if it was."""
+        return self._block.bits.nbytes if self._row == 0 else 0
+
     def fired(self) -> Tensor:
         """The spikes as they were packed: a new bool tensor."""
         return self._unpacked(torch.bool)

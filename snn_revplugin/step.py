@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import autograd_internals as internals
+from . import heap
 from .dynamics import Dynamics
 from .function import differentiated_once
 from .neuron import Reversal
@@ -57,6 +58,8 @@ def step(dynamics: Dynamics, current: Tensor, potential: Tensor, reversal: Rever
         spikes = _Fire.apply(charged, state, *parameters)
         if dynamics.reset_needs_resets:
             after = _Reset.apply(charged, spikes, state, potential.detach(), *parameters)
+    if potential.device.type == "cpu":
+        heap.passed_through(potential.nbytes)
     before.continued(can_be_undone=value is not None)
     if value is not None:
         value.expect()
@@ -125,7 +128,10 @@ class _Charge(torch.autograd.Function):
     def forward(ctx: Any, current: Tensor, potential: Tensor, state: State, *parameters: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
         dynamics = state.dynamics
-        charged = dynamics.charge(current, potential, dynamics.resets(potential))
+        resets = dynamics.resets(potential)
+        charged = dynamics.charge(current, potential, resets)
+        if resets is not None and resets.dtype == dynamics.surrogate.dtype_of_spikes(charged):
+            state.spare = resets
         if not dynamics.reset_needs_resets:
             state.reach(charged, charged, output=0)
         setattr(ctx, STATE, state)
@@ -151,7 +157,8 @@ class _Fire(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, charged: Tensor, state: State, *parameters: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        fired = state.dynamics.fires(charged)
+        spare, state.spare = state.spare, None
+        fired = state.dynamics.fires(charged, out=spare)
         spikes = state.dynamics.spikes(fired)
         _fire(ctx, state, fired, spikes)
         return spikes

@@ -99,12 +99,13 @@ class State:
 
     Attributes:
         fired: the step's spikes.
+        spare: memory of the spikes' shape that the charge needs no more.
         output, version: which output of its graph node the potential is, and the version of the tensor that was given out.
     """
 
     __slots__ = (
         "_held", "_kept_charged", "before", "current", "dynamics", "fired", "index", "invertible", "is_anchor", "output",
-        "residue", "stretch", "version",
+        "residue", "spare", "stretch", "version",
     )  # fmt: skip
 
     def __init__(
@@ -117,6 +118,7 @@ class State:
         self._kept_charged: Tensor | None = None
         self.fired: PackedSpikes | None = None
         self.residue: Residue | None = None
+        self.spare: Tensor | None = None
         self.output = self.version = 0
         # A step whose current cannot be had again cannot be stepped over, in either direction.
         self.is_anchor = before is None or current is None or self.index % stretch == 0

@@ -43,10 +43,11 @@ class DecidedBy:
     Args:
         build: takes the attributes' values to the function.
         *names: theirs, without ``_saved_``.
+        read: reads what decides off the node instead, one hashable value.
     """
 
-    def __init__(self, build: Callable[..., Replay], *names: str) -> None:
-        self.build, self.single, self.read = build, len(names) == 1, attributes_of(*names)
+    def __init__(self, build: Callable[..., Replay], *names: str, read: Callable[[Node], Hashable] | None = None) -> None:
+        self.build, self.single, self.read = build, len(names) <= 1, read or attributes_of(*names)
         self.made: dict[Hashable, Replay] = {}
 
     def __call__(self, node: Node) -> Replay:

@@ -13,13 +13,13 @@ from .operation import VARIADIC, DecidedBy, Operation, Replay, register
 ONE = (None,)
 
 
-def _view(node: Node) -> Replay:
-    # A view stays a view where the strides of what it views came back; where they did not, the elements still have.
-    return partial(Tensor.reshape, shape=tuple(shape_of_output(node)))
+def _output_shape(node: Node) -> tuple[int, ...]:
+    return tuple(shape_of_output(node))
 
 
-def _expand(node: Node) -> Replay:
-    return partial(Tensor.expand, size=tuple(shape_of_output(node)))
+# A view stays a view where the strides of what it views came back; where they did not, the elements still have.
+VIEW = DecidedBy(lambda shape: partial(Tensor.reshape, shape=shape), read=_output_shape)
+EXPAND = DecidedBy(lambda shape: partial(Tensor.expand, size=shape), read=_output_shape)
 
 
 def _with(function: Replay, *names: str) -> DecidedBy:
@@ -40,9 +40,9 @@ def _join(function: Replay, dim: int, *tensors: Tensor) -> Tensor:
 
 
 register(
-    Operation("ViewBackward0", ONE, _view, is_view=True),
-    Operation("UnsafeViewBackward0", ONE, _view, is_view=True),
-    Operation("ReshapeAliasBackward0", ONE, _view, is_view=True),
+    Operation("ViewBackward0", ONE, VIEW, is_view=True),
+    Operation("UnsafeViewBackward0", ONE, VIEW, is_view=True),
+    Operation("ReshapeAliasBackward0", ONE, VIEW, is_view=True),
     Operation("AliasBackward0", ONE, lambda _: lambda x: x, is_view=True),
     Operation("TBackward0", ONE, lambda _: torch.t, is_view=True),
     Operation("TransposeBackward0", ONE, _with(torch.transpose, "dim0", "dim1"), is_view=True),
@@ -51,7 +51,7 @@ register(
     Operation("SqueezeBackward1", ONE, _with(torch.squeeze, "dim"), is_view=True),
     Operation("SqueezeBackward2", ONE, _with(torch.squeeze, "dim"), is_view=True),
     Operation("UnsqueezeBackward0", ONE, _with(torch.unsqueeze, "dim"), is_view=True),
-    Operation("ExpandBackward0", ONE, _expand, is_view=True),
+    Operation("ExpandBackward0", ONE, EXPAND, is_view=True),
     Operation("SelectBackward0", ONE, _with(torch.select, "dim", "index"), is_view=True),
     Operation("SliceBackward0", ONE, _with(torch.ops.aten.slice.Tensor, "dim", "start", "end", "step"), is_view=True),
     Operation("UnbindBackward0", ONE, _with(torch.unbind, "dim"), is_view=True, several=True),
