@@ -1,0 +1,107 @@
+"""T time steps of the coupled neuron in one autograd Function: for SpikingJelly's step mode 'm'.
+
+Kept are the outputs, which the next layer keeps anyway, the spikes as bits, and the first potential. Backward scans forward
+once more, leaving the charged potentials in the memory of the gradient that is to be returned, and walks back in closed form,
+writing each step's gradient over the potentials that it has just used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import autograd_internals as internals
+from .coupled import Coupled
+from .coupled_step import Outputs, rebuilt_input
+from .neuron import Reversal
+from .replay import FIRED, Recipe, recipe_of
+from .spikes import PackedSpikes
+from .step import SECOND_PASS
+from .trajectory import INITIAL, initial
+from .versioned import Versioned
+
+
+def coupled_sequence(coupled: Coupled, currents: Tensor, potential: Tensor, reversal: Reversal) -> tuple[Tensor, Tensor]:
+    """T time steps.
+
+    Args:
+        coupled: the neuron's equations.
+        currents: the inputs, ``[T, ...]`` with T at least 1, floating point.
+        potential: the potential before the first step, of the shape and dtype of one input.
+        reversal: the neuron's own.
+
+    Returns:
+        The outputs ``[T, ...]`` and the potential after the last step. Nobody may write into the outputs before their backward
+        has run.
+
+    Raises:
+        ValueError: the inputs cannot be split in halves.
+    """
+    call = Call(coupled)
+    outputs, last = _CoupledSequence.apply(currents, potential, call)
+    recipe_of(currents, reversal)  # what was saved on the way to the inputs is replaced; the inputs themselves nobody reads
+    reversal.ledger.took_coupled(call.fired, steps=len(currents))
+    return outputs, last
+
+
+class Call:
+    """What is kept of a sequence."""
+
+    __slots__ = ("coupled", "fired", "outputs", "start")
+
+    def __init__(self, coupled: Coupled) -> None:
+        self.coupled = coupled
+        self.outputs: Outputs | None = None
+        self.fired: PackedSpikes | None = None
+        self.start: Versioned | None = None
+
+    def run(self, currents: Tensor, potential: Tensor) -> tuple[Tensor, Tensor]:
+        outputs, v = torch.empty_like(currents), potential
+        fired = torch.empty_like(outputs, dtype=torch.bool)
+        for x, y, s in zip(currents.unbind(0), outputs.unbind(0), fired.unbind(0), strict=True):
+            _, v, _ = self.coupled.step(x, v, y, s)
+        self.outputs, self.fired = Outputs(outputs), PackedSpikes(fired, outputs.dtype)
+        self.start = Versioned(initial(potential))
+        return outputs, v
+
+    def gradient(self, grad_outputs: Tensor | None, grad_v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The gradients at the inputs and at the first potential."""
+        coupled, outputs, v = self.coupled, self.outputs.value(), self.start.get(INITIAL)
+        fired, charged = self.fired.fired(), torch.empty_like(outputs)
+        for y, s, m in zip(outputs.unbind(0), fired.unbind(0), charged.unbind(0), strict=True):
+            v = coupled.again(y, v, s, charged=m)
+        del v
+        for t in range(len(outputs) - 1, -1, -1):
+            grad_y = None if grad_outputs is None else grad_outputs[t]
+            _, grad_v = coupled.gradient(coupled.halves(charged[t]), fired[t], grad_y, grad_v, out=charged[t])
+        return charged, grad_v
+
+    def input(self) -> Recipe:
+        """The inputs as readers below can have them."""
+        return rebuilt_input(self.coupled, self.outputs, self.fired, time=True)
+
+
+class _CoupledSequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, currents: Tensor, potential: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        outputs, last = call.run(currents, potential)
+        ctx.call = call
+        setattr(ctx, FIRED, call.outputs)
+        return outputs, last
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_outputs: Tensor | None, grad_last: Tensor | None) -> tuple[Tensor | None, ...]:
+        call: Call | None = ctx.call
+        if call is None:
+            raise RuntimeError(SECOND_PASS)
+        if grad_outputs is None and grad_last is None:
+            return None, None, None
+        gradients = call.gradient(grad_outputs, grad_last)
+        if not internals.pass_keeps_graph():
+            ctx.call = None
+            setattr(ctx, FIRED, None)
+        return *gradients, None
