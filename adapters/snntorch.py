@@ -171,7 +171,7 @@ class CoupledLeaky(ReversibleNeuron, snntorch.Leaky):
 
     >>> import torch
     >>> leaky = CoupledLeaky(beta=0.5)
-    >>> out, mem = leaky(torch.tensor([[4.0, 1.0]]), leaky.reset_mem())
+    >>> out, mem = leaky(torch.tensor([[4.0, 1.0]]))
     >>> out
     tensor([[1.5000, 2.0000]])
     """
@@ -180,7 +180,7 @@ class CoupledLeaky(ReversibleNeuron, snntorch.Leaky):
         self,
         tau: float = 2.0,
         alpha: float = 0.25,
-        beta: float = 0.5,
+        beta: float = 1.0,
         threshold: float = 1.0,
         spike_grad: Any = None,
         init_hidden: bool = False,

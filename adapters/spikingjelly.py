@@ -220,7 +220,7 @@ class CoupledLIFNode(ReversibleNeuron, neuron.BaseNode):
         self,
         tau: float = 2.0,
         alpha: float = 0.25,
-        beta: float = 0.5,
+        beta: float = 1.0,
         v_threshold: float = 1.0,
         v_reset: float | None = 0.0,
         surrogate_function: host_surrogate.SurrogateFunctionBase | None = None,
