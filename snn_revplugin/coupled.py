@@ -23,8 +23,8 @@ Derivative, with ``g_`` for the gradient at a value and ``sg`` for the surrogate
 **What training rebuilds, and why it does not run the inverse step after step.** Where nothing fires, ``(v1', v2')`` is a
 linear map of ``(v1, v2)`` with determinant ``-alpha**2`` and a larger eigenvalue ``rho`` (:attr:`Coupled.growth_forward`). So
 an error in the potentials grows by ``rho`` a step forwards and by ``rho / alpha**2`` backwards, which for alpha up to 1 is
-never less: at tau 2 and alpha 1/2 it does not grow forwards, and fourfold a step backwards. The inputs need no potential at all:
-they follow from outputs and bits, each step by itself. So training has inputs by the inverse, and scans potentials forward.
+never less: at tau 2 and alpha 1/2 it does not grow forwards, and fourfold a step backwards. The inputs need no potential at
+all: they follow from outputs and bits, each step by itself. So training inverts for inputs, and scans forward for potentials.
 
 **That scan is exact**, bit for bit, whatever alpha and however many steps. The only input that a potential reads is ``x1``,
 and the step reads it as ``p = (1 + beta x1) - 1``, that is ``beta x1`` rounded as it stands beside a spike. Floating point

@@ -20,6 +20,7 @@ import torch.nn as nn
 from compare import MakeNeuron, Observed, agree, assert_agree, assert_alive
 from live_bytes import LiveBytes
 from snntorch import surrogate as snn_surrogate
+from snntorch import utils
 from spikingjelly.activation_based import base, functional, layer, neuron, surrogate
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -156,7 +157,7 @@ class TestEquations:
         node = Coupled(tau=2.0, alpha=alpha)
         assert (node.growth_forward <= 1 + 1e-12) is bounded
         *_, (_, _, _, v, _) = steps(node, inputs(60) - 0.3, torch.zeros(SHAPE, dtype=torch.float64))
-        assert (v.abs().max() < 100) is bounded
+        assert (v.abs().max().item() < 100) is bounded
 
 
 class TestInverse:
@@ -164,7 +165,9 @@ class TestInverse:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_every_step_of_a_long_sequence_is_undone(self, node: Coupled, dtype: torch.dtype) -> None:
         eps = torch.finfo(dtype).eps
-        for x, v, y, after, fired in steps(node, inputs(LONG, dtype), torch.zeros(SHAPE, dtype=dtype)):
+        length = LONG if node.growth_forward < 1.1 else 150  # before potentials overflow
+        for x, v, y, after, fired in steps(node, inputs(length, dtype), torch.zeros(SHAPE, dtype=dtype)):
+            assert after.isfinite().all()
             back_x, back_v = node.inverse(y, after, fired)
             largest = max(x.abs().max().item(), v.abs().max().item(), after.abs().max().item(), 1.0)
             assert error(back_x, x) <= 2 * eps * (1 + node.beta * x.abs().max().item()) / node.beta
@@ -202,8 +205,8 @@ class TestInverse:
     @every_node
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
     def test_the_scan_that_training_uses_instead_is_exact(self, node: Coupled, dtype: torch.dtype) -> None:
-        length = 15 if node.growth_forward > 1 and dtype is torch.float16 else LONG  # before potentials overflow
-        length = 150 if node.growth_forward > 1 and dtype is not torch.float16 else length
+        growing = 10 if dtype is torch.float16 else 100  # before potentials overflow
+        length = growing if node.growth_forward > 1.1 else LONG
         v = start = torch.randn(SHAPE).to(dtype)
         for x, _, y, after, fired in steps(node, inputs(length, dtype), start):
             assert error(node.inputs(y, fired.to(dtype)), x) <= 16 * torch.finfo(dtype).eps * max(1, 1 / node.beta)
@@ -428,10 +431,10 @@ class TestMemory:
 
     def kept(self, make: Callable[[], nn.Module], length: int) -> tuple[int, int]:
         """Bytes alive after forward beside the outputs, and beside all gradients and outputs at the peak of backward."""
-        node, x = make(), torch.randn(length, 8, 16, 10, requires_grad=True)
-        frames = x.unbind(0)
-        grad = torch.randn(x.shape)
-        with LiveBytes(x, grad) as live:
+        node, grad = make(), torch.randn(length, 8, 16, 10)
+        x = torch.randn(length, 8, 16, 10, requires_grad=True)
+        frames = [torch.randn(8, 16, 10, requires_grad=True) for _ in range(length)]
+        with LiveBytes(x, grad, *frames) as live:
             if getattr(node, "step_mode", "s") == "m":
                 outputs = [node(x)]
                 roots = [grad]
@@ -488,7 +491,7 @@ class TestMemory:
         outputs, potentials = 2 * 30 * 4 * self.count, 2 * 4 * self.count
         statistics = 30 * 2 * 16 * 4 + 30 * 8  # of each batch, and the running count
         assert held(CoupledLIFNode) <= outputs + potentials + 2 * 30 * self.count // 8 + statistics + 1024
-        assert held(PLAIN_LIF) > 4 * outputs
+        assert held(PLAIN_LIF) > 2.5 * outputs
 
 
 class TestEdits:
@@ -555,7 +558,7 @@ class TestValues:
 
     def test_the_outputs_are_at_hand(self) -> None:
         node, x = CoupledLeaky(), torch.randn(3, 4, requires_grad=True)
-        y, mem = node(x)
+        y, _ = node(x)
         offered = getattr(y.grad_fn, FIRED)
         assert isinstance(offered, Outputs) and offered.derived and offered.cheap and offered.identity is None
         assert offered.value().data_ptr() == y.data_ptr() and not offered.value().requires_grad
@@ -648,9 +651,6 @@ class TestPlain:
         with torch.autograd.graph.save_on_cpu():
             assert torch.equal(y_of(node, x), expected)
         assert "another tool" in self.reasons(node)[0]
-        node = make()
-        assert torch.equal(torch.func.vmap(lambda each: y_of(node, each))(x[None])[0], expected)
-        assert "function transform" in self.reasons(node)[0]
 
     def test_inside_a_checkpoint(self) -> None:
         node, weigh = CoupledLIFNode(step_mode="m"), nn.Linear(6, 6)
@@ -725,7 +725,7 @@ class TestSnnTorch:
         snn.Leaky.detach_hidden()
         assert net[1].mem.any() and net[1].mem.grad_fn is None
         net(torch.randn(2, 4)).sum().backward()
-        snn.utils.reset(net)
+        utils.reset(net)
         assert not net[1].mem.any() and net[1].mem.grad_fn is None
         net(torch.randn(2, 4))
         snn.Leaky.reset_hidden()
@@ -824,8 +824,7 @@ def test_copies(way: str, mode: str) -> None:
 
 
 def test_leaky_is_copied_too() -> None:
-    node, x = CoupledLeaky(alpha=0.5, init_hidden=True, spike_grad=torch.nn.Identity()), torch.randn(2, 4)
-    node.spike_grad = step_function
+    node, x = CoupledLeaky(alpha=0.5, init_hidden=True, spike_grad=step_function), torch.randn(2, 4)
     with torch.no_grad():
         node(x)
         for way in COPIES.values():
@@ -852,11 +851,10 @@ def test_compiled() -> None:
     node, weigh = CoupledLIFNode(step_mode="m"), nn.Linear(6, 6)
     x = torch.randn(3, 2, 4, 6)
 
-    def run(x: Tensor) -> Tensor:
-        functional.reset_net(node)
-        return node(weigh(x))
-
-    expected = torch.autograd.grad(run(x).square().sum(), weigh.weight)[0]
-    compiled = torch.compile(run, backend="aot_eager")
+    expected = torch.autograd.grad(node(weigh(x)).square().sum(), weigh.weight)[0]
+    functional.reset_net(node)
+    calls = node.reversal.ledger.calls
+    compiled = torch.compile(lambda x: node(weigh(x)), backend="aot_eager", fullgraph=True)
     found = torch.autograd.grad(compiled(x).square().sum(), weigh.weight)[0]
+    assert node.reversal.ledger.calls == calls
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
