@@ -50,6 +50,8 @@ SMALLEST_BETA = 2.0**-12  # an input comes back from its output to 2**-24 / beta
 LARGEST_BETA = 2.0**12  # beyond it a spike next to the input that it is added to may be lost
 FULL = (torch.float32, torch.float64)
 ATAN = Surrogate("atan", (2.0,))
+Pair = tuple[Tensor | None, Tensor | None]  # the two halves of a tensor
+NEW: Pair = (None, None)  # no memory to write into
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Coupled:
         """By how much a step of :meth:`inverse` multiplies an error in the potentials of neurons that never fired."""
         return self.growth_forward / self.alpha**2
 
-    def halves(self, tensor: Tensor, time: bool = False) -> tuple[Tensor, Tensor]:
+    def halves(self, tensor: Tensor, time: bool = False) -> Pair:
         """The two halves of a tensor, as views.
 
         Args:
@@ -138,15 +140,12 @@ class Coupled:
         half = tensor.shape[dim] // 2
         return tensor.narrow(dim, 0, half), tensor.narrow(dim, half, half)
 
-    def step(
-        self, x: Tensor, v: Tensor, y: Tensor | None = None, fired: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One time step.
 
         Args:
             x: the input, floating point, of any shape that can be split.
             v: the potential, of the same shape and dtype.
-            y, fired: where to write the output and the spikes (bool), if that is not to be new memory.
 
         Returns:
             The output ``y``, the potential ``v'`` and the spike bits of both halves, a bool tensor; all of x's shape.
@@ -154,19 +153,22 @@ class Coupled:
         Raises:
             ValueError: see :meth:`halves`.
         """
-        y = torch.empty_like(x) if y is None else y
-        fired = torch.empty_like(y, dtype=torch.bool) if fired is None else fired
-        after = torch.empty_like(y)
-        (x1, x2), (v1, v2), (y1, y2) = self.halves(x), self.halves(v), self.halves(y)
-        (fired1, fired2), (after1, after2) = self.halves(fired), self.halves(after)
-        passed = self.passed(x1)
-        m1 = self.charge(v1, passed, 1 / (self.tau * self.beta))
-        torch.add(self._fire(m1, fired1), x2, alpha=self.beta, out=y1)
-        self._reset(m1, fired1, v2, out=after1)
-        m2 = self.charge(after1, y1, 1 / self.tau)
-        torch.add(self._fire(m2, fired2), passed, out=y2)
-        self._reset(m2, fired2, v1, out=after2)
+        y = torch.empty_like(x)
+        after, fired = torch.empty_like(y), torch.empty_like(y, dtype=torch.bool)
+        self.step_into(*(self.halves(each) for each in (x, v, y, fired, after)))
         return y, after, fired
+
+    def step_into(self, x: Pair, v: Pair, y: Pair, fired: Pair, after: Pair = NEW) -> Pair:
+        """:meth:`step` on halves: writes ``y`` and ``fired``, and ``v'`` into ``after``, which it returns."""
+        passed = self.passed(x[0])
+        m1 = self.charge(v[0], passed, 1 / (self.tau * self.beta))
+        s1 = self._fire(m1, fired[0])
+        torch.add(s1, x[1], alpha=self.beta, out=y[0])
+        after1 = self._reset(m1, s1, v[1], out=after[0])
+        m2 = self.charge(after1, y[0], 1 / self.tau)
+        s2 = self._fire(m2, fired[1])
+        torch.add(s2, passed, out=y[1])
+        return after1, self._reset(m2, s2, v[0], out=after[1])
 
     def inverse(self, y: Tensor, v_after: Tensor, fired: Tensor) -> tuple[Tensor, Tensor]:
         """The input and the potential that :meth:`step` started from, to rounding.
@@ -177,13 +179,13 @@ class Coupled:
         Returns:
             ``x`` and ``v``.
         """
-        v, (y1, y2) = torch.empty_like(v_after), self.halves(y)
-        (fired1, fired2), (after1, after2), (v1, v2) = self.halves(fired), self.halves(v_after), self.halves(v)
+        spikes, v = ones(fired, y.dtype), torch.empty_like(v_after)
+        (y1, y2), (s1, s2), (after1, after2), (v1, v2) = (self.halves(each) for each in (y, spikes, v_after, v))
         m2 = self.charge(after1, y1, 1 / self.tau)
-        torch.sub(after2, self._reset(m2, fired2), out=v1).div_(self.alpha)
-        m1 = self.charge(v1, y2 - _ones(fired2, y.dtype), 1 / (self.tau * self.beta))
-        torch.sub(after1, self._reset(m1, fired1), out=v2).div_(self.alpha)
-        return self.inputs(y, _ones(fired, y.dtype)), v
+        torch.sub(after2, self._reset(m2, s2), out=v1).div_(self.alpha)
+        m1 = self.charge(v1, y2 - s2, 1 / (self.tau * self.beta))
+        torch.sub(after1, self._reset(m1, s1), out=v2).div_(self.alpha)
+        return self.inputs(y, spikes), v
 
     def inputs(self, y: Tensor, spikes: Tensor, time: bool = False) -> Tensor:
         """The inputs of one time step, or with ``time`` of several, from outputs and spikes (zeros and ones): a new tensor."""
@@ -191,108 +193,105 @@ class Coupled:
         (x1, x2), (y1, y2), (s1, s2) = (self.halves(each, time) for each in (x, y, spikes))
         torch.sub(y2, s2, out=x1)
         torch.sub(y1, s1, out=x2)
-        return x.div_(self.beta)
+        return x if self.beta == 1 else x.div_(self.beta)
 
-    def again(self, y: Tensor, v: Tensor, fired: Tensor, charged: Tensor | None = None) -> Tensor:
-        """The step once more, from what it gave: exactly the potential ``v'`` of the first time.
+    def again(self, y: Pair, spikes: Pair, v: Pair, charged: Pair = NEW) -> Pair:
+        """The step once more, on halves, from what it gave.
 
         Args:
-            y, fired: the step's output and spikes.
+            y, spikes: the step's output and spikes, these as zeros and ones of y's dtype.
             v: the potential before it.
-            charged: if given, the charged potentials ``m`` are written into it.
+            charged: where to write the charged potentials ``m1`` and ``m2``, if they are wanted.
+
+        Returns:
+            Exactly the potential ``v'`` of the first time.
         """
-        after, (v1, v2) = torch.empty_like(y), self.halves(v)
-        (after1, after2), (fired1, fired2) = self.halves(after), self.halves(fired)
-        m1, m2 = (None, None) if charged is None else self.halves(charged)
-        self._reset(self.charge_first(y, v, fired, out=m1), fired1, v2, out=after1)
-        self._reset(self.charge_second(y, after, out=m2), fired2, v1, out=after2)
-        return after
+        after1 = self._reset(self.charge_first(y, spikes, v, charged[0]), spikes[0], v[1])
+        return after1, self._reset(self.charge_second(y, after1, charged[1]), spikes[1], v[0])
 
-    def charge_first(self, y: Tensor, v: Tensor, fired: Tensor, out: Tensor | None = None) -> Tensor:
+    def charge_first(self, y: Pair, spikes: Pair, v: Pair, out: Tensor | None = None) -> Tensor:
         """``m1`` from the step's output and spikes and the potential before it."""
-        passed = self.halves(y)[1] - _ones(self.halves(fired)[1], y.dtype)
-        return self.charge(self.halves(v)[0], passed, 1 / (self.tau * self.beta), out)
+        return self.charge(v[0], y[1] - spikes[1], 1 / (self.tau * self.beta), out)
 
-    def charge_second(self, y: Tensor, v_after: Tensor, out: Tensor | None = None) -> Tensor:
-        """``m2`` from the step's output and the potential after it."""
-        return self.charge(self.halves(v_after)[0], self.halves(y)[0], 1 / self.tau, out)
+    def charge_second(self, y: Pair, after1: Tensor, out: Tensor | None = None) -> Tensor:
+        """``m2`` from the step's output and the first half of the potential after it."""
+        return self.charge(after1, y[0], 1 / self.tau, out)
 
     def gradient(
         self,
-        charged: tuple[Tensor, Tensor],
-        fired: Tensor,
-        grad_y: Tensor | None,
-        grad_v: Tensor | None,
-        out: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The step's derivative.
+        charged: Pair,
+        spikes: Pair,
+        grad_y: Pair | None,
+        grad_v: Pair | None,
+        out: Pair = NEW,
+        before: Pair = NEW,
+    ) -> tuple[Pair, Pair]:
+        """The step's derivative, on halves.
 
         Args:
-            charged: ``m1`` and ``m2``.
-            fired: the spike bits of both halves.
-            grad_y, grad_v: the gradients at ``y`` and ``v'``; None for one that is zero.
-            out: where to write the gradient at ``x``; it may be the memory that ``charged`` are the halves of.
+            charged: ``m1`` and ``m2``; their memory is used up.
+            spikes: zeros and ones of the same dtype.
+            grad_y, grad_v: the gradients at ``y`` and ``v'``; None for those that are zero.
+            out, before: where to write the gradients at ``x`` and at ``v``; ``out`` may be the memory of ``charged``.
 
         Returns:
             The gradients at ``x`` and ``v``.
         """
-        m1, m2 = charged
-        grad_y = torch.zeros_like(fired, dtype=m1.dtype) if grad_y is None else grad_y
-        grad_v = m1.new_zeros(()).expand(fired.shape) if grad_v is None else grad_v
-        grad_x = torch.empty_like(grad_y) if out is None else out
-        grad_before = torch.empty_like(grad_y)
-        (g_y1, g_y2), (g_after1, g_after2), (fired1, fired2) = (self.halves(each) for each in (grad_y, grad_v, fired))
-        (g_x1, g_x2), (g_v1, g_v2) = self.halves(grad_x), self.halves(grad_before)
-
-        g_m2 = self._gradient_of_fire_and_reset(m2, fired2, g_y2, g_after2)
+        (m1, m2), nothing = charged, charged[0].new_zeros(()).expand(charged[0].shape)
+        g_y1, g_y2 = (nothing, nothing) if grad_y is None else grad_y
+        g_after1, g_after2 = (nothing, nothing) if grad_v is None else grad_v
+        g_m2 = self._gradient_of_fire_and_reset(m2, spikes[1], g_y2, g_after2)
         all_after1 = torch.add(g_after1, g_m2, alpha=self.leak)
         all_y1 = torch.add(g_y1, g_m2, alpha=1 / self.tau)
-        g_m1 = self._gradient_of_fire_and_reset(m1, fired1, all_y1, all_after1)
-        # The charged potentials have been used: from here on their memory may be written over.
-        torch.mul(all_y1, self.beta, out=g_x2)
-        torch.mul(g_y2, self.beta, out=g_x1).add_(g_m1, alpha=1 / self.tau)
-        torch.mul(all_after1, self.alpha, out=g_v2)
-        torch.mul(g_after2, self.alpha, out=g_v1).add_(g_m1, alpha=self.leak)
-        return grad_x, grad_before
+        g_m1 = self._gradient_of_fire_and_reset(m1, spikes[0], all_y1, all_after1)
+        g_v1 = torch.mul(g_after2, self.alpha, out=before[0]).add_(g_m1, alpha=self.leak)
+        g_v2 = torch.mul(all_after1, self.alpha, out=before[1])
+        g_x1 = torch.mul(g_m1, 1 / self.tau, out=out[0]).add_(g_y2, alpha=self.beta)
+        g_x2 = torch.mul(all_y1, self.beta, out=out[1])
+        return (g_x1, g_x2), (g_v1, g_v2)
 
     def passed(self, x: Tensor) -> Tensor:
         """``beta x``, rounded so that it comes back from a sum with a spike."""
-        return (x * self.beta + 1) - 1
+        return torch.add(x.new_ones(()), x, alpha=self.beta).sub_(1)
 
     def charge(self, v: Tensor, x: Tensor, weight: float, out: Tensor | None = None) -> Tensor:
         """``leak v + weight x``."""
-        return weighted(torch.mul(v, self.leak, out=out), x, weight, out)
+        return add_weighted_(torch.mul(v, self.leak, out=out), x, weight)
 
     def _fire(self, m: Tensor, fired: Tensor) -> Tensor:
         spikes = self.surrogate.fires(m, self.v_threshold).to(m.dtype)
         fired.copy_(spikes)
         return spikes
 
-    def _reset(self, m: Tensor, fired: Tensor, other: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    def _reset(self, m: Tensor, s: Tensor, other: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """``R(m, s)``, plus alpha times the other half's potential if that is given."""
         if self.v_reset is None:
-            kept = weighted(m, _ones(fired, m.dtype), -self.v_threshold)
+            kept = add_weighted_(torch.clone(m) if out is None else out.copy_(m), s, -self.v_threshold)
         else:
-            kept = torch.where(fired, torch.full((), self.v_reset, dtype=m.dtype, device=m.device), m)
-        return kept if other is None else weighted(kept, other, self.alpha, out)
+            kept = torch.addcmul(m, m, s, value=-1, out=out)  # exactly zero or m
+            if self.v_reset:
+                kept.add_(s * self.v_reset)
+        return kept if other is None else add_weighted_(kept, other, self.alpha)
 
-    def _gradient_of_fire_and_reset(self, m: Tensor, fired: Tensor, grad_s: Tensor, grad_after: Tensor) -> Tensor:
+    def _gradient_of_fire_and_reset(self, m: Tensor, s: Tensor, grad_s: Tensor, grad_after: Tensor) -> Tensor:
         if not self.detach_reset and self.v_reset is None:
             grad_s = torch.sub(grad_s, grad_after, alpha=self.v_threshold)
         elif not self.detach_reset:
             grad_s = torch.addcmul(grad_s, grad_after, self.v_reset - m)
         grad_s = grad_s.to(self.surrogate.dtype_of_spikes(m))  # spikes may be float32 whatever the potential, as in snnTorch
-        grad_m = self.surrogate.gradient(grad_s, m - self.v_threshold)
-        return grad_m.add_(grad_after if self.v_reset is None else grad_after.masked_fill(fired, 0))
+        grad_m = self.surrogate.gradient(grad_s, m.sub_(self.v_threshold)).add_(grad_after)
+        if self.v_reset is not None:
+            grad_m.addcmul_(grad_after, s, value=-1)
+        return grad_m
 
 
-def weighted(a: Tensor, b: Tensor, weight: float, out: Tensor | None = None) -> Tensor:
-    """``a + weight b``, in the same bits wherever in memory the elements lie."""
+def add_weighted_(a: Tensor, b: Tensor, weight: float) -> Tensor:
+    """``a += weight b``, in the same bits wherever in memory the elements lie."""
     if a.dtype in FULL:
-        return torch.add(a, b, alpha=weight, out=out)
-    return torch.add(a, b * weight, out=out)  # torch's kernels for short mantissas round the weight in some layouts only
+        return a.add_(b, alpha=weight)
+    return a.add_(b * weight)  # torch's kernels for short mantissas round the weight in some layouts only
 
 
-def _ones(fired: Tensor, dtype: torch.dtype) -> Tensor:
+def ones(fired: Tensor, dtype: torch.dtype) -> Tensor:
     """Zeros and ones of a bool tensor; from uint8 the cast is several times as fast."""
     return fired.view(torch.uint8).to(dtype)

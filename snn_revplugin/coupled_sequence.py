@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import autograd_internals as internals
-from .coupled import Coupled
+from .coupled import Coupled, Pair, ones
 from .coupled_step import Outputs, rebuilt_input
 from .neuron import Reversal
 from .replay import FIRED, Recipe, recipe_of
@@ -58,25 +58,37 @@ class Call:
         self.start: Versioned | None = None
 
     def run(self, currents: Tensor, potential: Tensor) -> tuple[Tensor, Tensor]:
-        outputs, v = torch.empty_like(currents), potential
+        """All steps forward: the outputs and the last potential."""
+        outputs = torch.empty_like(currents)
         fired = torch.empty_like(outputs, dtype=torch.bool)
-        for x, y, s in zip(currents.unbind(0), outputs.unbind(0), fired.unbind(0), strict=True):
-            _, v, _ = self.coupled.step(x, v, y, s)
+        v = self.coupled.halves(potential)
+        for x, y, s in zip(self._steps(currents), self._steps(outputs), self._steps(fired), strict=True):
+            v = self.coupled.step_into(x, v, y, s)
         self.outputs, self.fired = Outputs(outputs), PackedSpikes(fired, outputs.dtype)
         self.start = Versioned(initial(potential))
-        return outputs, v
+        return outputs, torch.cat(v, self.coupled.split_dim)
 
-    def gradient(self, grad_outputs: Tensor | None, grad_v: Tensor | None) -> tuple[Tensor, Tensor]:
+    def gradient(self, grad_outputs: Tensor | None, grad_last: Tensor | None) -> tuple[Tensor, Tensor]:
         """The gradients at the inputs and at the first potential."""
-        coupled, outputs, v = self.coupled, self.outputs.value(), self.start.get(INITIAL)
-        fired, charged = self.fired.fired(), torch.empty_like(outputs)
-        for y, s, m in zip(outputs.unbind(0), fired.unbind(0), charged.unbind(0), strict=True):
-            v = coupled.again(y, v, s, charged=m)
+        coupled, outputs = self.coupled, self.outputs.value()
+        charged = torch.empty_like(outputs)
+        fired, ms = self._steps(self.fired.fired()), self._steps(charged)
+        v = coupled.halves(self.start.get(INITIAL))
+        for y, s, m in zip(self._steps(outputs), fired, ms, strict=True):
+            v = coupled.again(y, self._spikes(s), v, charged=m)
         del v
-        for t in range(len(outputs) - 1, -1, -1):
-            grad_y = None if grad_outputs is None else grad_outputs[t]
-            _, grad_v = coupled.gradient(coupled.halves(charged[t]), fired[t], grad_y, grad_v, out=charged[t])
-        return charged, grad_v
+        grad_ys = [None] * len(ms) if grad_outputs is None else self._steps(grad_outputs)
+        grad_v = None if grad_last is None else coupled.halves(grad_last)
+        for m, s, grad_y in zip(reversed(ms), reversed(fired), reversed(grad_ys), strict=True):
+            _, grad_v = coupled.gradient(m, self._spikes(s), grad_y, grad_v, out=m)
+        return charged, torch.cat(grad_v, coupled.split_dim)
+
+    def _steps(self, sequence: Tensor) -> list[Pair]:
+        """The halves of each time step of a sequence."""
+        return list(zip(*(half.unbind(0) for half in self.coupled.halves(sequence, time=True)), strict=True))
+
+    def _spikes(self, fired: Pair) -> Pair:
+        return ones(fired[0], self.fired.dtype), ones(fired[1], self.fired.dtype)
 
     def input(self) -> Recipe:
         """The inputs as readers below can have them."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import autograd_internals as internals
-from .coupled import Coupled
+from .coupled import Coupled, Pair
 from .neuron import Reversal
 from .replay import FIRED, Recipe, Spikes, Value, recipe_of
 from .scratch import scratch
@@ -78,7 +78,7 @@ def coupled_step(coupled: Coupled, current: Tensor, potential: Tensor, reversal:
     before = state_of(potential)
     if before is None:
         with torch.no_grad():
-            before = CoupledState.first(initial(potential))
+            before = CoupledState.first(initial(potential), coupled)
     state = CoupledState(before, coupled)
     output, after = _CoupledStep.apply(current, potential, state)
     before.continued()
@@ -92,7 +92,7 @@ class CoupledState:
 
     Args:
         before: the state that the step started from; None for the first of a chain.
-        coupled: the equations of the step that leads here.
+        coupled: the equations of the step that leads here, or of the first step from here.
 
     Attributes:
         outputs, fired: what the step gave.
@@ -101,7 +101,7 @@ class CoupledState:
 
     __slots__ = ("_held", "before", "coupled", "fired", "outputs", "version")
 
-    def __init__(self, before: CoupledState | None, coupled: Coupled | None) -> None:
+    def __init__(self, before: CoupledState | None, coupled: Coupled) -> None:
         self.before, self.coupled = before, coupled
         self.outputs: Outputs | None = None
         self.fired: PackedSpikes | None = None
@@ -109,9 +109,9 @@ class CoupledState:
         self._held: Versioned | None = None
 
     @classmethod
-    def first(cls, potential: Tensor) -> CoupledState:
+    def first(cls, potential: Tensor, coupled: Coupled) -> CoupledState:
         """The state that a chain starts from."""
-        state = cls(None, None)
+        state = cls(None, coupled)
         state._held = Versioned(potential)
         return state
 
@@ -136,32 +136,38 @@ class CoupledState:
             self._held.get(INITIAL)  # raises: nothing is left to rebuild it from
         return None
 
-    def potential(self) -> Tensor:
-        """The potential after the step: held, left behind by an earlier scan, or scanned. Not to be written into."""
-        values, path, state, v = scratch(), [], self, None
-        while v is None:
-            v = state.held
-            if v is None:
-                v = values.get(state)
-            if v is None:
-                path.append(state)
-                state = state.before
+    def potential(self) -> Pair:
+        """The potential after the step, in halves: held, left by an earlier scan, or scanned. Not to be written into."""
+        values, path, state = scratch(), [], self
+        while True:
+            held = state.held
+            v = values.get(state) if held is None else self.coupled.halves(held)
+            if v is not None:
+                break
+            path.append(state)
+            state = state.before
         apart = max(get_settings().rebuild_stretch, math.isqrt(len(path)))
         for left in range(len(path) - 1, -1, -1):
             state = path[left]
-            v = state.coupled.again(state.outputs.value(), v, state.fired.fired())
+            v = state.coupled.again(*state.gave(), v)
             if left < apart or left % apart == 0:
                 values[state] = v
         return v
 
+    def gave(self) -> tuple[Pair, Pair]:
+        """The halves of the step's output and of its spikes, zeros and ones."""
+        return self.coupled.halves(self.outputs.value()), self.coupled.halves(self.fired.binary())
+
     def gradient(self, grad_output: Tensor | None, grad_potential: Tensor | None) -> tuple[Tensor, Tensor]:
         """The gradients at the step's input and at the potential before it."""
-        coupled, y, fired = self.coupled, self.outputs.value(), self.fired.fired()
-        after = self.potential()
-        charged = coupled.charge_first(y, self.before.potential(), fired), coupled.charge_second(y, after)
+        coupled, (y, spikes) = self.coupled, self.gave()
+        after1, _ = self.potential()
+        charged = coupled.charge_first(y, spikes, self.before.potential()), coupled.charge_second(y, after1)
         scratch().pop(self, None)  # whoever starts from here has had it
-        del after
-        return coupled.gradient(charged, fired, grad_output, grad_potential)
+        given = (None if each is None else coupled.halves(each) for each in (grad_output, grad_potential))
+        gradients = torch.empty_like(self.outputs.value()), torch.empty_like(self.outputs.value())
+        coupled.gradient(charged, spikes, *given, *(coupled.halves(each) for each in gradients))
+        return gradients
 
     def input(self) -> Recipe:
         """The step's input as readers below can have it."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .coupled import Coupled, weighted
+from .coupled import Coupled, add_weighted_
 from .dynamics import Dynamics
 
 
@@ -46,9 +46,9 @@ def reference_coupled_step(coupled: Coupled, x: Tensor, v: Tensor, fire: Callabl
     (x1, x2), (v1, v2) = coupled.halves(x), coupled.halves(v)
     passed = coupled.passed(x1)
     s1, kept1 = _fire_and_reset(coupled, coupled.charge(v1, passed, 1 / (coupled.tau * coupled.beta)), fire)
-    y1, after1 = torch.add(s1, x2, alpha=coupled.beta), weighted(kept1, v2, coupled.alpha)
+    y1, after1 = torch.add(s1, x2, alpha=coupled.beta), add_weighted_(kept1, v2, coupled.alpha)
     s2, kept2 = _fire_and_reset(coupled, coupled.charge(after1, y1, 1 / coupled.tau), fire)
-    y2, after2 = s2 + passed, weighted(kept2, v1, coupled.alpha)
+    y2, after2 = s2 + passed, add_weighted_(kept2, v1, coupled.alpha)
     dim = coupled.split_dim
     return torch.cat([y1, y2], dim), torch.cat([after1, after2], dim)
 
@@ -57,7 +57,7 @@ def _fire_and_reset(coupled: Coupled, m: Tensor, fire: Callable[[Tensor], Tensor
     s = fire(m - coupled.v_threshold).to(m.dtype)
     through_reset = s.detach() if coupled.detach_reset else s
     if coupled.v_reset is None:
-        return s, weighted(m, through_reset, -coupled.v_threshold)
+        return s, add_weighted_(m.clone(), through_reset, -coupled.v_threshold)
     return s, (1 - through_reset) * m + through_reset * coupled.v_reset
 
 

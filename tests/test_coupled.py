@@ -117,8 +117,9 @@ class TestEquations:
         x, v = inputs(1)[0].requires_grad_(), torch.randn(SHAPE, dtype=torch.float64, requires_grad=True)
         y, after, fired = node.step(x.detach(), v.detach())
         for given in ((torch.randn_like(y), torch.randn_like(y)), (torch.randn_like(y), None), (None, torch.randn_like(y))):
-            charged = node.charge_first(y, v.detach(), fired), node.charge_second(y, after)
-            found = node.gradient(charged, fired, *given)
+            halves = [None if each is None else node.halves(each) for each in (y, fired.double(), v.detach(), after, *given)]
+            charged = node.charge_first(*halves[:3]), node.charge_second(halves[0], halves[3][0])
+            found = (torch.cat(each, node.split_dim) for each in node.gradient(charged, halves[1], *halves[4:]))
             outputs = reference_coupled_step(node, x, v, StraightThrough.apply)
             roots = [(output, grad) for output, grad in zip(outputs, given, strict=True) if grad is not None]
             expected = torch.autograd.grad([root for root, _ in roots], (x, v), [grad for _, grad in roots])
@@ -210,7 +211,7 @@ class TestInverse:
         v = start = torch.randn(SHAPE).to(dtype)
         for x, _, y, after, fired in steps(node, inputs(length, dtype), start):
             assert error(node.inputs(y, fired.to(dtype)), x) <= 16 * torch.finfo(dtype).eps * max(1, 1 / node.beta)
-            v = node.again(y, v, fired)
+            v = torch.cat(node.again(*map(node.halves, (y, fired.to(dtype), v))), node.split_dim)
             assert torch.equal(v, after)
         assert v.isfinite().all()
 
@@ -246,7 +247,7 @@ def test_any_layout(layout: str, dtype: torch.dtype) -> None:
     for t, frame in enumerate(frames):
         x = LAYOUTS[layout](frame) if t % 3 else LAYOUTS[layout](frame).contiguous()
         y, v, fired = node.step(x, v)
-        start = node.again(y, start, fired)
+        start = torch.cat(node.again(*map(node.halves, (y, fired.to(dtype), start))), 1)
         assert torch.equal(start, v)
         plain, _ = node.step(x.contiguous(), v.contiguous())[:2]
         assert torch.equal(plain, node.step(x, v)[0])
