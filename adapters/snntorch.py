@@ -173,7 +173,7 @@ class CoupledLeaky(ReversibleNeuron, snntorch.Leaky):
     >>> leaky = CoupledLeaky(beta=0.5)
     >>> out, mem = leaky(torch.tensor([[4.0, 1.0]]))
     >>> out
-    tensor([[1.5000, 2.0000]])
+    tensor([[1.5000, 3.0000]])
     """
 
     def __init__(

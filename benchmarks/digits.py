@@ -36,7 +36,8 @@ def main() -> None:
                 milliseconds[whose].append(taken[whose])
         batch = Batch(training.images[: setup.batch], training.classes[: setup.batch])
         for whose in SIDES:
-            memory = memory_report(lambda net=setup.net(whose), batch=batch, setup=setup: setup.loss(net, batch))
+            net = setup.net(whose)
+            memory = memory_report(lambda net=net, batch=batch, setup=setup: setup.loss(net, batch))
             of = accuracies[whose]
             cells = (
                 f"{name}, T {setup.time_steps}" if whose == HOST else "",

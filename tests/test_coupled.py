@@ -839,6 +839,14 @@ def step_function(z: Tensor) -> Tensor:
     return UsersSpike.apply(z)
 
 
+def test_the_check_finds_its_potentials_again() -> None:
+    for node in (CoupledLeaky(alpha=0.5), CoupledLIFNode(alpha=0.1, step_mode="m")):
+        found = snn_revplugin.check_reversible(node)
+        assert found.error == 0 and found.largest > 1
+        assert found.invertible and not found.reversed
+        assert "rebuilt forward from an anchor every 100 of 100 steps" in str(found)
+
+
 def test_conversion_leaves_it_alone() -> None:
     net = nn.Sequential(CoupledLeaky(), CoupledLIFNode(), snn.Leaky(beta=0.9))
     report = snn_revplugin.convert(net)
