@@ -44,7 +44,9 @@ class Reversibility:
         if self.reversed:
             how = "reversed with"
         elif self.invertible:
-            how = "the inverse would lose too much (a short mantissa, a decay near 0, coupling, settings): rebuilt forward from"
+            how = (
+                "the inverse would lose too much (a short mantissa, a decay near 0, coupling, settings): rebuilt forward from"
+            )
         else:
             how = "the dynamics have no inverse (a hard reset forgets the potential that fired): rebuilt forward from"
         every = f"an anchor every {self.steps_between_anchors} of {self.time_steps} steps"

@@ -9,9 +9,11 @@ import copy
 import io
 import math
 import pickle
+import runpy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import snntorch as snn
@@ -493,6 +495,18 @@ class TestMemory:
         statistics = 30 * 2 * 16 * 4 + 30 * 8  # of each batch, and the running count
         assert held(CoupledLIFNode) <= outputs + potentials + 2 * 30 * self.count // 8 + statistics + 1024
         assert held(PLAIN_LIF) > 2.5 * outputs
+
+
+def test_the_benchmark_measures_what_the_documentation_says() -> None:
+    benchmark = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "coupled_node.py"))
+    host, ours = (benchmark["node_memory"](make, 60) for make in (neuron.LIFNode(), CoupledLIFNode()))
+    assert host.kept == 12 * 60 + 4
+    assert 60 / 8 + 4 <= ours.kept < 60 / 8 + 4.01
+    assert benchmark["first_time_steps"](0.25, 2.0) == 51
+    found = benchmark["rounding"](CoupledLIFNode(alpha=0.5), 30)
+    assert found.scanned == 0 and found.gradient < 1e-6
+    assert found.inverted > 1 > 1e-6 > found.inputs
+    assert benchmark["anchor_distance"](1.0, 1.0) == 256 and benchmark["anchor_distance"](0.5, 2.0) == 1
 
 
 class TestEdits:
