@@ -279,7 +279,8 @@ class Coupled:
         elif not self.detach_reset:
             grad_s = torch.addcmul(grad_s, grad_after, self.v_reset - m)
         grad_s = grad_s.to(self.surrogate.dtype_of_spikes(m))  # spikes may be float32 whatever the potential, as in snnTorch
-        grad_m = self.surrogate.gradient(grad_s, m.sub_(self.v_threshold)).add_(grad_after)
+        # A user's surrogate may hand its gradient on as it is, and that one is not ours to write into; m is.
+        grad_m = torch.add(self.surrogate.gradient(grad_s, m.sub_(self.v_threshold)), grad_after, out=m)
         if self.v_reset is not None:
             grad_m.addcmul_(grad_after, s, value=-1)
         return grad_m

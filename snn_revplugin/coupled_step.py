@@ -65,8 +65,8 @@ def coupled_step(coupled: Coupled, current: Tensor, potential: Tensor, reversal:
     Args:
         coupled: the neuron's equations.
         current: the input x, floating point.
-        potential: the potential v, of the same shape and dtype. If it is what an earlier step returned, unmodified, the two
-            steps form a chain; anything else starts a new one.
+        potential: the potential v, of the same shape and dtype. If it is what an earlier step of the same ``coupled``
+            returned, unmodified, the two steps form a chain; anything else starts a new one.
         reversal: the neuron's own.
 
     Returns:
@@ -76,7 +76,7 @@ def coupled_step(coupled: Coupled, current: Tensor, potential: Tensor, reversal:
         ValueError: the current cannot be split in halves.
     """
     before = state_of(potential)
-    if before is None:
+    if before is None or before.coupled is not coupled:
         with torch.no_grad():
             before = CoupledState.first(initial(potential), coupled)
     state = CoupledState(before, coupled)

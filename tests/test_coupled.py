@@ -342,6 +342,7 @@ LEAKY = {
     "threshold": {"threshold": 0.4},
     "fast sigmoid": {"spike_grad": snn_surrogate.fast_sigmoid(slope=5)},
     "user's surrogate": {"spike_grad": USERS["snnTorch"]()},
+    "gradient handed on": {"spike_grad": StraightThrough.apply},
 }
 LIF = {
     **COMMON,
@@ -352,6 +353,7 @@ LIF = {
     "threshold": {"v_threshold": 0.4},
     "atan": {"surrogate_function": surrogate.ATan()},
     "user's surrogate": {"surrogate_function": USERS["SpikingJelly"]()},
+    "gradient handed on": {"surrogate_function": StraightThrough.apply, "detach_reset": True},
 }
 
 
@@ -417,6 +419,33 @@ class TestGradients:
 @pytest.mark.parametrize("mode", ["s", "m"])
 def test_short_mantissas(mode: str, dtype: torch.dtype) -> None:
     agree(partial(two_layers, options={}, dtype=dtype, mode=mode), PLAIN_LIF, CoupledLIFNode)
+
+
+def test_a_potential_handed_from_one_neuron_to_another() -> None:
+    """One that splits another dimension, one with other numbers, and back."""
+
+    def program(make: MakeNeuron) -> Observed:
+        nodes = make(), make(split_dim=-1, reset_mechanism="zero"), make(alpha=0.5)
+        x, mem, outs = inputs(12, torch.float64, (2, 4, 6)).requires_grad_(), None, []
+        for t, frame in enumerate(x):
+            out, mem = nodes[t // 2 % 3](frame, mem)
+            outs.append(out)
+        seen = torch.stack(outs)
+        ((seen * torch.randn(seen.shape)).sum() + (mem * torch.randn(mem.shape)).sum()).backward()
+        return Observed({"y": seen, "v": mem}).see_gradients(x=x)
+
+    agree(program, PLAIN_LEAKY, CoupledLeaky, tolerance=1e-12)
+
+
+def test_incoming_gradients_are_left_as_they_are() -> None:
+    for options in LIF.values():
+        for mode in ("s", "m"):
+            node, x = CoupledLIFNode(step_mode=mode, **options), torch.randn(3, 2, 4, 6, requires_grad=True)
+            y = node(x if mode == "m" else x[0])
+            grads = torch.randn_like(y), torch.randn_like(node.v)
+            before = [each.clone() for each in grads]
+            torch.autograd.backward([y, node.v], grads)
+            assert all(map(torch.equal, before, grads))
 
 
 def test_single_and_multi_step_agree() -> None:
