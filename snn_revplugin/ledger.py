@@ -25,6 +25,7 @@ class Ledger:
     potential_bytes: int = 0  # of membrane potentials held between the first and the last of a chain
     neuron_steps: int = 0
     stretch: int | None = None  # time steps between anchors; None where a whole sequence is scanned again
+    keeps_outputs: bool = False  # whether the neuron rebuilds from its own outputs, which the next layer keeps anyway
     operations: Counter[str] = field(default_factory=Counter)  # computed again, with how many calls
     boundaries: Counter[str] = field(default_factory=Counter)  # not known, so what they saved stays
     reasons: Counter[str] = field(default_factory=Counter)  # for taking the host's own path
@@ -46,6 +47,11 @@ class Ledger:
         self.stretch = None if charged is None else 1
         if charged is not None:
             self.potential_bytes += charged.nbytes
+
+    def took_coupled(self, packed: PackedSpikes, steps: int) -> None:
+        self.steps += steps
+        self.keeps_outputs = True
+        self._took(packed)
 
     def _took(self, packed: PackedSpikes) -> None:
         self.calls += 1

@@ -4,7 +4,7 @@ from . import linear, normalisation, pointwise, pooling, shape  # noqa: F401  (e
 from .known import Known
 from .operation import OPERATIONS, DecidedBy, Operation, register
 from .recipe import Kept, Output, Recipe, Spikes, Value
-from .walk import FIRED, recipe_of
+from .walk import FIRED, give_back, recipe_of
 
 __all__ = [
     "FIRED",
@@ -17,6 +17,7 @@ __all__ = [
     "Recipe",
     "Spikes",
     "Value",
+    "give_back",
     "recipe_of",
     "register",
 ]

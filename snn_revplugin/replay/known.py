@@ -42,10 +42,10 @@ class Known:
         """A recipe; the same one again for an operation that an earlier time step did on the very same tensors."""
         identity = _identity(function, values)
         if identity is None:
-            return Recipe(function, values, operation)
+            return Recipe(function, values, operation.is_view, operation.weighs)
         recipe = self._recipes.get(identity)
         if recipe is None:
-            recipe = self._recipes[identity] = Recipe(function, values, operation, identity)
+            recipe = self._recipes[identity] = Recipe(function, values, operation.is_view, operation.weighs, identity)
         return recipe
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..scratch import Scratch, scratch
 from ..spikes import PackedSpikes
 from ..versioned import Versioned, version_counter
-from .operation import Operation, Replay
+from .operation import Replay
 
 if TYPE_CHECKING:
     from ..trajectory import State
@@ -141,7 +141,8 @@ class Recipe(Value):
     Args:
         function: takes the inputs' tensors to the output, or to a tuple of outputs.
         inputs: their values; None stands for an absent operand.
-        operation: the entry of the table that ``function`` comes from.
+        is_view: whether the output shares memory with the first input.
+        weighs: whether it is derived whatever the inputs are.
         identity: see :class:`Value`.
     """
 
@@ -150,12 +151,16 @@ class Recipe(Value):
     )  # fmt: skip
 
     def __init__(
-        self, function: Replay, inputs: tuple[Value | None, ...], operation: Operation, identity: tuple | None = None
+        self,
+        function: Replay,
+        inputs: tuple[Value | None, ...],
+        is_view: bool = False,
+        weighs: bool = False,
+        identity: tuple | None = None,
     ) -> None:
         self.function, self.inputs, self.identity, self.readers = function, inputs, identity, 0
-        self.is_view = operation.is_view
-        self.cheap = operation.is_view and inputs[0].cheap
-        self.derived, self.depth = operation.weighs, 1
+        self.is_view, self.cheap = is_view, is_view and inputs[0].cheap
+        self.derived, self.depth = weighs, 1
         for each in inputs:
             if each is not None:
                 self.derived = self.derived or each.derived

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .. import autograd_internals as internals
 from ..autograd_internals import Node
+from .normalisation import inverse_batch_norm
 from .operation import OPERATIONS, Operation
 from .pointwise import constant_of, packed_mask
 from .recipe import Kept, Operand, Output, Recipe, Spikes, Value
@@ -32,6 +33,10 @@ EDITED = "an edit in place"
 BOUNDARY = False  # ... or that it has none
 NO_EDGE = (None, 0)
 UNKNOWN = Value()  # stands for an operand that cannot be had
+BATCH_NORM_INVERTED = "inverse of NativeBatchNormBackward0"
+SAME_ELEMENTS = {
+    f"{name}Backward0" for name in ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze")
+}  # in their order
 DEEPEST = 64  # operations on the way down, and in a recipe: a chain through time (a synapse of the user's own) ends here
 SMALLEST_MASK = 1024  # elements below which packing a dropout mask costs more than it saves
 
@@ -48,6 +53,24 @@ def recipe_of(current: Tensor, reversal: Reversal) -> Value | None:
         return None
     value = _Walk(reversal).value_of(node, current.output_nr, current, current.stride())
     return value if value is not None and value.derived else None
+
+
+def give_back(current: Tensor, given: Value, reversal: Reversal) -> None:
+    """Replace what was saved on the way to the current of a neuron that can give it back itself, and has no need of a recipe.
+
+    Args:
+        given: the current, as the neuron has it again.
+    """
+    node = current.grad_fn
+    while node is not None and internals.name_of(node) in SAME_ELEMENTS:
+        node = node.next_functions[0][0]
+    inverse = None if node is None else inverse_batch_norm(node, reversal.known, given)
+    if inverse is not None and internals.replace_saved(node, "input", inverse):
+        inverse.expect()
+        reversal.ledger.operations[BATCH_NORM_INVERTED] += 1
+        _Walk(reversal).value_of(node, 0, wanted=False)  # what feeds the norm is computed again for no one
+    else:
+        recipe_of(current, reversal)
 
 
 class _Walk:
