@@ -1,4 +1,4 @@
-"""snnTorch's neuron, reversible: ``RevLeaky`` for ``snntorch.Leaky``.
+"""snnTorch's neuron, reversible: ``RevLeaky`` for ``snntorch.Leaky``; and ``CoupledLeaky``, the coupled node behind its API.
 
 from snn_revplugin.adapters.snntorch import RevLeaky as Leaky
 """
@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snn_revplugin.coupled import Coupled
+from snn_revplugin.coupled_step import coupled_step
 from snn_revplugin.dynamics import Dynamics
 from snn_revplugin.dynamics import Leaky as LeakyDynamics
 from snn_revplugin.neuron import ReversibleNeuron, version_key
+from snn_revplugin.reference import reference_coupled_step
 from snn_revplugin.spikes import PackedSpikes
 from snn_revplugin.step import state_of, step
 from snn_revplugin.surrogate import AnySurrogate, Surrogate, surrogate_of
@@ -140,6 +143,106 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
         if at_once is not None and snntorch.Leaky.reset_dict[kind] != at_once:
             return None  # one reset in the charge and another after the spike
         return LeakyDynamics(surrogate, *parameters, kind, delayed=at_once is None, graded=graded)
+
+
+class CoupledLeaky(ReversibleNeuron, snntorch.Leaky):
+    """The split-coupled reversible node of :mod:`snn_revplugin.coupled` behind the API of ``snntorch.Leaky``.
+
+    Its outputs are real-valued: spikes, plus ``beta`` times what came in on the other half of the channels. ``mem`` has the
+    shape of the input. What the host makes of ``mem``, ``init_hidden``, ``output``, ``reset_mem``, ``utils.reset``,
+    ``detach_hidden`` and ``reset_hidden`` holds here too. ``tau``, ``alpha``, ``beta`` and ``threshold`` are buffers, fixed in
+    training and part of the state_dict.
+
+    Args:
+        tau: the membrane's time constant in time steps, at least 1.
+        alpha: how much of each half's potential the other half's goes on with, at most 1; up to ``1 / tau`` potentials of
+            neurons that do not fire stay bounded.
+        beta: how much of each half's input passes on into the other half's output.
+        threshold: of the potential, to fire.
+        spike_grad: a function of ``snntorch.surrogate`` or of yours; None for ``atan``.
+        init_hidden, output: as in the host.
+        reset_mechanism: ``"subtract"`` or ``"zero"``.
+        detach_reset: whether the reset keeps the gradient from flowing through its spike, as the host's does.
+        split_dim: the dimension that is split; channels by default, -1 for the last.
+        reversible: False for plain autograd, for comparison.
+
+    Raises:
+        ValueError: a number out of the range in which input and state can be rebuilt, or an unknown reset.
+
+    >>> import torch
+    >>> leaky = CoupledLeaky(beta=0.5)
+    >>> out, mem = leaky(torch.tensor([[4.0, 1.0]]))
+    >>> out
+    tensor([[1.5000, 3.0000]])
+    """
+
+    def __init__(
+        self,
+        tau: float = 2.0,
+        alpha: float = 0.25,
+        beta: float = 1.0,
+        threshold: float = 1.0,
+        spike_grad: Any = None,
+        init_hidden: bool = False,
+        reset_mechanism: str = "subtract",
+        output: bool = False,
+        detach_reset: bool = True,
+        split_dim: int = 1,
+        reversible: bool = True,
+    ) -> None:
+        # The host remembers every neuron whose constructor it has entered: whatever is refused is refused before.
+        Coupled(tau, alpha, beta, threshold, _v_reset(reset_mechanism))
+        super().__init__(beta, threshold, spike_grad, init_hidden=init_hidden, reset_mechanism=reset_mechanism, output=output)
+        self.register_buffer("tau", torch.as_tensor(tau))
+        self.register_buffer("alpha", torch.as_tensor(alpha))
+        self.detach_reset, self.split_dim, self.reversible = detach_reset, split_dim, reversible
+
+    def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """One time step.
+
+        Args:
+            input_: floating point, of even size in ``split_dim``.
+            mem: the potential of the last step; by default the one that the neuron holds. Of another shape than the input, it
+                is taken for zero, as by the host.
+
+        Returns:
+            The output and the potential, both of the input's shape; with ``init_hidden`` and without ``output``, the output.
+        """
+        if self.init_hidden and mem is not None:
+            raise TypeError("`mem` should not be passed as an argument while `init_hidden=True`")
+        held = self.mem if mem is None else mem
+        held = held.to(input_) if held.shape == input_.shape else torch.zeros_like(input_)
+        coupled, reason = self._coupled(), self.why_plain(input_, held)
+        if reason is None and coupled.surrogate is None:
+            reason = "the surrogate is no Heaviside step"
+        if reason is None:
+            out, self.mem = coupled_step(coupled, input_, held, self.reversal)
+        else:
+            self.note_plain(reason)
+            out, self.mem = reference_coupled_step(coupled, input_, held, self.spike_grad)
+        return out if self.init_hidden and not self.output else (out, self.mem)
+
+    def _coupled(self) -> Coupled:
+        """The equations, by the numbers that the buffers hold now."""
+        numbers = self.tau, self.alpha, self.beta, self.threshold
+        others = self.reset_mechanism, self.detach_reset, self.split_dim
+        return self.reversal.dynamics(
+            (*version_key(*numbers), self.spike_grad, *others),
+            lambda: Coupled(
+                *(each.item() for each in numbers),
+                v_reset=_v_reset(self.reset_mechanism),
+                detach_reset=self.detach_reset,
+                surrogate=surrogate_from(self.spike_grad),
+                split_dim=self.split_dim,
+            ),
+        )
+
+
+def _v_reset(reset_mechanism: str) -> float | None:
+    resets = {"subtract": None, "zero": 0.0}
+    if reset_mechanism not in resets:
+        raise ValueError(f"reset_mechanism must be 'subtract' or 'zero', got {reset_mechanism!r}")
+    return resets[reset_mechanism]
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
-"""SpikingJelly's neurons, reversible: ``RevIFNode``, ``RevLIFNode``, ``RevParametricLIFNode``.
+"""SpikingJelly's neurons, reversible: ``RevIFNode``, ``RevLIFNode``, ``RevParametricLIFNode``; and ``CoupledLIFNode``, the
+coupled node behind their API.
 
 After this module is imported they are found in ``spikingjelly.activation_based.neuron`` too, so that code which names a
 neuron by a string, or takes it from there for a model builder, finds them.
@@ -11,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snn_revplugin.coupled import Coupled
+from snn_revplugin.coupled_sequence import coupled_sequence
+from snn_revplugin.coupled_step import coupled_step
 from snn_revplugin.dynamics import (
     Dynamics,
     IntegrateAndFire,
@@ -18,6 +22,7 @@ from snn_revplugin.dynamics import (
     ParametricLeakyIntegrateAndFire,
 )
 from snn_revplugin.neuron import ReversibleNeuron, version_key
+from snn_revplugin.reference import reference_coupled_step
 from snn_revplugin.sequence import sequence
 from snn_revplugin.step import step
 from snn_revplugin.surrogate import AnySurrogate, Surrogate, surrogate_of
@@ -184,6 +189,96 @@ class RevParametricLIFNode(_ReversibleNode, neuron.ParametricLIFNode):
         threshold, v_reset, detach_reset, decay_input = self._constants()
         return ParametricLeakyIntegrateAndFire(surrogate, threshold, v_reset, detach_reset, decay_input=decay_input, w=self.w)
 
+
+class CoupledLIFNode(ReversibleNeuron, neuron.BaseNode):
+    """The split-coupled reversible node of :mod:`snn_revplugin.coupled` behind the API of SpikingJelly's neurons.
+
+    Its outputs are real-valued: spikes, plus ``beta`` times what came in on the other half of the channels. The memory ``v``
+    has the shape of the input of one time step.
+
+    Args:
+        tau: the membrane's time constant in time steps, at least 1.
+        alpha: how much of each half's potential the other half's goes on with, at most 1; up to ``1 / tau`` potentials of
+            neurons that do not fire stay bounded.
+        beta: how much of each half's input passes on into the other half's output.
+        v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq: as in the host.
+        split_dim: the dimension of one time step's tensor that is split; channels by default, -1 for the last.
+        reversible: False for plain autograd, for comparison.
+
+    Raises:
+        ValueError: a number out of the range in which input and state can be rebuilt.
+
+    >>> import torch
+    >>> node = CoupledLIFNode(beta=0.5, step_mode="m")
+    >>> node(torch.tensor([[[4.0, 1.0]], [[0.0, 0.0]]]))
+    tensor([[[1.5000, 2.0000]],
+    <BLANKLINE>
+            [[0.0000, 0.0000]]])
+    """
+
+    def __init__(
+        self,
+        tau: float = 2.0,
+        alpha: float = 0.25,
+        beta: float = 1.0,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        surrogate_function: host_surrogate.SurrogateFunctionBase | None = None,
+        detach_reset: bool = False,
+        step_mode: str = "s",
+        store_v_seq: bool = False,
+        split_dim: int = 1,
+        reversible: bool = True,
+    ) -> None:
+        surrogate_function = host_surrogate.Sigmoid() if surrogate_function is None else surrogate_function
+        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq)
+        self.tau, self.alpha, self.beta, self.split_dim, self.reversible = tau, alpha, beta, split_dim, reversible
+        self._coupled()  # refuses what cannot be
+
+    def single_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object
+    ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
+        """One time step, ``(x,), (v,)`` to ``(y,), (v,)``; pure."""
+        coupled = self._coupled()
+        if self._goes_plain(coupled, inputs[0], states[0]):
+            y, v = reference_coupled_step(coupled, inputs[0], states[0], self.surrogate_function)
+        else:
+            y, v = coupled_step(coupled, inputs[0], states[0], self.reversal)
+        return (y,), (v,)
+
+    def multi_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object
+    ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
+        """T time steps, ``(x_seq,), (v,)`` to ``(y_seq,), (v,)``; pure."""
+        coupled, (v,), outputs = self._coupled(), states, []
+        if not self._goes_plain(coupled, inputs[0], v):
+            y_seq, v = coupled_sequence(coupled, inputs[0], v, self.reversal)
+            return (y_seq,), (v,)
+        for x in inputs[0]:
+            y, v = reference_coupled_step(coupled, x, v, self.surrogate_function)
+            outputs.append(y)
+        return (torch.stack(outputs),), (v,)
+
+    def _goes_plain(self, coupled: Coupled, x: Tensor, v: Tensor) -> bool:
+        reason = self.why_plain(x, v)
+        if reason is None and coupled.surrogate is None:
+            reason = "the surrogate is not a Heaviside step forward, or learns parameters of its own"
+        if reason is not None:
+            self.note_plain(reason)
+        return reason is not None
+
+    def _coupled(self) -> Coupled:
+        numbers = self.tau, self.alpha, self.beta, self.v_threshold, self.v_reset, self.detach_reset
+        return self.reversal.dynamics(
+            (*_surrogate_key(self.surrogate_function), *numbers, self.split_dim),
+            lambda: Coupled(*numbers, surrogate_from(self.surrogate_function), self.split_dim),
+        )
+
+    def extra_repr(self) -> str:
+        return f"tau={self.tau}, alpha={self.alpha}, beta={self.beta}, {super().extra_repr()}, split_dim={self.split_dim}"
+
+
+neuron.CoupledLIFNode = CoupledLIFNode
 
 _DYNAMICS = (
     "forward",

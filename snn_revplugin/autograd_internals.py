@@ -7,7 +7,9 @@ file to mend. What the functions rely on is tested in ``tests/test_autograd_inte
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ Node = Any  # torch.autograd.graph.Node, or None at the end of an edge
 Edge = tuple[Node, int]  # the node that made a tensor, and which of its outputs the tensor was
 
 NO_PASS = -1
+LEAF = "AccumulateGrad"  # the name of the node that accumulates a leaf's gradient; the leaf is its ``variable``
 
 
 def current_pass() -> int:
@@ -60,7 +63,7 @@ def name_of(node: Node) -> str:
 
 def is_leaf_edge(node: Node) -> bool:
     """Whether ``node`` accumulates the gradient of a leaf tensor, found as ``node.variable``."""
-    return name_of(node) == "AccumulateGrad"
+    return name_of(node) == LEAF
 
 
 def leaves_of(tensor: Tensor) -> set[Tensor]:
@@ -79,15 +82,21 @@ def leaves_of(tensor: Tensor) -> set[Tensor]:
 
 def attribute_of(node: Node, name: str) -> Any:
     """What a node remembers of its operation: ``attribute_of(node, 'stride')``; a list as a tuple."""
-    value = getattr(node, "_saved_" + name)
+    return plain(getattr(node, "_saved_" + name))
+
+
+def attributes_of(*names: str) -> Callable[[Node], Any]:
+    """A function that reads the named attributes of a node as they are, the one or a tuple of them: hashable, but see
+    :func:`plain` for their values."""
+    return attrgetter(*("_saved_" + name for name in names))
+
+
+def plain(value: Any) -> Any:
+    """The value of an attribute, whose negative numbers come as unsigned ones of 64 bits."""
     if type(value) is int:
-        return value if value < 1 << 63 else value - (1 << 64)  # negative indices come as unsigned 64-bit numbers
+        return value if value < 1 << 63 else value - (1 << 64)
     if type(value) is tuple or type(value) is list:
-        return (
-            tuple(value)
-            if not value or max(value) < 1 << 63
-            else tuple((each + (1 << 63)) % (1 << 64) - (1 << 63) for each in value)
-        )
+        return tuple(plain(each) for each in value)
     return value
 
 
@@ -106,11 +115,33 @@ def replace_saved(node: Node, name: str, unpack: Callable[[], Tensor]) -> bool:
 
     Returns False where somebody else's hooks are set on it already.
     """
+    _handing.unpack = unpack
     try:
-        getattr(node, "_raw_saved_" + name).register_hooks(lambda _: unpack, lambda unpack: unpack())
+        getattr(node, "_raw_saved_" + name).register_hooks(_hand_over, _call)
     except RuntimeError:
         return False
     return True
+
+
+def replacement_of(node: Node, name: str) -> Callable[[], Tensor] | None:
+    """What :func:`replace_saved` put in the place of a saved tensor, or None if it did not."""
+    try:
+        raw = getattr(node, "_raw_saved_" + name)
+        return raw.data if getattr(raw, "unpack_hook", None) is _call else None
+    except RuntimeError:  # freed
+        return None
+
+
+_handing = threading.local()  # what the next hook is to pack: a closure for each would stay with the graph as long as the hook
+
+
+def _hand_over(_: Tensor) -> Callable[[], Tensor]:
+    unpack, _handing.unpack = _handing.unpack, None
+    return unpack
+
+
+def _call(unpack: Callable[[], Tensor]) -> Tensor:
+    return unpack()
 
 
 def shape_of_output(node: Node, output: int = 0) -> Sequence[int]:

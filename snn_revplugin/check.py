@@ -10,6 +10,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from .coupled import Coupled, ones
 from .dynamics import Dynamics, Moment
 from .neuron import Reversal, ReversibleNeuron
 from .settings import use_settings
@@ -44,7 +45,9 @@ class Reversibility:
         if self.reversed:
             how = "reversed with"
         elif self.invertible:
-            how = "the inverse would lose too much (a short mantissa, a decay close to 0, the settings): rebuilt forward from"
+            how = (
+                "the inverse would lose too much (a short mantissa, a decay near 0, coupling, settings): rebuilt forward from"
+            )
         else:
             how = "the dynamics have no inverse (a hard reset forgets the potential that fired): rebuilt forward from"
         every = f"an anchor every {self.steps_between_anchors} of {self.time_steps} steps"
@@ -90,11 +93,13 @@ def check_reversible(
     with torch.enable_grad():
         sample = _random(probe, (1, *shape), seed)[0] if currents is None else currents[0].detach()
         dynamics = _dynamics_of(probe, sample)
+        is_coupled = isinstance(dynamics, Coupled)
         if currents is None:
-            threshold = dynamics.thresholds[1]
+            threshold = dynamics.v_threshold if is_coupled else dynamics.thresholds[1]
             currents = _random(probe, (time_steps, *shape), seed) * threshold + threshold / 2
+        there_and_back = _there_and_there_again if is_coupled else _there_and_back
         with use_settings(backend="torch"):  # kernels hand a potential down without showing it; their arithmetic is this
-            return _there_and_back(dynamics, currents.detach())
+            return there_and_back(dynamics, currents.detach())
 
 
 def _there_and_back(dynamics: Dynamics, currents: Tensor) -> Reversibility:
@@ -120,6 +125,19 @@ def _there_and_back(dynamics: Dynamics, currents: Tensor) -> Reversibility:
     largest = max(v.abs().max().item() for v in path)
     stretch, is_reversed = stretch_of(dynamics, v.dtype)
     return Reversibility(max(errors), largest, dynamics.invertible, is_reversed, stretch, len(currents))
+
+
+@torch.no_grad()
+def _there_and_there_again(coupled: Coupled, currents: Tensor) -> Reversibility:
+    """Take the steps of a coupled node, and take them again from what they gave, as a backward pass does."""
+    v, error, largest = torch.zeros_like(currents[0]), 0.0, 0.0
+    again = coupled.halves(v)
+    for x in currents:
+        y, v, fired = coupled.step(x, v)
+        again = coupled.again(coupled.halves(y), coupled.halves(ones(fired, y.dtype)), again)
+        error = max(error, (torch.cat(again, coupled.split_dim).double() - v.double()).abs().max().item())
+        largest = max(largest, v.abs().max().item())
+    return Reversibility(error, largest, True, False, len(currents), len(currents))
 
 
 def _computed_again(x: Tensor) -> Tensor:
@@ -156,7 +174,7 @@ def _random(neuron: nn.Module, shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(like.device, like.dtype)
 
 
-def _dynamics_of(probe: ReversibleNeuron, current: Tensor) -> Dynamics:
+def _dynamics_of(probe: ReversibleNeuron, current: Tensor) -> Dynamics | Coupled:
     """The equations that a neuron goes by when it gets such a current; one call of it finds them out."""
     potential = "v" if hasattr(probe, "step_mode") else "mem"
     if potential == "v":

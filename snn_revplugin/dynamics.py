@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class Moment(Protocol):
     def before(self) -> Tensor: ...  # v, the potential that the step started from
     @property
     def fired(self) -> Tensor: ...  # s
+    @property
+    def silent(self) -> Tensor: ...  # 1 - s; at a potential of NaN, either
     @property
     def resets(self) -> Tensor | None: ...  # a delayed reset's signal, see Leaky
     @property
@@ -65,6 +67,7 @@ class Dynamics:
     gradient_reads_current = False  # whether gradient_of_charge() reads the current
     charged_is_kept = False  # whether the potential after a step is the charged one
     graded_factor = None  # what multiplies the spikes
+    fused = False  # whether these are kernels in the dynamics' place, see snn_revplugin.kernels
 
     def __post_init__(self) -> None:
         self._stretches: dict[tuple[float, int], int] = {}
@@ -88,9 +91,13 @@ class Dynamics:
         """The tensors, learned or not, that the gradients of :meth:`gradient` are given for."""
         return ()
 
-    def fires(self, h: Tensor) -> Tensor:
+    def fires(self, h: Tensor, out: Tensor | None = None) -> Tensor:
         """Ones where a charged potential is over the threshold, zeros elsewhere. For use without gradients."""
-        return self.surrogate.fires(h, self.threshold)
+        return self.surrogate.fires(h, self.threshold, out)
+
+    def settle(self, h: Tensor, resets: Tensor | None = None) -> Tensor:
+        """The potential after fire and reset, from the charged one alone. For use without gradients."""
+        return self.reset(h, self.fires(h), resets)
 
     def spikes(self, fired: Tensor) -> Tensor:
         """Spikes as the host hands them out."""
@@ -115,7 +122,7 @@ class Dynamics:
         learned: tuple[bool, ...],
         out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
-        """The whole step's derivative: through the reset, the spikes and the charge, one after the other.
+        """The step's derivative, in closed form.
 
         Args:
             grad_spikes, grad_v: the gradients at what the step gave; not both None.
@@ -125,40 +132,7 @@ class Dynamics:
         Returns:
             The gradients at the current, at the potential before, and at the parameters.
         """
-        grad_h, totals = None, (None,) * len(learned)
-        if grad_v is not None:
-            grad_h, through_spikes, totals = self.gradient_of_reset(grad_v, moment, learned)
-            if through_spikes is not None:
-                grad_spikes = through_spikes if grad_spikes is None else grad_spikes + through_spikes
-        if grad_spikes is not None:
-            grad_z, grads = self.gradient_of_fire(grad_spikes, moment, learned)
-            grad_h = grad_z if grad_h is None else _sum(grad_z, grad_h)
-            totals = _both(totals, grads)
-        grad_x, grad_before, grads = self.gradient_of_charge(grad_h, moment, learned, out)
-        return grad_x, grad_before, _both(totals, grads)
-
-    # The step as the graph's nodes ask for it: whole, or in parts. Fused kernels compute all the parts in the first one.
-
-    def take(self, state: Any, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As :meth:`step`; the state is that after it, and may tell what of it is needed."""
-        return self.step(x, v)
-
-    def begin(self, state: Any, x: Tensor, v: Tensor) -> Tensor:
-        """The charged potential."""
-        return self.charge(x, v, self.resets(v))
-
-    def fire(self, state: Any, charged: Tensor) -> tuple[Tensor, Tensor]:
-        """Zeros and ones, and the spikes that are made of them."""
-        fired = self.fires(charged)
-        return fired, self.spikes(fired)
-
-    def finish(self, state: Any, charged: Tensor, before: Tensor) -> Tensor:
-        """The potential after a reset at once."""
-        return self.reset(charged, state.fired.binary(), self.resets(before))
-
-    def hand_down(self, moment: Any) -> None:
-        """Leave the potential for the step before."""
-        moment.hand_down()
+        raise NotImplementedError
 
     def stretch(self, lost_bits: float, most: int) -> int:
         """The steps between two anchors, see :func:`steps_between_anchors`; read off the parameters once."""
@@ -233,10 +207,21 @@ class Leaky(Dynamics):
         least, most = self.threshold.detach().abs().aminmax()
         return least.item(), most.item()
 
+    @property
+    def decays(self) -> Tensor:
+        """beta as it acts, for use with gradients and without."""
+        return self.beta.clamp(0, 1) if torch.is_grad_enabled() else self.clamped_beta
+
+    @cached_property
+    def clamped_beta(self) -> Tensor:
+        beta = self.beta.detach()
+        clamped = beta.clamp(0, 1)
+        return beta if (beta == clamped).all() else clamped
+
     @cached_property
     def decay(self) -> float:
         """The smallest decay of any neuron."""
-        return self.beta.detach().clamp(0, 1).min().item()
+        return self.clamped_beta.min().item()
 
     def spikes(self, fired: Tensor) -> Tensor:
         return fired * self.factor if self.graded else fired
@@ -247,11 +232,12 @@ class Leaky(Dynamics):
     def charge(self, x: Tensor, v: Tensor, resets: Tensor | None, out: Tensor | None = None) -> Tensor:
         if self.reset_kind == "zero":
             v = (1 - resets) * v
-        h = _sum(self.beta.clamp(0, 1) * v, x)
+        h = _sum(self.decays * v, x)
         if self.reset_kind != "subtract":
             return h
-        due = resets * self.threshold
-        return h.sub_(due) if h.dtype == due.dtype else h - due
+        if h.dtype == resets.dtype == self.threshold.dtype:
+            return h.addcmul_(resets, self.threshold, value=-1)  # a product with zero or one does not round
+        return h - resets * self.threshold
 
     def reset(self, h: Tensor, fired: Tensor, resets: Tensor | None = None) -> Tensor:
         if self.delayed or self.reset_kind == "none":
@@ -274,7 +260,27 @@ class Leaky(Dynamics):
                 if v.dtype == resets.dtype == self.threshold.dtype
                 else v + resets * self.threshold
             )
-        return v.div_(self.beta.clamp(0, 1))
+        return v.div_(self.decays)
+
+    def gradient(
+        self,
+        grad_spikes: Tensor | None,
+        grad_v: Tensor | None,
+        moment: Moment,
+        learned: tuple[bool, ...],
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+        grad_h, totals = None, (None,) * len(learned)
+        if grad_v is not None:
+            grad_h, through_spikes, totals = self.gradient_of_reset(grad_v, moment, learned)
+            if through_spikes is not None:
+                grad_spikes = through_spikes if grad_spikes is None else grad_spikes + through_spikes
+        if grad_spikes is not None:
+            grad_z, grads = self.gradient_of_fire(grad_spikes, moment, learned)
+            grad_h = grad_z if grad_h is None else _sum(grad_z, grad_h)
+            totals = _both(totals, grads)
+        grad_x, grad_before, grads = self.gradient_of_charge(grad_h, moment, learned, out)
+        return grad_x, grad_before, _both(totals, grads)
 
     def gradient_of_reset(
         self, grad_v: Tensor, moment: Moment, learned: tuple[bool, ...]
@@ -320,7 +326,7 @@ class Leaky(Dynamics):
             if self.reset_kind == "zero":
                 v = (1 - moment.resets) * v
             grad_beta = _sum_to(grad_h * v, self.beta) * self.slope_of_clamp
-        grad_before = grad_h * self.beta.clamp(0, 1)
+        grad_before = grad_h * self.decays
         if self.reset_kind == "zero":
             grad_before = grad_before * (1 - moment.resets)
         return grad_h, grad_before, (grad_beta, grad_threshold, None)
@@ -373,19 +379,30 @@ class IntegrateAndFire(Dynamics):
     def uncharge(self, h: Tensor, x: Tensor, resets: None) -> Tensor:
         return h - x
 
-    def gradient_of_reset(
-        self, grad_v: Tensor, moment: Moment, learned: tuple[bool, ...]
-    ) -> tuple[Tensor, Tensor | None, tuple[Tensor | None, ...]]:
-        through_spikes = None
-        if not self.detach_reset:
-            through_spikes = grad_v * (-self.threshold if self.v_reset is None else self.v_reset - moment.charged)
-        grad_h = grad_v if self.v_reset is None else (1.0 - moment.fired).mul_(grad_v)
-        return grad_h, through_spikes, (None,) * len(learned)
+    def settle(self, h: Tensor, resets: None = None) -> Tensor:
+        if self.v_reset == 0:
+            return self.surrogate.silent(h, self.threshold).mul_(h)
+        return super().settle(h)
 
-    def gradient_of_fire(
-        self, grad_spikes: Tensor, moment: Moment, learned: tuple[bool, ...]
-    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        return self.surrogate.gradient(grad_spikes, moment.charged - self.threshold), (None,) * len(learned)
+    def gradient(
+        self,
+        grad_spikes: Tensor | None,
+        grad_v: Tensor | None,
+        moment: Moment,
+        learned: tuple[bool, ...],
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+        h = moment.charged
+        if grad_v is not None and not self.detach_reset:
+            through_reset = grad_v * (-self.threshold if self.v_reset is None else self.v_reset - h)
+            grad_spikes = through_reset if grad_spikes is None else through_reset.add_(grad_spikes)
+        if grad_spikes is None:
+            grad_h = grad_v if self.v_reset is None else grad_v * (1.0 - moment.fired)
+        else:
+            grad_h = self.surrogate.gradient(grad_spikes, h - self.threshold)
+            if grad_v is not None:
+                grad_h = grad_h.add_(grad_v) if self.v_reset is None else grad_h.addcmul_(moment.silent, grad_v)
+        return self.gradient_of_charge(grad_h, moment, learned, out)
 
     def gradient_of_charge(
         self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...], out: Tensor | None = None

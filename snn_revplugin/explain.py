@@ -64,7 +64,8 @@ class Account:
         bits_per_spike: bits kept for one spike.
         steps_between_anchors: time steps between two anchors of the potential; None where whole sequences are scanned again,
             and where there was no call.
-        bytes_per_neuron_step: bytes kept, all in all, for one neuron in one time step.
+        bytes_per_neuron_step: bytes kept, all in all, for one neuron in one time step; without outputs.
+        keeps_outputs: whether the neuron rebuilds from its own outputs.
         recomputed: operations that are computed again, each with how often the neuron met it.
         boundaries: operations that cannot be, so that what they saved stays, likewise.
         reasons: for taking the host's own path, each with how often.
@@ -85,6 +86,7 @@ class Account:
     reasons: Mapping[str, int] = field(default_factory=dict)
     backend: str = ""
     left: str = ""
+    keeps_outputs: bool = False
 
     @property
     def kept(self) -> str:
@@ -96,7 +98,8 @@ class Account:
             potentials = "an anchor every step"
         else:
             potentials = f"an anchor every {self.steps_between_anchors} steps"
-        return f"{spikes}, {potentials}: {self.bytes_per_neuron_step:.3g} bytes a neuron-step"
+        outputs = "its outputs, " * self.keeps_outputs
+        return f"{outputs}{spikes}, {potentials}: {self.bytes_per_neuron_step:.3g} bytes a neuron-step"
 
     def __str__(self) -> str:
         lines = [f"{self.name or '(the module itself)'}: {self.kind}"]
@@ -163,11 +166,12 @@ def account_of(name: str, kind: str, ledger: Ledger) -> Account:
         plain_calls=ledger.plain_calls,
         bits_per_spike=BITS * ledger.spike_bytes * each,
         steps_between_anchors=ledger.stretch,
-        bytes_per_neuron_step=(ledger.spike_bytes + ledger.potential_bytes) * each,
+        bytes_per_neuron_step=(ledger.block_bytes + ledger.potential_bytes) * each,
         recomputed=_in_words(ledger.operations),
         boundaries=_in_words(ledger.boundaries),
         reasons=dict(ledger.reasons),
         backend=ledger.backend,
+        keeps_outputs=ledger.keeps_outputs,
     )
 
 

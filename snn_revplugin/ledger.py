@@ -21,10 +21,12 @@ class Ledger:
     calls: int = 0  # ... in as many calls
     plain_calls: int = 0  # calls that took the host's own path
     spike_bytes: int = 0  # of packed spikes
+    block_bytes: int = 0  # of the blocks of memory that they are in, which may have room for more
     potential_bytes: int = 0  # of membrane potentials held between the first and the last of a chain
     neuron_steps: int = 0
     stretch: int | None = None  # time steps between anchors; None where a whole sequence is scanned again
     backend: str = ""  # what computed the last call, and why
+    keeps_outputs: bool = False  # whether the neuron rebuilds from its own outputs, which the next layer keeps anyway
     operations: Counter[str] = field(default_factory=Counter)  # computed again, with how many calls
     boundaries: Counter[str] = field(default_factory=Counter)  # not known, so what they saved stays
     reasons: Counter[str] = field(default_factory=Counter)  # for taking the host's own path
@@ -47,16 +49,16 @@ class Ledger:
         if charged is not None:
             self.potential_bytes += charged.nbytes
 
+    def took_coupled(self, packed: PackedSpikes, steps: int) -> None:
+        self.steps += steps
+        self.keeps_outputs = True
+        self._took(packed)
+
     def _took(self, packed: PackedSpikes) -> None:
         self.calls += 1
         self.spike_bytes += packed.nbytes
+        self.block_bytes += packed.allocated
         self.neuron_steps += packed.shape.numel()
-
-    def replayed(self, operation: str) -> None:
-        self.operations[operation] += 1
-
-    def boundary(self, operation: str) -> None:
-        self.boundaries[operation] += 1
 
     def plain(self, reason: str) -> None:
         """The host's own path was taken."""

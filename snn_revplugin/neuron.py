@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from . import autograd_internals as internals
 from .dynamics import Dynamics
 from .ledger import Ledger
-from .replay import Kept, Recipe
+from .replay import Known
 from .settings import get_settings
 
 PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
@@ -23,8 +22,7 @@ class Reversal:
 
     def __init__(self) -> None:
         self.ledger = Ledger()
-        self.static: WeakValueDictionary[tuple, Recipe] = WeakValueDictionary()  # recipes that do not change with time
-        self.parameters: WeakValueDictionary[int, Kept] = WeakValueDictionary()  # ... and what they read, by identity
+        self.known = Known()
         self._dynamics: tuple[tuple, Dynamics | None] | None = None
 
     def dynamics(self, key: tuple, build: Callable[[], Dynamics | None]) -> Dynamics | None:

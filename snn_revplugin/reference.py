@@ -6,11 +6,13 @@ what a neuron does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .coupled import Coupled, add_weighted_
 from .dynamics import Dynamics
 
 
@@ -33,6 +35,30 @@ def reference_sequence(dynamics: Dynamics, currents: Tensor, potential: Tensor) 
         spikes.append(s)
         potentials.append(potential)
     return torch.stack(spikes), potential, torch.stack(potentials)
+
+
+def reference_coupled_step(coupled: Coupled, x: Tensor, v: Tensor, fire: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """One time step of the coupled neuron: output and potential, in the same bits as :meth:`.coupled.Coupled.step`.
+
+    Args:
+        fire: the Heaviside step of ``m - theta`` with its surrogate derivative.
+    """
+    (x1, x2), (v1, v2) = coupled.halves(x), coupled.halves(v)
+    passed = coupled.passed(x1)
+    s1, kept1 = _fire_and_reset(coupled, coupled.charge(v1, passed, 1 / (coupled.tau * coupled.beta)), fire)
+    y1, after1 = torch.add(s1, x2, alpha=coupled.beta), add_weighted_(kept1, v2, coupled.alpha)
+    s2, kept2 = _fire_and_reset(coupled, coupled.charge(after1, y1, 1 / coupled.tau), fire)
+    y2, after2 = s2 + passed, add_weighted_(kept2, v1, coupled.alpha)
+    dim = coupled.split_dim
+    return torch.cat([y1, y2], dim), torch.cat([after1, after2], dim)
+
+
+def _fire_and_reset(coupled: Coupled, m: Tensor, fire: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    s = fire(m - coupled.v_threshold).to(m.dtype)
+    through_reset = s.detach() if coupled.detach_reset else s
+    if coupled.v_reset is None:
+        return s, add_weighted_(m.clone(), through_reset, -coupled.v_threshold)
+    return s, (1 - through_reset) * m + through_reset * coupled.v_reset
 
 
 class _Fire(torch.autograd.Function):

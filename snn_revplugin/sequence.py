@@ -15,8 +15,8 @@ from torch import Tensor
 
 from . import autograd_internals as internals
 from .dynamics import Dynamics
+from .function import differentiated_once
 from .kernels import arithmetic
-from .kernels.fused import Fused
 from .neuron import Reversal
 from .replay import FIRED, Spikes, Value, recipe_of
 from .spikes import PackedSpikes
@@ -78,7 +78,7 @@ class _Sequence(torch.autograd.Function):
         return (spikes, last, path) if call.with_path else (spikes, last)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiated_once
     def backward(
         ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | None, grad_path: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
@@ -103,24 +103,29 @@ def _forward(
     dynamics: Dynamics, currents: Tensor, v: Tensor, keeps_charged: bool, with_path: bool
 ) -> tuple[PackedSpikes, Tensor, Tensor, Tensor | None, Tensor | None]:
     """The packed spikes, the spikes, the last potential, and if they are wanted the charged potentials and the path."""
-    if isinstance(dynamics, Fused):
+    if dynamics.fused:
         if dynamics.takes_sequence(v, currents.dtype):
             return dynamics.sequence(currents, v, keeps_charged, with_path)
         dynamics = dynamics.plain
-    fired_of, charged_of, path = [], [], []
-    for x in currents.unbind(0):
-        fired, _, charged, v = dynamics.step(x, v)
-        fired_of.append(fired)
+    fired_of, charged_of, path, fired, slots = [], [], [], None, [None] * len(currents)
+    if currents.is_contiguous() and currents.dtype == v.dtype:
+        fired = torch.empty_like(currents, dtype=dynamics.surrogate.dtype_of_spikes(currents))
+        slots = fired.unbind(0)
+    for x, slot in zip(currents.unbind(0), slots, strict=True):
+        resets = dynamics.resets(v)
+        charged = dynamics.charge(x, v, resets)
+        fired_of.append(dynamics.fires(charged, out=slot))
+        v = dynamics.reset(charged, fired_of[-1], resets)
         if keeps_charged:
             charged_of.append(charged)
         if with_path:
             path.append(v)
-    fired = torch.stack(fired_of)
+    if fired is None:
+        fired = torch.stack(fired_of)
     spikes = dynamics.spikes(fired)
     packed = PackedSpikes(fired.bool(), fired.dtype, dynamics.graded_factor)
-    if with_path:
-        return packed, spikes, v.clone(), torch.stack(charged_of) if charged_of else None, torch.stack(path)
-    return packed, spikes, v, torch.stack(charged_of) if charged_of else None, None
+    kept = torch.stack(charged_of) if charged_of else None
+    return (packed, spikes, v.clone(), kept, torch.stack(path)) if with_path else (packed, spikes, v, kept, None)
 
 
 def _backward(
@@ -128,9 +133,10 @@ def _backward(
     gradients: tuple[Tensor | None, Tensor | None, Tensor | None], learned: tuple[bool, ...],
 ) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:  # fmt: skip
     """The gradients at the currents (in ``dtype``), at the first potential and at the parameters."""
-    if isinstance(dynamics, Fused) and dynamics.takes_sequence(start, dtype):
-        return dynamics.gradient_of_sequence(currents, charged, start, dtype, *gradients, learned)
-    dynamics = getattr(dynamics, "plain", dynamics)
+    if dynamics.fused:
+        if dynamics.takes_sequence(start, dtype):
+            return dynamics.gradient_of_sequence(currents, charged, start, dtype, *gradients, learned)
+        dynamics = dynamics.plain
     grad_spikes, grad_v, grad_path = gradients
     ours = currents is not None
     if ours:
@@ -165,7 +171,7 @@ def _scan(dynamics: Dynamics, currents: Tensor, owned: bool, v: Tensor) -> Tenso
         after_charge = dynamics.charge(x, v, resets, out=h)
         if after_charge is not h:
             h.copy_(after_charge)
-        v = dynamics.reset(h, dynamics.fires(h), resets)
+        v = dynamics.settle(h, resets)
     return charged
 
 
@@ -186,11 +192,15 @@ class _Moment:
         return self.dynamics.fires(self.charged)
 
     @once
+    def silent(self) -> Tensor:
+        return self.dynamics.surrogate.silent(self.charged, self.dynamics.threshold)
+
+    @once
     def before(self) -> Tensor:
         if self.t == 0:
             return self.start
         h = self.path[self.t - 1]
-        return self.dynamics.reset(h, self.dynamics.fires(h))
+        return self.dynamics.settle(h)
 
     @once
     def resets(self) -> Tensor | None:

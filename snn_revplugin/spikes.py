@@ -10,10 +10,51 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .kernels.backend import packed_by_kernel, takes_triton, unpacked_by_kernel
+from .kernels.backend import pack_by_kernel, takes_triton, unpacked_by_kernel
 
 BITS = 8
 CHUNK = 1 << 16  # bytes unpacked at a time: the zeros and ones they make fit a core's cache
+
+
+class Block:
+    """The bits of many steps in one piece of memory, a row each.
+
+    Small pieces that stay, between large ones that come and go, would leave the memory of the process full of holes. The rows
+    of a growing chain of blocks double, up to ``MOST_ROWS``.
+
+    Args:
+        bits: uint8 of [rows, bytes a row].
+    """
+
+    __slots__ = ("array", "bits", "used")
+
+    MOST_ROWS = 16
+
+    def __init__(self, bits: Tensor) -> None:
+        self.bits, self.used = bits, 0
+        self.array = bits.numpy() if bits.device.type == "cpu" else None  # for numpy to read and write without a tensor a row
+
+    @classmethod
+    def after(cls, before: Block | None, nbytes: int, device: torch.device) -> Block:
+        """A block with room for one more row: ``before`` if it has, or a larger one."""
+        rows = 1
+        if before is not None and before.bits.shape[1] == nbytes and before.bits.device == device:
+            if before.used < len(before.bits):
+                return before
+            rows = min(2 * len(before.bits), cls.MOST_ROWS)
+        return cls(torch.empty((rows, nbytes), dtype=torch.uint8, device=device))
+
+    @classmethod
+    def of(cls, bits: Tensor) -> Block:
+        """A full block of one row, from its bits."""
+        self = cls(bits.unsqueeze(0))
+        self.used = 1
+        return self
+
+    def take(self) -> int:
+        """The next row."""
+        self.used += 1
+        return self.used - 1
 
 
 class PackedSpikes:
@@ -24,14 +65,21 @@ class PackedSpikes:
         dtype: the dtype in which the spikes are handed out again.
         factor: the graded-spike factor that multiplies every spike (snnTorch's ``graded_spikes_factor``), a scalar
             or a tensor that broadcasts with ``fired``. It is kept beside the bits.
+        before: the spikes of the time step before, whose block of memory has room for these too, perhaps.
 
     The layout is kept too: an operation that is computed again from unpacked spikes must see the strides that it saw
     the first time, or it may round otherwise.
     """
 
-    __slots__ = ("bits", "dtype", "factor", "shape", "strides")
+    __slots__ = ("_block", "_row", "dtype", "factor", "shape", "strides")
 
-    def __init__(self, fired: Tensor, dtype: torch.dtype = torch.float32, factor: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        fired: Tensor,
+        dtype: torch.dtype = torch.float32,
+        factor: Tensor | None = None,
+        before: PackedSpikes | None = None,
+    ) -> None:
         if fired.dtype is not torch.bool:
             raise TypeError(f"fired must be a bool tensor, got {fired.dtype}")
         self.shape, self.dtype, self.factor = fired.shape, dtype, factor
@@ -41,7 +89,10 @@ class PackedSpikes:
             self.strides, flat = fired.stride(), fired.as_strided((fired.numel(),), (1,))
         else:
             self.strides, flat = None, fired.contiguous().reshape(-1)
-        self.bits = _pack(flat)
+        nbytes = -(-flat.numel() // BITS)
+        self._block = Block.after(None if before is None else before._block, nbytes, flat.device)
+        self._row = self._block.take()
+        _pack(flat, self._block, self._row)
 
     @classmethod
     def of_bits(
@@ -49,28 +100,40 @@ class PackedSpikes:
     ) -> PackedSpikes:
         """Spikes that are packed already, in the memory order of a dense tensor with these strides."""
         self = cls.__new__(cls)
-        self.bits, self.shape, self.dtype, self.factor = bits, shape, dtype, factor
+        self._block, self._row = Block.of(bits), 0
+        self.shape, self.dtype, self.factor = shape, dtype, factor
         self.strides = None if _is_contiguous(shape, strides) else strides
         return self
 
     @property
+    def bits(self) -> Tensor:
+        """The bits themselves, uint8 of ceil(n / 8) elements, lowest bit first."""
+        return self._block.bits[self._row]
+
+    @property
     def nbytes(self) -> int:
         """Bytes that the bits take."""
-        return self.bits.numel()
+        return self._block.bits.shape[1]
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of the block of memory that was allocated for these spikes and others to come, if it was."""
+        return self._block.bits.nbytes if self._row == 0 else 0
 
     def fired(self) -> Tensor:
         """The spikes as they were packed: a new bool tensor."""
-        return self._arranged(_unpack(self.bits, self.shape.numel(), torch.bool))
+        return self._unpacked(torch.bool)
 
     def binary(self, dtype: torch.dtype | None = None) -> Tensor:
         """Zeros and ones in ``dtype``, by default that of the spikes: a new tensor."""
-        return self._arranged(_unpack(self.bits, self.shape.numel(), dtype or self.dtype))
+        return self._unpacked(dtype or self.dtype)
 
     def spikes(self) -> Tensor:
         """The spikes as the neuron gave them out, graded factor and all: a new tensor."""
         return self.binary() if self.factor is None else self.binary() * self.factor
 
-    def _arranged(self, flat: Tensor) -> Tensor:
+    def _unpacked(self, dtype: torch.dtype) -> Tensor:
+        flat = _unpack(self._block, self._row, self.shape.numel(), dtype)
         return flat.view(self.shape) if self.strides is None else flat.as_strided(self.shape, self.strides)
 
     def __repr__(self) -> str:
@@ -96,25 +159,26 @@ def _is_contiguous(shape: torch.Size, strides: tuple[int, ...]) -> bool:
     return True
 
 
-def _pack(flat: Tensor) -> Tensor:
-    """One bit an element of a flat bool tensor, lowest bit first; uint8 of ceil(n / 8) elements."""
-    if flat.device.type == "cpu":
-        # The bits live in memory of torch's own, so that whoever counts torch's bytes counts them too.
-        packed = np.packbits(flat.numpy(), bitorder="little")
-        return torch.empty(packed.size, dtype=torch.uint8).copy_(torch.from_numpy(packed))
+def _pack(flat: Tensor, block: Block, row: int) -> None:
+    """One bit an element of a flat bool tensor, lowest bit first."""
+    if block.array is not None:
+        block.array[row] = np.packbits(flat.numpy(), bitorder="little")
+        return
     if takes_triton(flat):
-        return packed_by_kernel(flat)
+        pack_by_kernel(flat, block.bits[row])
+        return
     octets = torch.nn.functional.pad(flat.to(torch.uint8), (0, -flat.numel() % BITS)).view(-1, BITS)
-    return (octets << _shifts(flat.device)).sum(1, dtype=torch.uint8)
+    torch.sum(octets << _shifts(flat.device), 1, dtype=torch.uint8, out=block.bits[row])
 
 
-def _unpack(bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """The first ``count`` bits as a flat tensor of zeros and ones."""
-    if bits.device.type != "cpu":
+def _unpack(block: Block, row: int, count: int, dtype: torch.dtype) -> Tensor:
+    """The first ``count`` bits of a row as a flat tensor of zeros and ones."""
+    if block.array is None:
+        bits = block.bits[row]
         if takes_triton(bits):
             return unpacked_by_kernel(bits, count, dtype)
         return ((bits.unsqueeze(1) >> _shifts(bits.device)) & 1).view(-1)[:count].to(dtype)
-    packed = bits.numpy()
+    packed = block.array[row]
     if packed.size <= CHUNK:
         octets = torch.from_numpy(np.unpackbits(packed, count=count, bitorder="little"))
         return octets.view(dtype) if dtype is torch.bool else octets.to(dtype)  # from uint8: thrice as fast as from bool

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from . import autograd_internals as internals
+from . import heap
 from .dynamics import Dynamics
+from .function import differentiated_once
 from .kernels import arithmetic
 from .neuron import Reversal
 from .replay import FIRED, Spikes, recipe_of
@@ -58,6 +60,8 @@ def step(dynamics: Dynamics, current: Tensor, potential: Tensor, reversal: Rever
         spikes = _Fire.apply(charged, state, *parameters)
         if dynamics.reset_needs_resets:
             after = _Reset.apply(charged, spikes, state, potential.detach(), *parameters)
+    if potential.device.type == "cpu":
+        heap.passed_through(potential.nbytes)
     before.continued(can_be_undone=value is not None)
     if value is not None:
         value.expect()
@@ -98,25 +102,27 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, current: Tensor, potential: Tensor, state: State, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        fired, spikes, charged, after = state.dynamics.take(state, current, potential)
+        dynamics = state.dynamics
+        taken = dynamics.take(state, current, potential) if dynamics.fused else dynamics.step(current, potential)
+        fired, spikes, charged, after = taken
         _fire(ctx, state, fired, spikes)
         state.reach(after, charged, output=1)
         setattr(ctx, STATE, state)
-        ctx.types = current.dtype, potential.dtype
         return spikes, after
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiated_once
     def backward(ctx: Any, grad_spikes: Tensor | None, grad_potential: Tensor | None) -> tuple[Tensor | None, ...]:
-        state = _state_in(ctx)
+        state = _alive(getattr(ctx, STATE))
         if grad_spikes is None and grad_potential is None:
             return (None,) * len(ctx.needs_input_grad)
         moment = Moment.of(state)
-        state.dynamics.hand_down(moment)  # first, so that what reversing takes is gone before the gradients come
+        if not state.dynamics.fused:
+            moment.hand_down()  # first, so that what reversing takes is gone before the gradients come
         grad_x, grad_v, grads = state.dynamics.gradient(grad_spikes, grad_potential, moment, ctx.needs_input_grad[3:])
         moment.close()
-        _let_go(ctx)
-        return grad_x.to(ctx.types[0]), grad_v.to(ctx.types[1]), None, *grads
+        _let_go(ctx, STATE, FIRED)
+        return grad_x, grad_v, None, *grads
 
 
 class _Charge(torch.autograd.Function):
@@ -127,26 +133,31 @@ class _Charge(torch.autograd.Function):
     def forward(ctx: Any, current: Tensor, potential: Tensor, state: State, *parameters: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
         dynamics = state.dynamics
-        charged = dynamics.begin(state, current, potential)
+        if dynamics.fused:
+            charged = dynamics.begin(state, current, potential)
+        else:
+            resets = dynamics.resets(potential)
+            charged = dynamics.charge(current, potential, resets)
+            if resets is not None and resets.dtype == dynamics.surrogate.dtype_of_spikes(charged):
+                state.spare = resets
         if not dynamics.reset_needs_resets:
             state.reach(charged, charged, output=0)
-            setattr(ctx, STATE, state)
-        ctx.state = state
-        ctx.types = current.dtype, potential.dtype
+        setattr(ctx, STATE, state)
         return charged
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiated_once
     def backward(ctx: Any, grad_charged: Tensor | None) -> tuple[Tensor | None, ...]:
-        state = _state_in(ctx)
+        state = _alive(getattr(ctx, STATE))
         if grad_charged is None:
             return (None,) * len(ctx.needs_input_grad)
         moment = Moment.of(state)
-        state.dynamics.hand_down(moment)
+        if not state.dynamics.fused:
+            moment.hand_down()
         grad_x, grad_v, grads = state.dynamics.gradient_of_charge(grad_charged, moment, ctx.needs_input_grad[3:])
         moment.close()
-        _let_go(ctx)
-        return grad_x.to(ctx.types[0]), grad_v.to(ctx.types[1]), None, *grads
+        _let_go(ctx, STATE)
+        return grad_x, grad_v, None, *grads
 
 
 class _Fire(torch.autograd.Function):
@@ -155,18 +166,25 @@ class _Fire(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, charged: Tensor, state: State, *parameters: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        fired, spikes = state.dynamics.fire(state, charged)
+        dynamics = state.dynamics
+        if dynamics.fused:
+            fired, spikes = dynamics.fire(state)
+        else:
+            spare, state.spare = state.spare, None
+            fired = dynamics.fires(charged, out=spare)
+            spikes = dynamics.spikes(fired)
         _fire(ctx, state, fired, spikes)
         return spikes
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiated_once
     def backward(ctx: Any, grad_spikes: Tensor | None) -> tuple[Tensor | None, ...]:
-        state = _state_in(ctx)
+        fired = getattr(ctx, FIRED)
+        state = _alive(fired and fired.state)
         if grad_spikes is None:
             return (None,) * len(ctx.needs_input_grad)
         grad_h, grads = state.dynamics.gradient_of_fire(grad_spikes, Moment.of(state), ctx.needs_input_grad[2:])
-        _let_go(ctx)
+        _let_go(ctx, FIRED)
         return grad_h, None, *grads
 
 
@@ -176,49 +194,51 @@ class _Reset(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, charged: Tensor, spikes: Tensor, state: State, potential: Tensor, *parameters: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        after = state.dynamics.finish(state, charged, potential)
+        dynamics = state.dynamics
+        if dynamics.fused:
+            after = dynamics.finish(state)
+        else:
+            after = dynamics.reset(charged, state.fired.binary(), dynamics.resets(potential))
         state.reach(after, charged, output=0)
         setattr(ctx, STATE, state)
-        ctx.state = state
         return after
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiated_once
     def backward(ctx: Any, grad_potential: Tensor | None) -> tuple[Tensor | None, ...]:
-        state = _state_in(ctx)
+        state = _alive(getattr(ctx, STATE))
         if grad_potential is None:
             return (None,) * len(ctx.needs_input_grad)
         learned = ctx.needs_input_grad[4:]
         grad_h, grad_spikes, grads = state.dynamics.gradient_of_reset(grad_potential, Moment.of(state), learned)
-        _let_go(ctx)
+        _let_go(ctx, STATE)
         return grad_h, grad_spikes, None, None, *grads
 
 
 def _fire(ctx: Any, state: State, fired: Tensor | PackedSpikes, spikes: Tensor) -> None:
     """Keep the spikes as bits, for the layers above to find at the node that fired them."""
-    packed = isinstance(fired, PackedSpikes)
-    state.fired = fired if packed else PackedSpikes(fired.bool(), fired.dtype, state.dynamics.graded_factor)
+    if not isinstance(fired, PackedSpikes):  # a kernel packs them itself
+        fired = PackedSpikes(fired.bool(), fired.dtype, state.dynamics.graded_factor, state.before.fired)
+    state.fired = fired
     if not state.dynamics.spikes_carry_gradient:
         ctx.mark_non_differentiable(spikes)
-    ctx.state = state
-    setattr(ctx, FIRED, Spikes(state.fired, spikes))
+    setattr(ctx, FIRED, Spikes(state.fired, spikes, state))
 
 
-def _state_in(ctx: Any) -> State:
+def _alive(state: State | None) -> State:
     """The state of a node's time step.
 
     Raises:
         RuntimeError: a backward has let go of it, or a parameter has been written into since.
     """
-    state = ctx.state
     if state is None:
         raise RuntimeError(SECOND_PASS)
     state.dynamics.check_unchanged()
     return state
 
 
-def _let_go(ctx: Any) -> None:
+def _let_go(ctx: Any, *names: str) -> None:
     """Whoever holds the last potential holds its node: once differentiated, it must not hold the sequence's bits in turn."""
     if not internals.pass_keeps_graph():
-        for name in ("state", STATE, FIRED):
+        for name in names:
             setattr(ctx, name, None)

@@ -22,7 +22,8 @@ from . import autograd_internals as internals
 
 def _atan(grad: Tensor, z: Tensor, alpha: float) -> Tensor:
     # alpha/2 / (1 + (pi alpha z / 2)**2), with alpha/2 drawn into the denominator
-    return z.mul_(math.pi / 2 * math.sqrt(2 * alpha)).square_().add_(2 / alpha).reciprocal_().mul_(grad)
+    denominator = torch.addcmul(z.new_full((), 2 / alpha), z, z, value=math.pi**2 / 2 * alpha, out=z)
+    return torch.div(grad, denominator, out=z)
 
 
 def _sigmoid(grad: Tensor, z: Tensor, alpha: float) -> Tensor:
@@ -61,7 +62,7 @@ GRADIENTS: dict[str, Callable[..., Tensor]] = {
     "atan": _atan,
     "straight_through": lambda grad, z: grad.clone(),
     # snntorch.surrogate
-    "fast_sigmoid": lambda grad, z, slope: z.abs_().mul_(slope).add_(1.0).square_().reciprocal_().mul_(grad),
+    "fast_sigmoid": lambda grad, z, slope: torch.div(grad, z.abs_().mul_(slope).add_(1.0).square_(), out=z),
     "triangular": lambda grad, z, threshold: grad * torch.where(z >= 0, -threshold, threshold),
     "heaviside": lambda grad, z: grad * (z > 0),
     "sigmoid_of_exp": _exp_of_sigmoid,
@@ -86,20 +87,38 @@ GRADIENTS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _fires(h: Tensor, threshold: Tensor | float, strict: bool, dtype: torch.dtype) -> Tensor:
-    """The host's ``H(h - threshold)`` as zeros and ones.
+def _compared(
+    compare: Callable[..., Tensor], h: Tensor, threshold: Tensor | float, dtype: torch.dtype, out: Tensor | None = None
+) -> Tensor:
+    """The host's comparison of ``h - threshold`` with zero, as zeros and ones.
 
     Where potential and threshold have one dtype the difference need not be taken: it rounds to zero for equal numbers alone.
     A comparison straight to floats is several times as fast as one to bools.
     """
-    compare = torch.gt if strict else torch.ge
     if h.dtype not in (torch.float32, torch.float64) or getattr(threshold, "dtype", h.dtype) is not h.dtype:
         h, threshold = h - threshold, 0.0
-    return compare(h, threshold, out=torch.empty_like(h, dtype=dtype))
+    return compare(h, threshold, out=torch.empty_like(h, dtype=dtype) if out is None else out)
+
+
+class _Step:
+    """The Heaviside step itself, ``strict`` or not. For use without gradients."""
+
+    __slots__ = ()
+
+    def fires(self, h: Tensor, threshold: Tensor | float, out: Tensor | None = None) -> Tensor:
+        """Ones where a charged potential fires, zeros elsewhere."""
+        return _compared(torch.gt if self.strict else torch.ge, h, threshold, self.dtype_of_spikes(h), out)
+
+    def silent(self, h: Tensor, threshold: Tensor | float) -> Tensor:
+        """Ones where it does not; zeros elsewhere, and where it is NaN."""
+        return _compared(torch.le if self.strict else torch.lt, h, threshold, self.dtype_of_spikes(h))
+
+    def dtype_of_spikes(self, h: Tensor) -> torch.dtype:
+        return h.dtype if self.keeps_dtype else torch.float32
 
 
 @dataclass(frozen=True, slots=True)
-class Surrogate:
+class Surrogate(_Step):
     """A Heaviside step with a surrogate derivative in closed form.
 
     Args:
@@ -131,20 +150,13 @@ class Surrogate:
         if self.name not in GRADIENTS:
             raise ValueError(f"name: unknown surrogate {self.name!r}, expected one of {sorted(GRADIENTS)}")
 
-    def fires(self, h: Tensor, threshold: Tensor | float) -> Tensor:
-        """Ones where a charged potential fires, zeros elsewhere. For use without gradients."""
-        return _fires(h, threshold, self.strict, self.dtype_of_spikes(h))
-
-    def dtype_of_spikes(self, h: Tensor) -> torch.dtype:
-        return h.dtype if self.keeps_dtype else torch.float32
-
     def gradient(self, grad: Tensor, z: Tensor) -> Tensor:
         """The gradient at ``z`` that the gradient ``grad`` at the spikes makes. ``z`` is spent: it may be written into."""
         return GRADIENTS[self.name](grad, z, *self.parameters).to(z.dtype)
 
 
 @dataclass(frozen=True, slots=True)
-class DifferentiatedSurrogate:
+class DifferentiatedSurrogate(_Step):
     """A Heaviside step whose derivative is had from a function of the user's by autograd.
 
     Args:
@@ -158,13 +170,6 @@ class DifferentiatedSurrogate:
     strict: bool
     keeps_dtype: bool = True
     differentiable: bool = True
-
-    def fires(self, h: Tensor, threshold: Tensor | float) -> Tensor:
-        """Ones where a charged potential fires, zeros elsewhere. For use without gradients."""
-        return _fires(h, threshold, self.strict, self.dtype_of_spikes(h))
-
-    def dtype_of_spikes(self, h: Tensor) -> torch.dtype:
-        return h.dtype if self.keeps_dtype else torch.float32
 
     def gradient(self, grad: Tensor, z: Tensor) -> Tensor:
         """The gradient at ``z`` that the gradient ``grad`` at the spikes makes; a new tensor."""

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch.nn as nn
 
+from .neuron import ReversibleNeuron
+
 HOSTS = {"snntorch": "snn_revplugin.adapters.snntorch", "spikingjelly": "snn_revplugin.adapters.spikingjelly"}
 
 
@@ -60,9 +62,9 @@ def swap_for(neuron: nn.Module) -> tuple[Swap | None, str]:
     """The swap that fits a module, or None and the reason why none does (empty for what is no spiking neuron at all)."""
     kind = type(neuron)
     reason = ""
+    if isinstance(neuron, ReversibleNeuron):
+        return None, "it is reversible already"
     for swap in known_swaps():
-        if isinstance(neuron, swap.reversible):
-            return None, "it is reversible already"
         if isinstance(neuron, swap.host):
             overridden = [name for name in swap.dynamics if getattr(kind, name) is not getattr(swap.host, name)]
             replaced = [name for name in swap.dynamics if name in neuron.__dict__]

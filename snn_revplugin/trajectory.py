@@ -100,12 +100,13 @@ class State:
     Attributes:
         fired: the step's spikes.
         ahead: what a fused kernel has computed already for those of the step's graph nodes that are still to come.
+        spare: memory of the spikes' shape that the charge needs no more.
         output, version: which output of its graph node the potential is, and the version of the tensor that was given out.
     """
 
     __slots__ = (
         "_held", "_kept_charged", "ahead", "before", "current", "dynamics", "fired", "index", "invertible", "is_anchor",
-        "output", "residue", "stretch", "version",
+        "output", "residue", "spare", "stretch", "version",
     )  # fmt: skip
 
     def __init__(
@@ -118,6 +119,7 @@ class State:
         self._kept_charged: Tensor | None = None
         self.fired: PackedSpikes | None = None
         self.residue: Residue | None = None
+        self.spare: Tensor | None = None
         self.ahead: Any = None
         self.output = self.version = 0
         # A step whose current cannot be had again cannot be stepped over, in either direction.
@@ -248,16 +250,25 @@ class Moment:
         return moment
 
     @once
+    def anchored(self) -> bool:
+        """Whether the potential before is at hand without this step."""
+        return self.state.before.at_hand
+
+    @once
     def invertible(self) -> bool:
         """Whether the step can be reversed. A potential handed down from above has been judged at the last anchor."""
         state = self.state
         return state.invertible and (
-            state.before.at_hand or state.charged is not None or _is_moderate(state.potential(), self.dynamics)
+            "charged" in self.__dict__ or self.anchored or _is_moderate(state.potential(), self.dynamics)
         )
 
     @once
     def fired(self) -> Tensor:
         return self.state.fired.binary()
+
+    @once
+    def silent(self) -> Tensor:
+        return 1.0 - self.fired
 
     @once
     def current(self) -> Tensor | None:
@@ -267,7 +278,7 @@ class Moment:
     @once
     def charged(self) -> Tensor:
         state = self.state
-        if state.charged is not None:
+        if state.keeps_charged:
             return state.charged
         if self.invertible or self.dynamics.charged_is_kept:
             return self.dynamics.unreset(state.potential(), state.fired)
@@ -276,7 +287,7 @@ class Moment:
     @once
     def before(self) -> Tensor:
         before = self.state.before
-        if self.invertible and not before.at_hand:
+        if self.invertible and not self.anchored:
             v = self.dynamics.uncharge(self.charged, self.current, self.resets)
             return v if before.residue is None else before.residue.mended(v)
         return before.potential()
@@ -294,7 +305,7 @@ class Moment:
     def hand_down(self) -> None:
         """Leave the potential for the step before."""
         before = self.state.before
-        if self.invertible and not before.at_hand:
+        if self.invertible and not self.anchored:
             before.charged = self.dynamics.unreset(self.before, before.fired)
             if not self.dynamics.gradient_reads_current:
                 self.__dict__.pop("current", None)

@@ -27,13 +27,6 @@ class Versioned:
     def unchanged(self) -> bool:
         return self.tensor._version == self.version
 
-    def forget_elements(self) -> Versioned:
-        """Go on noticing writes without holding the tensor's memory."""
-        # A detached alias shares the version counter; giving it other data leaves the counter as it is.
-        self.tensor = self.tensor.detach()
-        self.tensor.data = self.tensor.new_empty(0)
-        return self
-
     def get(self, what: str) -> Tensor:
         """The tensor.
 
@@ -48,3 +41,11 @@ class Versioned:
                 )
             )
         return self.tensor
+
+
+def version_counter(tensor: Tensor) -> Tensor:
+    """An alias of a tensor that has none of its memory and all of its versions."""
+    # A detached alias shares the version counter; giving it other data leaves the counter as it is.
+    alias = tensor.detach()
+    alias.data = alias.new_empty(0)
+    return alias

@@ -15,14 +15,20 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-HOST, OURS = "host", "ours"
+HOST, OURS, COUPLED = "host", "ours", "coupled"
 
-# Module and name of the neuron, the host's and ours.
+# Module and name of the neuron: the host's, ours in its place, and the coupled node, which is another neuron behind the same
+# API (``beta=0.9`` means that it passes on nine tenths of its input, where it is the decay of the others).
 NEURONS = {
-    "snntorch": {HOST: ("snntorch", "Leaky"), OURS: ("snn_revplugin.adapters.snntorch", "RevLeaky")},
+    "snntorch": {
+        HOST: ("snntorch", "Leaky"),
+        OURS: ("snn_revplugin.adapters.snntorch", "RevLeaky"),
+        COUPLED: ("snn_revplugin.adapters.snntorch", "CoupledLeaky"),
+    },
     "spikingjelly": {
         HOST: ("spikingjelly.activation_based.neuron", "LIFNode"),
         OURS: ("snn_revplugin.adapters.spikingjelly", "RevLIFNode"),
+        COUPLED: ("snn_revplugin.adapters.spikingjelly", "CoupledLIFNode"),
     },
 }
 
@@ -58,7 +64,7 @@ class Workload:
     batch: int
 
     def neuron(self, whose: str) -> type[nn.Module]:
-        """The neuron class, of ``HOST`` or ``OURS``.
+        """The neuron class, of ``HOST``, ``OURS`` or ``COUPLED``.
 
         Raises:
             ImportError: the host is not installed; the message names the extra that brings it.

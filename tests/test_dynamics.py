@@ -107,6 +107,7 @@ class Seen:
     def __init__(self, dynamics: Dynamics, x: Tensor, v: Tensor) -> None:
         with torch.no_grad():
             self.fired, self.spikes, self.charged, self.after = dynamics.step(x, v)
+            self.silent = 1 - self.fired
             self.current, self.before, self.resets = x.detach(), v.detach(), dynamics.resets(v.detach())
 
 
@@ -159,10 +160,12 @@ def test_the_derivative_is_what_autograd_finds_in_the_host(given_for: str, name:
         ours = case.dynamics.gradient(*grads, seen, learned)
     for label, theirs, our in zip(("x", "v", "first", "second", "third"), expected, (*ours[:2], *ours[2]), strict=False):
         if theirs is not None and theirs.count_nonzero():
-            assert_close(label, theirs, our, tolerance=3e-6)
+            assert_close(label, theirs, our, tolerance=3e-6, floor=1.0)  # a sum of many is measured against its terms
         else:  # autograd leaves out what a gradient of zero says
             assert our is None or not our.count_nonzero()
-    assert all(each is None for each in case.dynamics.gradient(*grads, seen, (False,) * len(case.learned))[2])
+    with torch.no_grad():
+        nothing = case.dynamics.gradient(*grads, seen, (False,) * len(case.learned))[2]
+    assert all(each is None for each in nothing)
 
 
 @EVERY_CASE

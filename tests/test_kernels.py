@@ -253,7 +253,8 @@ def test_every_layout(names: tuple[str, str], device: str) -> None:
 def test_packing(count: int, dtype: torch.dtype, device: str) -> None:
     torch.manual_seed(count)
     fired, code = (torch.rand(count, device=device) < 0.4), launch.kernels(backend.INTERPRETED)
-    bits = launch.pack(code, fired.to(dtype))
+    bits = torch.empty((2, -(-count // 8)), dtype=torch.uint8, device=device)[1]  # a row of a block, aligned to nothing
+    launch.pack(code, fired.to(dtype), bits)
     assert_exact("bits", PackedSpikes(fired.cpu()).bits.to(device), bits)
     assert_exact("ones", fired.to(dtype), launch.unpack(code, bits, count, dtype))
 
@@ -618,7 +619,9 @@ def test_compiling_ahead_of_time(
         if name in IN_SEQUENCES:
             trained(whole(dynamics, 2, (2, 8), "cpu", dtype=dtype, with_path=True), "triton")
         code = launch.kernels(True)
-        launch.unpack(code, launch.pack(code, torch.ones(8)), 8, torch.float32)
+        bits = torch.empty(1, dtype=torch.uint8)
+        launch.pack(code, torch.ones(8), bits)
+        launch.unpack(code, bits, 8, torch.float32)
 
     made = launches(monkeypatch, run)
     kernels = {each.kernel for each in made.values()}

@@ -7,6 +7,7 @@ and for currents that can be computed again and currents that cannot, with ancho
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import snntorch as snn
@@ -16,13 +17,16 @@ from compare import MakeNeuron, Observed, agree
 from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 
-from snn_revplugin.adapters.snntorch import RevLeaky
-from snn_revplugin.adapters.spikingjelly import RevIFNode, RevLIFNode, RevParametricLIFNode
+from snn_revplugin.adapters.snntorch import CoupledLeaky, RevLeaky
+from snn_revplugin.adapters.spikingjelly import CoupledLIFNode, RevIFNode, RevLIFNode, RevParametricLIFNode
 from snn_revplugin.settings import use_settings
 
 T = 14
 
 SNNTORCH = (snn.Leaky, RevLeaky)
+# The coupled node has no host of its own: it is compared with plain autograd on the same node.
+COUPLED_SNNTORCH = (partial(CoupledLeaky, reversible=False), CoupledLeaky)
+COUPLED_SPIKINGJELLY = (partial(CoupledLIFNode, reversible=False), CoupledLIFNode)
 KINDS: dict[str, tuple[tuple[type, type], dict]] = {
     "Leaky, subtract": (SNNTORCH, {"beta": 0.8}),
     "Leaky, subtract, learned": (SNNTORCH, {"beta": 0.8, "learn_beta": True, "learn_threshold": True}),
@@ -36,6 +40,13 @@ KINDS: dict[str, tuple[tuple[type, type], dict]] = {
     "LIF, soft": ((neuron.LIFNode, RevLIFNode), {"v_reset": None, "tau": 1.6}),
     "PLIF, soft": ((neuron.ParametricLIFNode, RevParametricLIFNode), {"v_reset": None, "decay_input": False}),
     "PLIF, hard": ((neuron.ParametricLIFNode, RevParametricLIFNode), {}),
+    "coupled Leaky, soft": (COUPLED_SNNTORCH, {"split_dim": -1}),
+    "coupled Leaky, hard": (
+        COUPLED_SNNTORCH,
+        {"split_dim": -1, "reset_mechanism": "zero", "detach_reset": False, "alpha": 0.7},
+    ),
+    "coupled LIF, hard": (COUPLED_SPIKINGJELLY, {"split_dim": -1, "v_reset": -0.1, "beta": 0.6}),
+    "coupled LIF, soft": (COUPLED_SPIKINGJELLY, {"split_dim": -1, "v_reset": None, "tau": 1.2}),
 }
 SOURCES = ("a leaf", "a convolution of data", "a linear layer on spikes")
 
@@ -50,22 +61,22 @@ class Cell(nn.Module):
     def __init__(self, make: MakeNeuron, options: dict, source: str) -> None:
         super().__init__()
         self.lif = make(**options)
-        self.inputs = [torch.randn(2, 1, 7, requires_grad=True) for _ in range(T)]
+        self.inputs = [torch.randn(2, 1, 8, requires_grad=True) for _ in range(T)]
         if source == "a leaf":
-            self.currents = self.inputs = [(torch.randn(2, 1, 5) + 0.4).requires_grad_() for _ in range(T)]
+            self.currents = self.inputs = [(torch.randn(2, 1, 6) + 0.4).requires_grad_() for _ in range(T)]
         elif source == "a convolution of data":
             self.weigh = nn.Conv1d(1, 1, 3)
             nn.init.constant_(self.weigh.bias, 0.5)
             self.currents = [self.weigh(2 * x) for x in self.inputs]
         else:
-            self.below, self.weigh = make(**options), nn.Linear(7, 5)
+            self.below, self.weigh = make(**options), nn.Linear(8, 6)
             nn.init.normal_(self.weigh.weight)
             nn.init.constant_(self.weigh.bias, 0.4)
-            v, self.currents = torch.zeros(2, 1, 7), []
+            v, self.currents = torch.zeros(2, 1, 8), []
             for x in self.inputs:
                 spikes, v = self.step(self.below, 2 * x, v)
                 self.currents.append(self.weigh(spikes))
-        self.start = torch.zeros(2, 1, 5, requires_grad=True)
+        self.start = torch.zeros(2, 1, 6, requires_grad=True)
 
     @staticmethod
     def step(lif: nn.Module, current: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -265,7 +276,7 @@ def membranes_written_into_between_forward_and_backward(cell: Cell) -> dict:
 
 
 def start_written_into_between_forward_and_backward(cell: Cell) -> dict:
-    start = torch.full((2, 1, 5), 0.3)
+    start = torch.full((2, 1, 6), 0.3)
     spikes, potentials = cell.run(start)
     loss = weighted(*spikes, *potentials)
     start.add_(1)
@@ -333,7 +344,7 @@ def membranes_that_feed_other_layers(cell: Cell) -> dict:
 
 
 def spikes_fed_back(cell: Cell) -> dict:
-    spikes, s, v = [], torch.zeros(2, 1, 5), cell.start
+    spikes, s, v = [], torch.zeros(2, 1, 6), cell.start
     for t in range(T):
         s, v = cell.step(cell.lif, cell.currents[t] - 0.4 * s.roll(1, -1), v)
         spikes.append(s)
@@ -342,7 +353,7 @@ def spikes_fed_back(cell: Cell) -> dict:
 
 
 def a_synapse_of_the_users_own(cell: Cell) -> dict:
-    spikes, current, v = [], torch.zeros(2, 1, 5), cell.start
+    spikes, current, v = [], torch.zeros(2, 1, 6), cell.start
     for t in range(T):
         current = 0.6 * current + cell.currents[t]
         s, v = cell.step(cell.lif, current, v)
@@ -397,10 +408,10 @@ def a_backward_after_every_step_of_forward(cell: Cell) -> dict:
 
 
 def one_neuron_for_two_layers(cell: Cell) -> dict:
-    spikes, v, w = [], cell.start, torch.zeros(2, 1, 3)
+    spikes, v, w = [], cell.start, torch.zeros(2, 1, 4)
     for t in range(T):
         s, v = cell(t, v)
-        above, w = cell.step(cell.lif, 1.5 * s[..., 1:4] + 0.3, w)
+        above, w = cell.step(cell.lif, 1.5 * s[..., 1:5] + 0.3, w)
         spikes += [s, above]
     weighted(*spikes, v, w).backward()
     return {"s": spikes, "v": [v, w]}

@@ -8,7 +8,7 @@ import torch
 
 from snn_revplugin.cli.demo import accuracy_of, train
 from snn_revplugin.comparison import Comparison, Row, Setup, compare, rows_of, steps_of, take_turns, write_csv
-from snn_revplugin.workloads import HOST, OURS, WORKLOADS, digits
+from snn_revplugin.workloads import COUPLED, HOST, OURS, WORKLOADS, digits
 
 
 def assert_nothing_else_changed(comparison: Comparison, tolerance: float) -> None:
@@ -38,10 +38,11 @@ def test_gradients_agree_in_float64(name: str, batch: int):
 def test_the_digits_networks_reach_the_accuracy_of_the_host(name: str):
     setup = Setup.usual(WORKLOADS[name])
     training, test = digits(setup.workload.image[-1])
-    nets, milliseconds = train(setup, training, epochs=4)
+    nets, milliseconds = train(setup, training, epochs=4, sides=(HOST, OURS, COUPLED))
     accuracy = {whose: accuracy_of(setup, net, test) for whose, net in nets.items()}
     assert accuracy[HOST] > 0.9
     assert abs(accuracy[OURS] - accuracy[HOST]) <= 0.02
+    assert accuracy[COUPLED] >= accuracy[HOST] - 0.02
     assert milliseconds[HOST] > 0 < milliseconds[OURS]
 
 

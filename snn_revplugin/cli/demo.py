@@ -79,18 +79,25 @@ def _both_ways(console: Console, setup: Setup, epochs: int, several: tuple[int, 
 
 
 def train(
-    setup: Setup, training: Batch, epochs: int, on_step: Callable[[], None] = lambda: None
+    setup: Setup,
+    training: Batch,
+    epochs: int,
+    on_step: Callable[[], None] = lambda: None,
+    sides: tuple[str, ...] = SIDES,
 ) -> tuple[dict[str, nn.Module], dict[str, float]]:
     """Train a net with the host's neurons and one with ours, step by step in turns, on the same batches from the same weights.
 
+    Args:
+        sides: whose neurons, as in :data:`..workloads.NEURONS`.
+
     Returns:
-        The two nets, and the median milliseconds that a step of theirs took.
+        The nets, and the median milliseconds that a step of theirs took.
     """
-    nets = {whose: setup.net(whose) for whose in SIDES}
+    nets = {whose: setup.net(whose) for whose in sides}
     optimizers = {whose: torch.optim.Adam(net.parameters(), LEARNING_RATE) for whose, net in nets.items()}
     batches = -(-len(training.images) // setup.batch)
     schedules = [torch.optim.lr_scheduler.LinearLR(each, 1.0, 0.0, epochs * batches) for each in optimizers.values()]
-    seconds: dict[str, list[float]] = {whose: [] for whose in SIDES}
+    seconds: dict[str, list[float]] = {whose: [] for whose in sides}
     shuffle = torch.Generator().manual_seed(setup.seed)
 
     def step(whose: str, batch: Batch) -> None:
@@ -101,7 +108,7 @@ def train(
     for _ in range(epochs):
         for chosen in torch.randperm(len(training.images), generator=shuffle).split(setup.batch):
             batch = Batch(training.images[chosen], training.classes[chosen])
-            turn = {whose: (lambda whose=whose, batch=batch: step(whose, batch)) for whose in SIDES}
+            turn = {whose: (lambda whose=whose, batch=batch: step(whose, batch)) for whose in sides}
             for whose, taken in take_turns(turn, 1, warm_ups=0, on_step=on_step).items():
                 seconds[whose] += taken
             for schedule in schedules:

@@ -72,11 +72,11 @@ def takes_triton(tensor: Tensor) -> bool:
     return get_settings().backend != "torch" and why_not(tensor) is None
 
 
-def packed_by_kernel(fired: Tensor) -> Tensor:
+def pack_by_kernel(fired: Tensor, bits: Tensor) -> None:
     """As :func:`.launch.pack`."""
     from .launch import kernels, pack
 
-    return pack(kernels(INTERPRETED), fired)
+    pack(kernels(INTERPRETED), fired, bits)
 
 
 def unpacked_by_kernel(bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:

@@ -30,6 +30,8 @@ class Fused:
         interpreted: whether Triton's interpreter runs the kernels.
     """
 
+    fused = True
+
     def __init__(self, plain: Dynamics, interpreted: bool) -> None:
         self.plain, self.interpreted, self.code = plain, interpreted, kernels(interpreted)
         self._forms: dict[tuple, Form] = {}
@@ -78,14 +80,14 @@ class Fused:
         state.ahead.append(after)
         return charged
 
-    def fire(self, state: Any, charged: Tensor) -> tuple[Tensor | PackedSpikes, Tensor]:
+    def fire(self, state: Any) -> tuple[Tensor | PackedSpikes, Tensor]:
         """The zeros and ones and the spikes."""
         fired, spikes, state.ahead = state.ahead
         if not self.plain.reset_needs_resets:
             state.ahead = None
         return fired, spikes
 
-    def finish(self, state: Any, charged: Tensor, before: Tensor) -> Tensor:
+    def finish(self, state: Any) -> Tensor:
         """The potential after the reset."""
         after, state.ahead = state.ahead, None
         return after
@@ -130,9 +132,6 @@ class Fused:
 
     # ----------------------------------------------------------------------------------------------------------- backward
 
-    def hand_down(self, moment: Any) -> None:
-        """Nothing: the gradient and the reversal come from one kernel."""
-
     def gradient(self, grad_spikes: Tensor | None, grad_v: Tensor | None, moment: Any, learned: tuple[bool, ...]) -> Any:
         """As :meth:`Dynamics.gradient`, of a neuron whose step is one node; and the potential before is handed down."""
         return self._through_charge("step", grad_spikes, grad_v, moment, learned)
@@ -171,7 +170,7 @@ class Fused:
     ) -> Any:
         plain, state, layout = self.plain, moment.state, _layout_of(moment)
         below, leaky = state.before, isinstance(plain, Leaky)
-        reverses = moment.invertible and not below.at_hand and "before" not in moment.__dict__
+        reverses = moment.invertible and not moment.anchored and "before" not in moment.__dict__
         if reverses and (below.residue is not None or layout is None or not has_bits(below.fired, layout)):
             moment.hand_down()
             reverses = False
@@ -300,6 +299,8 @@ class Fused:
             tensors = {each.name: getattr(self.plain, each.name) for each in fields(self.plain)}
             tensors = {name: each.detach().to("meta") for name, each in tensors.items() if isinstance(each, Tensor)}
             meta = replace(self.plain, **tensors)
+            if isinstance(self.plain, Leaky):  # beta or a copy of it, as its values have it, and those meta has not
+                meta.__dict__["clamped_beta"] = self.plain.clamped_beta.to("meta")
             on_meta = [torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device="meta") for each in (x, v)]
             h = meta.charge(*on_meta, meta.resets(on_meta[1]))
             self._layouts[key] = h.stride()

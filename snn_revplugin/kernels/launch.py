@@ -105,7 +105,7 @@ def arranged(tensor: Tensor, layout: Layout) -> Tensor:
 
 
 def empty(shape: Sequence[int], layout: Layout, dtype: torch.dtype, like: Tensor) -> Tensor:
-    """Every output of a kernel is made here."""
+    """Every output of a kernel is made here, but for spikes that are packed into a block."""
     return torch.empty_strided(shape, layout, dtype=dtype, device=like.device)
 
 
@@ -172,13 +172,11 @@ class Total:
 # ----------------------------------------------------------------------------------------------------------------- bits
 
 
-def pack(code: ModuleType, fired: Tensor) -> Tensor:
-    """One bit an element of a flat tensor of zeros and ones, lowest bit first; uint8 of ceil(n / 8) elements."""
+def pack(code: ModuleType, fired: Tensor, bits: Tensor) -> None:
+    """One bit an element of a flat tensor of zeros and ones, lowest bit first, into uint8 ``bits`` of ceil(n / 8) elements."""
     count = fired.numel()
-    bits = empty((-(-count // BITS),), (1,), torch.uint8, fired)
     if count:
         launch(code.pack_kernel, count, _as_numbers(fired), bits, count, like=fired)
-    return bits
 
 
 def unpack(code: ModuleType, bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:

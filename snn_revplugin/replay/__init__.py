@@ -1,19 +1,23 @@
 """Computing again in backward what autograd would have kept: recipes, the walk that leaves them, the operations it knows."""
 
 from . import linear, normalisation, pointwise, pooling, shape  # noqa: F401  (each fills the table)
-from .operation import OPERATIONS, Operation, register
+from .known import Known
+from .operation import OPERATIONS, DecidedBy, Operation, register
 from .recipe import Kept, Output, Recipe, Spikes, Value
-from .walk import FIRED, recipe_of
+from .walk import FIRED, give_back, recipe_of
 
 __all__ = [
     "FIRED",
     "OPERATIONS",
+    "DecidedBy",
     "Kept",
+    "Known",
     "Operation",
     "Output",
     "Recipe",
     "Spikes",
     "Value",
+    "give_back",
     "recipe_of",
     "register",
 ]

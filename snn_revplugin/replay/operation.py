@@ -7,7 +7,9 @@ To add one, write its entry beside its kin in :mod:`.linear`, :mod:`.normalisati
 * ``inputs``: for each tensor operand, in the order of ``node.next_functions``, the name under which the node saves it
   (``_saved_<name>``), or None where it saves none. ``VARIADIC`` for an operation on a list of tensors;
 * ``replay``: takes the node to a function of the operands' tensors that gives the outputs again, bit for bit. It must not
-  hold on to the node: a node reaches the recipe, so that would be a cycle;
+  hold on to the node: a node reaches the recipe, so that would be a cycle. :class:`DecidedBy` builds it once for all nodes
+  with the same attributes;
+* ``of_spikes``: ``replay`` for a first operand of zeros and ones, where another kernel is faster;
 * ``outputs``: the names of outputs that the node saves, with their positions;
 * ``absent``: which operands the call left out (a bias, an affine weight), to be passed as None;
 * ``weighs``: whether the first operand is an activation whatever it comes from, so that even an operation on plain data is
@@ -22,22 +24,48 @@ To add one, write its entry beside its kin in :mod:`.linear`, :mod:`.normalisati
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
-from ..autograd_internals import Node
+from ..autograd_internals import Node, attributes_of, plain
 
 VARIADIC = ()
+MOST_MADE = 1024
 Replay = Callable[..., Tensor | tuple[Tensor, ...]]
+
+
+class DecidedBy:
+    """A ``replay`` that some attributes of the node decide: nodes with the same ones share one function.
+
+    Args:
+        build: takes the attributes' values to the function.
+        *names: theirs, without ``_saved_``.
+        read: reads what decides off the node instead, one hashable value.
+    """
+
+    def __init__(self, build: Callable[..., Replay], *names: str, read: Callable[[Node], Hashable] | None = None) -> None:
+        self.build, self.single, self.read = build, len(names) <= 1, read or attributes_of(*names)
+        self.made: dict[Hashable, Replay] = {}
+
+    def __call__(self, node: Node) -> Replay:
+        key = self.read(node)
+        function = self.made.get(key)
+        if function is None:
+            if len(self.made) == MOST_MADE:  # a slice that moves with time, say
+                self.made.clear()
+            values = plain(key)
+            function = self.made[key] = self.build(values) if self.single else self.build(*values)
+        return function
 
 
 def _nothing_absent(node: Node) -> tuple[int, ...]:
     return ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Operation:
     """How one kind of graph node is computed again; see the module's documentation."""
 
@@ -53,6 +81,15 @@ class Operation:
     pointwise: bool = False
     layout: bool = False
     constant: bool = False
+    of_spikes: Callable[[Node], Replay | None] | None = None
+
+    @cached_property
+    def carriers(self) -> tuple[str, ...]:
+        """The names of saved tensors in whose place a recipe of the node can be found again: those that every such node saves.
+        Empty where that depends on the call, as of a product."""
+        if self.pointwise:
+            return ()
+        return (*self.outputs, *(name for name in self.inputs if name is not None and name not in self.shape_only))
 
     def __post_init__(self) -> None:
         if "Backward" not in self.node:

@@ -9,16 +9,13 @@ from torch import Tensor
 
 from ..autograd_internals import Node, attribute_of, name_of, saved_by, type_of_output
 from ..spikes import PackedSpikes
-from .operation import Operation, Replay, register
+from .operation import DecidedBy, Operation, Replay, register
 
 ONE = (None,)
 
 
-def _scaled(function):
-    def replay(node: Node) -> Replay:
-        return partial(function, alpha=attribute_of(node, "alpha"))
-
-    return replay
+def _scaled(function: Replay) -> DecidedBy:
+    return DecidedBy(lambda alpha: partial(function, alpha=alpha), "alpha")
 
 
 def _cast(node: Node) -> Replay:

@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..autograd_internals import Node, attribute_of, shape_of_output
-from .operation import Operation, Replay, register
+from ..autograd_internals import Node, shape_of_output
+from .operation import DecidedBy, Operation, Replay, register
 
 INDICES = {"result1": 1}
-CHUNK = 1 << 16  # elements pooled at a time on a CPU
+CHUNK = 1 << 17  # elements pooled at a time on a CPU
 aten = torch.ops.aten
 
 
-def _max_pool(function):
-    def replay(node: Node) -> Replay:
-        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-        return partial(function, **{name: attribute_of(node, name) for name in names})
+def _decided_by(function: Replay, *names: str) -> DecidedBy:
+    return DecidedBy(lambda *values: partial(function, **dict(zip(names, values, strict=True))), *names)
 
-    return replay
+
+def _max_pool(function: Replay) -> DecidedBy:
+    return _decided_by(function, "kernel_size", "stride", "padding", "dilation", "ceil_mode")
+
+
+def _average_pool(function: Replay) -> DecidedBy:
+    return _decided_by(function, "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 
 
 def _max_pool2d(x: Tensor, **arguments) -> tuple[Tensor, Tensor]:
     """``aten.max_pool2d_with_indices``, on a CPU by way of channels_last: that kernel finds the same maxima at the same
-    indices, vectorised and so twice as fast. A part of the batch at a time, to keep the copies small."""
+    indices, vectorised and so twice as fast where the other's branches cannot be predicted. A part of the batch at a time, to
+    keep the copies small."""
     if x.device.type != "cpu" or x.dim() != 4 or not x.is_contiguous() or x.numel() == 0:
         return aten.max_pool2d_with_indices(x, **arguments)
 
     def pool(part: Tensor) -> tuple[Tensor, Tensor]:
-        return aten.max_pool2d_with_indices(part.contiguous(memory_format=torch.channels_last), **arguments)
+        outputs = aten.max_pool2d_with_indices(part.contiguous(memory_format=torch.channels_last), **arguments)
+        return tuple(each.contiguous() for each in outputs)
 
     batch = max(1, CHUNK // (x.numel() // len(x)))
+    if batch >= len(x):
+        return pool(x)
     first = pool(x[:batch])
     pooled = tuple(each.new_empty((len(x), *each.shape[1:])) for each in first)
     for start in range(0, len(x), batch):
@@ -42,28 +51,21 @@ def _max_pool2d(x: Tensor, **arguments) -> tuple[Tensor, Tensor]:
     return pooled
 
 
-def _average_pool(function):
-    def replay(node: Node) -> Replay:
-        names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-        return partial(function, **{name: attribute_of(node, name) for name in names})
-
-    return replay
-
-
-def _adaptive(function, dimensions: int):
+def _adaptive(function: Replay, dimensions: int) -> Callable[[Node], Replay]:
     def replay(node: Node) -> Replay:
         return partial(function, output_size=tuple(shape_of_output(node)[-dimensions:]))
 
     return replay
 
 
-def _pool(node: str, replay, outputs: dict[str, int]) -> Operation:
+def _pool(node: str, replay: DecidedBy, outputs: dict[str, int], of_spikes: DecidedBy | None = None) -> Operation:
     # Their backward reads no element of the input, only its shape.
-    return Operation(node, ("self",), replay, outputs, weighs=True, several=bool(outputs), shape_only=("self",))
+    several = bool(outputs)
+    return Operation(node, ("self",), replay, outputs, weighs=True, several=several, shape_only=("self",), of_spikes=of_spikes)
 
 
 register(
-    _pool("MaxPool2DWithIndicesBackward0", _max_pool(_max_pool2d), INDICES),
+    _pool("MaxPool2DWithIndicesBackward0", _max_pool(_max_pool2d), INDICES, of_spikes=_max_pool(aten.max_pool2d_with_indices)),
     _pool("MaxPool3DWithIndicesBackward0", _max_pool(aten.max_pool3d_with_indices), INDICES),
     _pool("AvgPool2DBackward0", _average_pool(aten.avg_pool2d), {}),
     _pool("AvgPool3DBackward0", _average_pool(aten.avg_pool3d), {}),

@@ -17,14 +17,18 @@ the arithmetic of the first time, so that they come back bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..scratch import Scratch, scratch
 from ..spikes import PackedSpikes
-from ..versioned import Versioned
+from ..versioned import Versioned, version_counter
+from .operation import Replay
+
+if TYPE_CHECKING:
+    from ..trajectory import State
 
 
 class Value:
@@ -38,6 +42,9 @@ class Value:
 
     def value(self) -> Tensor:
         raise NotImplementedError
+
+    def __call__(self) -> Tensor:
+        return self.value()
 
     def peek(self, known: dict[int, Tensor] | None = None) -> Tensor:
         return self.value()
@@ -75,7 +82,7 @@ class Kept(Value):
 class Shape(Value):
     """A tensor of zeros, four bytes large, for a backward that reads the shape of what it saved and no element."""
 
-    __slots__ = ("shape", "zero")
+    __slots__ = ("__weakref__", "shape", "zero")
     derived = True
 
     def __init__(self, tensor: Tensor) -> None:
@@ -91,20 +98,23 @@ class Spikes(Value):
     Args:
         packed: the bits.
         given_out: the tensor that the neuron gave out, to notice if somebody writes into it.
+        state: where the neuron's time step led, for the node that fired.
     """
 
-    __slots__ = ("factor", "given_out", "packed")
+    __slots__ = ("_counter", "_version", "factor", "packed", "state")
     derived = True
     cheap = True
 
-    def __init__(self, packed: PackedSpikes, given_out: Tensor | None = None) -> None:
-        self.packed = packed
-        self.given_out = None if given_out is None else Versioned(given_out).forget_elements()
+    def __init__(self, packed: PackedSpikes, given_out: Tensor | None = None, state: State | None = None) -> None:
+        self.packed, self.state = packed, state
+        self._counter, self._version = None, 0
+        if given_out is not None:
+            self._counter, self._version = version_counter(given_out), given_out._version
         self.factor = None if packed.factor is None else Versioned(packed.factor)
 
     def were_edited(self) -> bool:
         """Whether the spikes that went on to the next layer are other ones by now."""
-        return self.given_out is not None and not self.given_out.unchanged()
+        return self._counter is not None and self._counter._version != self._version
 
     def value(self) -> Tensor:
         if self.factor is not None:
@@ -126,30 +136,35 @@ class _Reading:
 
 
 class Recipe(Value):
-    """The output of an operation, from the values of its inputs.
+    """The outputs of an operation, from the values of its inputs.
 
     Args:
-        operation: takes the inputs' tensors to the output, or to a tuple of outputs.
+        function: takes the inputs' tensors to the output, or to a tuple of outputs.
         inputs: their values; None stands for an absent operand.
         is_view: whether the output shares memory with the first input.
+        weighs: whether it is derived whatever the inputs are.
+        identity: see :class:`Value`.
     """
 
     __slots__ = (
-        "__weakref__", "cheap", "depth", "derived", "identity", "inputs", "is_view", "operation", "readers",
+        "__weakref__", "cheap", "depth", "derived", "function", "identity", "inputs", "is_view", "readers",
     )  # fmt: skip
 
     def __init__(
         self,
-        operation: Callable[..., Tensor],
+        function: Replay,
         inputs: tuple[Value | None, ...],
-        is_view: bool,
-        derived: bool,
+        is_view: bool = False,
+        weighs: bool = False,
         identity: tuple | None = None,
     ) -> None:
-        self.operation, self.inputs, self.is_view, self.derived = operation, inputs, is_view, derived
-        self.identity, self.cheap = identity, is_view and inputs[0].cheap
-        self.depth = 1 + max((each.depth for each in inputs if each is not None), default=0)
-        self.readers = 0
+        self.function, self.inputs, self.identity, self.readers = function, inputs, identity, 0
+        self.is_view, self.cheap = is_view, is_view and inputs[0].cheap
+        self.derived, self.depth = weighs, 1
+        for each in inputs:
+            if each is not None:
+                self.derived = self.derived or each.derived
+                self.depth = max(self.depth, each.depth + 1)
 
     def expect(self) -> None:
         if self.readers == 0:
@@ -160,6 +175,10 @@ class Recipe(Value):
 
     def value(self) -> Tensor:
         return self.take()[0]
+
+    def were_edited(self) -> bool:
+        """Of a view of spikes: as of the spikes."""
+        return self.inputs[0].were_edited()
 
     def take(self) -> tuple[Tensor, bool]:
         values, reading = self._next_reader()
@@ -189,7 +208,7 @@ class Recipe(Value):
         known = {} if known is None else known  # what this one look has computed, for inputs that are reached by two ways
         if id(self) not in known:
             operands = [each and each.peek(known) for each in self.inputs]
-            known[id(self)] = _run(self.operation, operands)
+            known[id(self)] = _run(self.function, operands)
         return known[id(self)]
 
     def release(self) -> None:
@@ -204,8 +223,8 @@ class Recipe(Value):
     def _compute(self) -> tuple[Tensor, bool]:
         if self.is_view:
             operand, owned = self.inputs[0].take()
-            return _run(self.operation, [operand]), owned
-        return _run(self.operation, [each and each.value() for each in self.inputs]), True
+            return _run(self.function, [operand]), owned
+        return _run(self.function, [each and each.value() for each in self.inputs]), True
 
 
 class Output(Value):
@@ -245,12 +264,24 @@ class Output(Value):
         self.recipe.release()
 
 
-def _run(operation: Callable[..., Tensor], operands: list[Tensor | None]) -> Tensor:
+class Operand(Value):
+    """One input of a recipe, for the node that saved it; a walk that comes to that node again finds the recipe through it."""
+
+    __slots__ = ("position", "recipe")
+
+    def __init__(self, recipe: Recipe, position: int) -> None:
+        self.recipe, self.position = recipe, position
+
+    def value(self) -> Tensor:
+        return self.recipe.inputs[self.position].value()
+
+
+def _run(function: Replay, operands: list[Tensor | None]) -> Tensor | tuple[Tensor, ...]:
     device = next((each.device.type for each in operands if each is not None), "cpu")
     if torch.is_autocast_enabled(device):
         with torch.no_grad(), torch.autocast(device, enabled=False):
-            return operation(*operands)
+            return function(*operands)
     if torch.is_grad_enabled():
         with torch.no_grad():
-            return operation(*operands)
-    return operation(*operands)
+            return function(*operands)
+    return function(*operands)

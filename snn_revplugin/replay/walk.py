@@ -11,46 +11,34 @@ saved it, and the ledger remembers its name; below it the walk goes on. Unknown 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from collections import Counter
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .. import autograd_internals as internals
-from ..autograd_internals import Edge, Node
-from .operation import OPERATIONS, Operation, Replay
+from ..autograd_internals import Node
+from .normalisation import inverse_batch_norm
+from .operation import OPERATIONS, Operation
 from .pointwise import constant_of, packed_mask
-from .recipe import Kept, Output, Recipe, Shape, Spikes, Value
+from .recipe import Kept, Operand, Output, Recipe, Spikes, Value
 
 if TYPE_CHECKING:
     from ..neuron import Reversal
 
 FIRED = "snn_revplugin_fired"  # where a neuron's graph node offers its packed spikes, the node's first output
-MEMO = "snn_revplugin_recipe"  # where a node met before remembers its recipe, weakly: the readers own it
+MEMO = "snn_revplugin_recipe"  # where a node that saves nothing remembers its recipe, weakly: the readers own it
 EDITED = "an edit in place"
 BOUNDARY = False  # ... or that it has none
+NO_EDGE = (None, 0)
+UNKNOWN = Value()  # stands for an operand that cannot be had
+BATCH_NORM_INVERTED = "inverse of NativeBatchNormBackward0"
+SAME_ELEMENTS = {
+    f"{name}Backward0" for name in ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze")
+}  # in their order
 DEEPEST = 64  # operations on the way down, and in a recipe: a chain through time (a synapse of the user's own) ends here
 SMALLEST_MASK = 1024  # elements below which packing a dropout mask costs more than it saves
-
-
-class Operand(NamedTuple):
-    """One input of an operation: its value, if it can be had, and what the node saved of it."""
-
-    value: Value | None
-    known: bool
-    name: str | None = None
-    saved: Tensor | None = None
-
-
-class Asked(NamedTuple):
-    """What is known of a node's output when somebody asks for its value."""
-
-    tensor: Tensor | None = None  # the output itself, where somebody has it
-    strides: tuple[int, ...] | None = None  # its strides, where they are known
-    down: int = 0  # nodes between the neuron and here
-    wanted: bool = True  # False below a boundary, where only what was saved matters
 
 
 def recipe_of(current: Tensor, reversal: Reversal) -> Value | None:
@@ -60,155 +48,203 @@ def recipe_of(current: Tensor, reversal: Reversal) -> Value | None:
         None if the current depends on neither spikes nor data through operations that are known, so that the neuron had
         better keep its membrane potential.
     """
-    if current.grad_fn is None:
+    node = current.grad_fn
+    if node is None:
         return None
-    value = _Walk(reversal).value_of((current.grad_fn, current.output_nr), Asked(current, current.stride()))
+    value = _Walk(reversal).value_of(node, current.output_nr, current, current.stride())
     return value if value is not None and value.derived else None
 
 
+def give_back(current: Tensor, given: Value, reversal: Reversal) -> None:
+    """Replace what was saved on the way to the current of a neuron that can give it back itself, and has no need of a recipe.
+
+    Args:
+        given: the current, as the neuron has it again.
+    """
+    node = current.grad_fn
+    while node is not None and internals.name_of(node) in SAME_ELEMENTS:
+        node = node.next_functions[0][0]
+    inverse = None if node is None else inverse_batch_norm(node, reversal.known, given)
+    if inverse is not None and internals.replace_saved(node, "input", inverse):
+        inverse.expect()
+        reversal.ledger.operations[BATCH_NORM_INVERTED] += 1
+        _Walk(reversal).value_of(node, 0, wanted=False)  # what feeds the norm is computed again for no one
+    else:
+        recipe_of(current, reversal)
+
+
 class _Walk:
-    """One walk; it writes down what it meets in the neuron's ledger."""
+    """One walk; it writes down what it meets in the neuron's ledger.
+
+    It is taken at every time step for every neuron: what does not change from step to step is looked up, not built again.
+    """
+
+    __slots__ = ("known", "ledger")
 
     def __init__(self, reversal: Reversal) -> None:
-        self.ledger, self.static, self.parameters = reversal.ledger, reversal.static, reversal.parameters
+        self.ledger, self.known = reversal.ledger, reversal.known
 
-    def value_of(self, edge: Edge, asked: Asked) -> Value | None:
-        """The value of a node's output, or None if it cannot be had."""
-        node, output = edge
-        if internals.is_leaf_edge(node):
-            return self._parameter(node.variable)
-        fired = getattr(node, FIRED, None)
-        if fired is not None and output == 0:
-            if not fired.were_edited():
-                return fired
-            self._note(self.ledger.boundary, EDITED, asked)
-            return None if asked.tensor is None else Kept(asked.tensor)
-        operation = OPERATIONS.get(internals.name_of(node))
-        memo = node.metadata.get(MEMO)
-        recipe = memo() if memo else None
-        if recipe is None and memo is not BOUNDARY:
-            recipe = self._meet(node, operation, asked)
-            node.metadata[MEMO] = BOUNDARY if recipe is None else weakref.ref(recipe)
+    def value_of(
+        self,
+        node: Node,
+        output: int,
+        tensor: Tensor | None = None,
+        strides: tuple[int, ...] | None = None,
+        down: int = 0,
+        wanted: bool = True,
+    ) -> Value | None:
+        """The value of a node's output, or None if it cannot be had.
+
+        Args:
+            tensor: the output itself, where somebody has it.
+            strides: its strides, where they are known.
+            down: nodes between the neuron and here.
+            wanted: False below a boundary, where only what was saved matters.
+        """
+        kind = internals.name_of(node)
+        if kind == internals.LEAF:
+            return self.known.kept(node.variable)
+        operation = OPERATIONS.get(kind)
+        if operation is None and output == 0:
+            fired = getattr(node, FIRED, None)
+            if fired is not None:
+                return self._unless_edited(fired, tensor, wanted)
+        recipe = _met(node, operation)
         if recipe is None:
-            return None if asked.tensor is None else Kept(asked.tensor)
+            if operation is not None and down < DEEPEST:
+                recipe = self._meet(node, operation, tensor, strides, down, wanted)
+            else:
+                self._stop_at(node, kind, down, wanted)
+            _remember(node, operation, recipe)
+        if not recipe:
+            return None if tensor is None else Kept(tensor)
         value = Output(recipe, output) if operation.several else recipe
-        if asked.tensor is not None and asked.tensor._version and not self._gives(value, asked):
-            return Kept(asked.tensor)
-        return value
+        return value if tensor is None or tensor._version == 0 else self._unless_edited(value, tensor, wanted)
 
-    def _gives(self, value: Value, asked: Asked) -> bool:
-        """Whether a recipe gives a tensor that has been written into since its memory was taken.
+    def _unless_edited(self, value: Value, tensor: Tensor | None, wanted: bool) -> Value | None:
+        """A value, if it still is that of a tensor which may have been written into since its memory was taken.
 
         Autograd records an in-place operation like any other (``out += identity``), but not one under ``no_grad``. Which it
-        was the graph does not tell; so the two are compared.
+        was the graph does not tell; so the two are compared. Spikes have a memory for that of their own.
         """
-        if not value.derived or torch.equal(value.peek(), asked.tensor.detach()):
-            return True
-        self._note(self.ledger.boundary, EDITED, asked)
-        return False
+        if value.cheap:
+            if not value.were_edited():
+                return value
+        elif not value.derived or torch.equal(value.peek(), tensor.detach()):
+            return value
+        self._note(self.ledger.boundaries, EDITED, wanted)
+        return None if tensor is None else Kept(tensor)
 
-    def _meet(self, node: Node, operation: Operation | None, asked: Asked) -> Recipe | None:
+    def _note(self, account: Counter[str], name: str, wanted: bool) -> None:
+        if wanted:
+            account[name] += 1
+
+    def _stop_at(self, node: Node, kind: str, down: int, wanted: bool) -> None:
+        """A boundary: what lies below it is replaced all the same."""
+        if down == DEEPEST:
+            self._note(self.ledger.boundaries, "a chain of operations without spikes", wanted)
+            return
+        self._note(self.ledger.boundaries, kind, wanted)
+        for below, output in node.next_functions:
+            if below is not None:
+                self.value_of(below, output, down=down + 1, wanted=False)
+
+    def _meet(
+        self,
+        node: Node,
+        operation: Operation,
+        tensor: Tensor | None,
+        strides: tuple[int, ...] | None,
+        down: int,
+        wanted: bool,
+    ) -> Recipe | None:
         """The recipe of a node that no walk has come to yet, after what it saved has been replaced."""
-        if asked.down == DEEPEST:
-            self._note(self.ledger.boundary, "a chain of operations without spikes", asked)
-            return None
-        if operation is None:
-            self._note(self.ledger.boundary, internals.name_of(node), asked)
-            for below in node.next_functions:
-                if below[0] is not None:
-                    self.value_of(below, Asked(down=asked.down + 1, wanted=False))
-            return None
-        operands = self._operands(node, operation, asked)
-        derived = operation.weighs or any(each.value is not None and each.value.derived for each in operands)
-        recipe = self._recipe(node, operation, operands, derived, asked)
+        edges = node.next_functions
+        names = operation.inputs or (None,) * len(edges)
+        absent = operation.absent(node)
+        values: list[Value | None] = []
+        replaced, derived = [], operation.weighs
+        for position, name in enumerate(names):
+            if position in absent:
+                values.append(None)
+                continue
+            below, output = edges[position] if position < len(edges) else NO_EDGE
+            if below is not None and internals.name_of(below) == internals.LEAF:
+                values.append(self.known.kept(below.variable))
+                continue
+            saved = None if name is None else internals.saved_by(node, name)
+            value = UNKNOWN
+            if below is None:
+                value = UNKNOWN if saved is None else _constant(saved)
+            elif saved is not None:
+                value = self.value_of(below, output, saved, saved.stride(), down + 1)
+            else:
+                same = operation.pointwise and internals.shape_of_output(below, output) == internals.shape_of_output(node)
+                value = self.value_of(below, output, None, strides if same else None, down + 1, wanted) or UNKNOWN
+            if value.derived:
+                derived = True
+                if saved is not None:
+                    replaced.append((name, position, saved))
+            elif saved is not None:
+                value = self.known.kept(saved)  # it may be cast or transposed; every time step shares it all the same
+            values.append(value)
+        recipe = self._recipe(node, operation, values, tensor, strides)
         if recipe is not None:
-            self._note(self.ledger.replayed, operation.node, asked)
+            self._note(self.ledger.operations, operation.node, wanted)
         elif derived:
-            self._note(self.ledger.boundary, operation.node, asked)
-        for each in operands:
-            if each.saved is not None and each.value is not None and each.value.derived:
-                # Where strides decide what backward does, zeros without strides will not do.
-                shape_only = each.name in operation.shape_only and each.saved.is_contiguous()
-                _replace(node, each.name, Shape(each.saved) if shape_only else each.value)
+            self._note(self.ledger.boundaries, operation.node, wanted)
+        for name, position, saved in replaced:
+            value = values[position]
+            # Where strides decide what backward does, zeros without strides will not do.
+            if name in operation.shape_only and saved.is_contiguous():
+                _replace(node, name, self.known.shape(saved))
+            elif internals.replace_saved(node, name, value if recipe is None else Operand(recipe, position)):
+                value.expect()
         if recipe is not None and derived:
             for name, position in operation.outputs.items():
                 _replace(node, name, Output(recipe, position) if operation.several else recipe)
         return recipe
 
-    def _note(self, write: Callable[[str], None], name: str, asked: Asked) -> None:
-        if asked.wanted:
-            write(name)
-
-    def _operands(self, node: Node, operation: Operation, asked: Asked) -> list[Operand]:
-        edges = node.next_functions
-        names = operation.inputs or (None,) * len(edges)
-        absent = operation.absent(node)
-        operands = []
-        for position, name in enumerate(names):
-            if position in absent:
-                operands.append(Operand(None, known=True))
-                continue
-            saved = None if name is None else internals.saved_by(node, name)
-            edge = edges[position] if position < len(edges) else (None, 0)
-            value = None
-            if edge[0] is not None:
-                value = self.value_of(edge, self._asked_below(node, operation, edge, saved, asked))
-            elif saved is not None:
-                value = _constant(saved)
-            if saved is not None and (value is None or not value.derived):
-                value = self._parameter(saved)  # it may be cast or transposed; every time step shares it all the same
-            operands.append(Operand(value, value is not None, name, saved))
-        return operands
-
-    def _parameter(self, tensor: Tensor) -> Kept:
-        kept = self.parameters.get(id(tensor))
-        if kept is None or kept.held.tensor is not tensor or not kept.held.unchanged():
-            kept = self.parameters[id(tensor)] = Kept(tensor)
-        return kept
-
-    def _asked_below(self, node: Node, operation: Operation, edge: Edge, saved: Tensor | None, asked: Asked) -> Asked:
-        strides = None if saved is None else saved.stride()
-        if strides is None and operation.pointwise and internals.shape_of_output(*edge) == internals.shape_of_output(node):
-            strides = asked.strides
-        return Asked(saved, strides, asked.down + 1, asked.wanted or saved is not None)
-
-    def _recipe(self, node: Node, operation: Operation, operands: list[Operand], derived: bool, asked: Asked) -> Recipe | None:
-        values = tuple(each.value for each in operands)
-        if any(each is not None and each.depth >= DEEPEST for each in values):
-            return None
+    def _recipe(
+        self,
+        node: Node,
+        operation: Operation,
+        values: list[Value | None],
+        tensor: Tensor | None,
+        strides: tuple[int, ...] | None,
+    ) -> Recipe | None:
         function = None
-        if all(each.known for each in operands):
-            function = operation.replay(node)
-        elif operation.constant and asked.tensor is not None and values[0] is not None and values[0].cheap:
-            function, values = constant_of(node, values[0].peek(), asked.tensor), values[:1]
+        if UNKNOWN not in values:
+            of_spikes = operation.of_spikes is not None and values[0].cheap
+            function = (operation.of_spikes if of_spikes else operation.replay)(node)
+        elif operation.constant and tensor is not None and values[0].cheap:
+            function, values = constant_of(node, values[0].peek(), tensor), values[:1]
         if function is None:
             return None
-        if operation.layout and asked.strides is not None:
-            function = _laid_out(function, asked.strides)
-        return self._shared(function, values, operation.is_view, derived)
-
-    def _shared(self, function: Replay, values: tuple[Value | None, ...], is_view: bool, derived: bool) -> Recipe:
-        """A recipe; the same one again for an operation that an earlier time step did on the very same tensors.
-
-        An image shown at every time step goes through the same first layer each time: computed once a backward pass, it
-        serves them all.
-        """
-        identities = []
-        for each in values:
-            identities.append(None if each is None else each.identity)
-            if each is not None and identities[-1] is None:
-                return Recipe(function, values, is_view, derived)
-        identity = _identity(function), tuple(identities)
-        recipe = self.static.get(identity)
-        if recipe is None:
-            recipe = self.static[identity] = Recipe(function, values, is_view, derived, identity)
-        return recipe
+        if operation.layout and strides is not None:
+            function = _laid_out(function, strides)
+        recipe = self.known.recipe(function, tuple(values), operation)
+        return None if recipe.depth > DEEPEST else recipe
 
 
-def _identity(function: Replay) -> object:
-    if isinstance(function, partial):
-        return function.func, function.args, tuple(function.keywords.items())
-    return function
+def _met(node: Node, operation: Operation | None) -> Recipe | bool | None:
+    """The recipe of a node that a walk has come to before, ``BOUNDARY`` if it has none, or None for a node that is new."""
+    if operation is not None and operation.carriers:
+        for name in operation.carriers:
+            value = internals.replacement_of(node, name)
+            if isinstance(value, Operand | Output):
+                return value.recipe
+        return None
+    if operation is not None and operation.is_view:
+        return None
+    memo = node.metadata.get(MEMO)
+    return memo() if memo else memo
+
+
+def _remember(node: Node, operation: Operation | None, recipe: Recipe | None) -> None:
+    """... where its saved tensors do not tell."""
+    if operation is None or not (operation.carriers or operation.is_view):
+        node.metadata[MEMO] = BOUNDARY if recipe is None else weakref.ref(recipe)
 
 
 def _constant(saved: Tensor) -> Value:
@@ -236,5 +272,5 @@ def _laid_out(function, strides):
 
 
 def _replace(node: Node, name: str, value: Value) -> None:
-    if internals.replace_saved(node, name, value.value):
+    if internals.replace_saved(node, name, value):
         value.expect()

@@ -1,0 +1,166 @@
+"""The fast backward of the coupled node against the usual one of reversible layers: ``python benchmarks/fast_backward.py``.
+
+Today's reversible layers (RevNet and the libraries after it) invert, run the layer forward again with gradients on, and
+differentiate that second graph. Ours has no second graph. Four ways to train the same net, SpikingJelly's conv-BN-LIF blocks
+(64-64-M-128-128-M-256-256-256-256, step mode 'm', batch 4 of 3x32x32) with coupled nodes:
+
+* ours: the node's gradient in closed form, the batch norm in front of it inverted;
+* usual: the node's input from the inverse, the node again with gradients on, ``torch.autograd.grad``; autograd keeps the batch
+  norm's input;
+* usual, layer: ``torch.utils.checkpoint`` over convolution, batch norm and node, which keeps as little as ours;
+* plain: autograd keeps everything.
+
+Times are medians of training steps taken in turns; shorter is what a step of ours takes less than the other one's, the median
+over neighbours. Memory is that of live tensors. Gradients are compared with those of the usual way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from snn_revplugin.adapters.spikingjelly import CoupledLIFNode
+from snn_revplugin.comparison import Setup, largest_relative_difference, take_turns, versions
+from snn_revplugin.memory import memory_report, mib
+from snn_revplugin.reference import reference_coupled_step
+from snn_revplugin.workloads import WORKLOADS, ConvBatchNormLIFNet
+
+TIME_STEPS = (4, 8, 16)
+COLUMNS = ("T", "backward", "step", "ours is shorter by", "retained", "peak", "gradients")
+
+
+class UsualNode(CoupledLIFNode):
+    """The coupled node with the backward that reversible layers usually have."""
+
+    def multi_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object
+    ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
+        outputs, v = _Usual.apply(inputs[0], states[0], self)
+        return (outputs,), (v,)
+
+
+class _Usual(torch.autograd.Function):
+    """Keeps outputs, spikes as bytes and the first potential; inverts, runs again with gradients on, differentiates."""
+
+    @staticmethod
+    def forward(ctx: Any, x_seq: Tensor, v: Tensor, node: UsualNode) -> tuple[Tensor, Tensor]:
+        coupled, ctx.node = node._coupled(), node
+        outputs, fired, start = [], [], v
+        for x in x_seq:
+            y, v, s = coupled.step(x, v)
+            outputs.append(y)
+            fired.append(s)
+        y_seq = torch.stack(outputs)
+        ctx.save_for_backward(y_seq, torch.stack(fired), start)
+        return y_seq, v
+
+    @staticmethod
+    def backward(ctx: Any, grad_outputs: Tensor, grad_last: Tensor) -> tuple[Tensor, Tensor, None]:
+        y_seq, fired, start = ctx.saved_tensors
+        coupled, fire = ctx.node._coupled(), ctx.node.surrogate_function
+        x_seq = coupled.inputs(y_seq, fired.to(y_seq.dtype), time=True).requires_grad_()
+        start = start.detach().requires_grad_()
+        with torch.enable_grad():
+            outputs, v = [], start
+            for x in x_seq:
+                y, v = reference_coupled_step(coupled, x, v, fire)
+                outputs.append(y)
+            grads = torch.autograd.grad((torch.stack(outputs), v), (x_seq, start), (grad_outputs, grad_last))
+        return *grads, None
+
+
+class UsualLayer(nn.Module):
+    """Convolution, batch norm and plain node, run again with gradients on in backward."""
+
+    def __init__(self, conv: nn.Module, norm: nn.Module, node: CoupledLIFNode) -> None:
+        super().__init__()
+        self.conv, self.norm, self.node = conv, norm, node
+
+    def forward(self, x_seq: Tensor) -> Tensor:
+        return checkpoint(self._run, x_seq, use_reentrant=False)
+
+    def _run(self, x_seq: Tensor) -> Tensor:
+        x_seq = self.norm(self.conv(x_seq))
+        (outputs,), _ = self.node.multi_step_functional_forward((x_seq,), (torch.zeros_like(x_seq[0]),))
+        return outputs
+
+
+def layered(net: ConvBatchNormLIFNet) -> ConvBatchNormLIFNet:
+    """The net with each convolution, batch norm and node in one :class:`UsualLayer`."""
+    layers, rest = [], list(net.layers)
+    while rest:
+        layers.append(UsualLayer(*rest[:3]) if len(rest) > 2 and isinstance(rest[2], CoupledLIFNode) else rest[0])
+        del rest[: 3 if isinstance(layers[-1], UsualLayer) else 1]
+    net.layers = nn.Sequential(*layers)
+    return net
+
+
+def nets(build: Callable[[type[nn.Module]], nn.Module]) -> dict[str, nn.Module]:
+    """The four, with the same parameters."""
+    plain = partial(CoupledLIFNode, reversible=False)
+    made = {}
+    for name, neuron in (("ours", CoupledLIFNode), ("usual", UsualNode), ("usual, layer", plain), ("plain", plain)):
+        torch.manual_seed(0)
+        made[name] = build(neuron)
+    made["usual, layer"] = layered(made["usual, layer"])
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--time-steps", type=int, nargs="+", default=TIME_STEPS)
+    parser.add_argument("--repeats", type=int, default=7, help="training steps of each that are timed")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float64"))
+    options = parser.parse_args()
+    print(", ".join(f"{name} {version}" for name, version in versions().items() if version), end=", ")
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, {options.dtype} on cpu\n")
+    print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
+    dtype = getattr(torch, options.dtype)
+    for time_steps in options.time_steps:
+        setup = Setup.usual(WORKLOADS["vgg"], time_steps=time_steps, dtype=dtype)
+        for row in rows(setup, options.repeats):
+            print(f"| {' | '.join(row)} |", flush=True)
+
+
+def rows(setup: Setup, repeats: int) -> list[tuple[str, ...]]:
+    """The table's lines for one number of time steps."""
+    batch, made = setup.data(), nets(setup.workload.make)
+    steps, memory, gradients = {}, {}, {}
+    for name, net in made.items():
+        net.to(setup.dtype)
+
+        def step(net: nn.Module = net) -> None:
+            net.zero_grad(set_to_none=True)
+            setup.loss(net, batch).backward()
+
+        steps[name], memory[name] = step, memory_report(lambda net=net: setup.loss(net, batch))
+        gradients[name] = [each.grad.clone() for each in net.parameters()]
+    seconds = take_turns(steps, repeats)
+    lines = []
+    for name in made:
+        ratio = statistics.median(a / b for a, b in zip(seconds["ours"], seconds[name], strict=True))
+        lines.append(
+            (
+                str(setup.time_steps),
+                name,
+                f"{1000 * statistics.median(seconds[name]):.0f} ms",
+                "" if name == "ours" else f"{100 * (1 - ratio):.1f}%",
+                mib(memory[name].retained),
+                mib(memory[name].peak),
+                "" if name == "usual" else f"{largest_relative_difference(gradients['usual'], gradients[name]):.1e}",
+            )
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""What the walks of a neuron share from one time step to the next: the parameters, and whatever does not change with time.
+
+An image shown at every time step goes through the same first layer each time: one recipe, computed once a backward pass,
+serves them all. Everything here is held weakly, so nothing outlives the graphs that read it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from weakref import WeakValueDictionary
+
+from torch import Tensor
+
+from .operation import Operation, Replay
+from .recipe import Kept, Recipe, Shape, Value
+
+
+class Known:
+    """The values that a neuron's walks have met before."""
+
+    def __init__(self) -> None:
+        self._kept: WeakValueDictionary[int, Kept] = WeakValueDictionary()
+        self._shapes: WeakValueDictionary[tuple, Shape] = WeakValueDictionary()
+        self._recipes: WeakValueDictionary[tuple, Recipe] = WeakValueDictionary()
+
+    def kept(self, tensor: Tensor) -> Kept:
+        """A tensor that is there anyway."""
+        kept = self._kept.get(id(tensor))
+        if kept is None or kept.held.tensor is not tensor or not kept.held.unchanged():
+            kept = self._kept[id(tensor)] = Kept(tensor)
+        return kept
+
+    def shape(self, tensor: Tensor) -> Shape:
+        """The shape of a tensor."""
+        key = tensor.shape, tensor.dtype, tensor.device
+        shape = self._shapes.get(key)
+        if shape is None:
+            shape = self._shapes[key] = Shape(tensor)
+        return shape
+
+    def recipe(self, function: Replay, values: tuple[Value | None, ...], operation: Operation) -> Recipe:
+        """A recipe; the same one again for an operation that an earlier time step did on the very same tensors."""
+        identity = _identity(function, values)
+        if identity is None:
+            return Recipe(function, values, operation.is_view, operation.weighs)
+        recipe = self._recipes.get(identity)
+        if recipe is None:
+            recipe = self._recipes[identity] = Recipe(function, values, operation.is_view, operation.weighs, identity)
+        return recipe
+
+
+def _identity(function: Replay, values: tuple[Value | None, ...]) -> tuple | None:
+    identities = []
+    for each in values:
+        identities.append(None if each is None else each.identity)
+        if each is not None and identities[-1] is None:
+            return None
+    if isinstance(function, partial):
+        return function.func, function.args, tuple(function.keywords.items()), tuple(identities)
+    return getattr(function, "identity", function), tuple(identities)
