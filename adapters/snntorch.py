@@ -40,6 +40,9 @@ SURROGATES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+PARAMETERS = ("beta", "threshold", "graded_spikes_factor")
+
+
 def surrogate_from(spike_grad: Any) -> AnySurrogate | None:
     """A ``spike_grad`` of snnTorch's or of the user's as a surrogate; None if it is not a plain step forward."""
     code = getattr(spike_grad, "__code__", None)
@@ -78,8 +81,10 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """One time step; arguments and results as in ``snntorch.Leaky.forward``."""
-        held = self.mem if mem is None else mem
-        parameters = self.beta, self.threshold, self.graded_spikes_factor
+        buffers = self._buffers  # found without asking the module for each, which in a time loop of small layers is time
+        held = buffers.get("mem") if mem is None else mem
+        held = self.mem if held is None else held
+        parameters = tuple(buffers[name] if name in buffers else getattr(self, name) for name in PARAMETERS)
         reason = self.why_plain(input_, held, *parameters) or self._why_host(input_, mem, parameters)
         dynamics = None if reason else self._dynamics(parameters)
         if dynamics is None:
@@ -89,7 +94,10 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
         if held.shape != input_.shape:
             held = torch.zeros_like(input_, device=held.device)
         spk, potential = step(dynamics, input_, held, self.reversal)
-        self.mem = potential
+        if "mem" in buffers:
+            buffers["mem"] = potential
+        else:
+            self.mem = potential
         before = state_of(potential).before
         known = before.fired if dynamics.delayed else None  # a delayed reset is what the step before fired
         self.__dict__["_reset"] = known or _packed_resets(dynamics, held)
@@ -122,16 +130,16 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
         return None
 
     def _dynamics(self, parameters: tuple[Tensor, ...]) -> Dynamics | None:
-        factor = parameters[2]
-        # Asking a CUDA tensor for its value would stall the time loop.
-        graded = factor.requires_grad or factor.device.type != "cpu" or factor.dim() > 0 or factor.item() != 1.0
         # The host decides by this bound method; its ``reset_mechanism`` may be set to something else later on.
         charge = getattr(self.state_function, "__func__", None)
         at_once = None if self.reset_delay else int(self.reset_mechanism_val)
-        key = *version_key(*parameters), self.spike_grad, charge, at_once, graded
-        return self.reversal.dynamics(key, lambda: self._build(parameters, charge, at_once, graded))
+        key = *version_key(*parameters), self.spike_grad, charge, at_once
+        return self.reversal.dynamics(key, lambda: self._build(parameters, charge, at_once))
 
-    def _build(self, parameters: tuple[Tensor, ...], charge: Any, at_once: int | None, graded: bool) -> Dynamics | None:
+    def _build(self, parameters: tuple[Tensor, ...], charge: Any, at_once: int | None) -> Dynamics | None:
+        factor = parameters[2]
+        # Asking a CUDA tensor for its value would stall the time loop.
+        graded = factor.requires_grad or factor.device.type != "cpu" or factor.dim() > 0 or factor.item() != 1.0
         kinds = {
             snntorch.Leaky._base_sub: "subtract",
             snntorch.Leaky._base_zero: "zero",

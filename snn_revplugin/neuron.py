@@ -82,4 +82,7 @@ class ReversibleNeuron:
 
 def version_key(*tensors: Tensor) -> tuple:
     """What tells one state of some tensors from another."""
-    return tuple((id(each), each._version, each.requires_grad) for each in tensors)
+    key = []
+    for each in tensors:
+        key += id(each), each._version, each.requires_grad
+    return tuple(key)

@@ -1,0 +1,99 @@
+"""Work 2 by other ways to save memory: ``python benchmarks/peers.py``.
+
+SpikingJelly's conv-BN-LIF net (64-64-M-128-128-M-256-256-256-256, step mode 'm', T 16, batch 4 of 3x32x32) trained with the
+host's ``LIFNode``, with ours, and with each convolution, batch norm and neuron checkpointed: by SpikingJelly's
+``memopt.optimize_memory(level=1, checkpoint_budget="memory")``, which compresses spikes, and by ``torch.utils.checkpoint``.
+Memory of one training step in live tensors, times of steps taken in turns; gradients against the host's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+
+import torch
+import torch.nn as nn
+from spikingjelly.activation_based import functional, memopt, neuron
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from snn_revplugin.comparison import Setup, largest_relative_difference, take_turns, versions
+from snn_revplugin.memory import memory_report, mib
+from snn_revplugin.workloads import HOST, OURS, WORKLOADS
+
+COLUMNS = ("way", "retained", "peak", "step", "over the host's", "gradients")
+
+
+class Block(nn.Sequential):
+    """Convolution, batch norm and neuron: what memopt is told to checkpoint, its binary input compressed."""
+
+
+class CheckpointedBlock(Block):
+    """The same by ``torch.utils.checkpoint``; the neuron starts from rest both times."""
+
+    def forward(self, x_seq: Tensor) -> Tensor:
+        return checkpoint(self._run, x_seq, use_reentrant=False)
+
+    def _run(self, x_seq: Tensor) -> Tensor:
+        conv, norm, lif = self
+        x_seq = norm(conv(x_seq))
+        (spikes,), _ = lif.multi_step_functional_forward((x_seq,), (torch.zeros_like(x_seq[0]),))
+        return spikes
+
+
+def in_blocks(net: nn.Module, block: type[Block]) -> nn.Module:
+    """The net with each convolution, batch norm and neuron in one block."""
+    layers, rest = [], list(net.layers)
+    while rest:
+        spiking = len(rest) > 2 and isinstance(rest[2], neuron.LIFNode)
+        layers.append(block(*rest[:3]) if spiking else rest[0])
+        del rest[: 3 if spiking else 1]
+    net.layers = nn.Sequential(*layers)
+    return net
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--time-steps", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=7, help="training steps of each that are timed")
+    options = parser.parse_args()
+    setup = Setup.usual(WORKLOADS["vgg"], time_steps=options.time_steps)
+    batch = setup.data()
+
+    def optimised(net: nn.Module) -> nn.Module:
+        def forward(net: nn.Module) -> Tensor:
+            return net(batch.images, options.time_steps)
+
+        net = memopt.optimize_memory(in_blocks(net, Block), Block, forward, level=1, checkpoint_budget="memory")
+        functional.reset_net(net)
+        return net
+
+    nets = {
+        "host": setup.net(HOST),
+        "ours": setup.net(OURS),
+        "memopt, level 1": optimised(setup.net(HOST)),
+        "torch.utils.checkpoint": in_blocks(setup.net(HOST), CheckpointedBlock),
+    }
+    steps, memory, gradients = {}, {}, {}
+    for name, net in nets.items():
+
+        def step(net: nn.Module = net) -> None:
+            net.zero_grad(set_to_none=True)
+            setup.loss(net, batch).backward()
+
+        steps[name], memory[name] = step, memory_report(lambda net=net: setup.loss(net, batch))
+        gradients[name] = [each.grad.clone() for each in net.parameters()]
+    seconds = take_turns(steps, options.repeats)
+    print(", ".join(f"{name} {version}" for name, version in versions().items() if version), end=", ")
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, float32 on cpu\n")
+    print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
+    for name in nets:
+        ratio = statistics.median(a / b for a, b in zip(seconds[name], seconds["host"], strict=True))
+        error = largest_relative_difference(gradients["host"], gradients[name])
+        cells = name, mib(memory[name].retained), mib(memory[name].peak), f"{1000 * statistics.median(seconds[name]):.0f} ms"
+        print(f"| {' | '.join(cells)} | {ratio:.2f} | {error:.1e} |")
+
+
+if __name__ == "__main__":
+    main()
