@@ -138,7 +138,8 @@ class _Charge(torch.autograd.Function):
         else:
             resets = dynamics.resets(potential)
             charged = dynamics.charge(current, potential, resets)
-            if resets is not None and resets.dtype == dynamics.surrogate.dtype_of_spikes(charged):
+            fits = resets is not None and resets.shape == charged.shape and resets.stride() == charged.stride()
+            if fits and resets.dtype == dynamics.surrogate.dtype_of_spikes(charged):
                 state.spare = resets
         if not dynamics.reset_needs_resets:
             state.reach(charged, charged, output=0)

@@ -19,7 +19,7 @@ import pytest
 import snntorch as snn
 import torch
 import torch.nn as nn
-from compare import MakeNeuron, Observed, agree, assert_agree, assert_alive
+from compare import MakeNeuron, Observed, agree, assert_agree, assert_alive, assert_close
 from live_bytes import LiveBytes
 from snntorch import surrogate as snn_surrogate
 from snntorch import utils
@@ -30,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 import snn_revplugin
 from snn_revplugin.adapters.snntorch import CoupledLeaky
 from snn_revplugin.adapters.spikingjelly import CoupledLIFNode
+from snn_revplugin.comparison import Setup
 from snn_revplugin.coupled import LARGEST_BETA, SMALLEST_ALPHA, SMALLEST_BETA, Coupled
 from snn_revplugin.coupled_step import STATE, Outputs, rebuilt_input
 from snn_revplugin.neuron import Reversal
@@ -38,6 +39,7 @@ from snn_revplugin.replay import FIRED, recipe_of
 from snn_revplugin.scratch import scratch
 from snn_revplugin.spikes import Block, PackedSpikes
 from snn_revplugin.surrogate import Surrogate
+from snn_revplugin.workloads import WORKLOADS
 
 SHAPE = (3, 4, 5)
 LONG = 512
@@ -919,3 +921,73 @@ def test_compiled() -> None:
     found = torch.autograd.grad(compiled(x).square().sum(), weigh.weight)[0]
     assert node.reversal.ledger.calls == calls
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+class TestBatchNorm:
+    """A batch norm in front of a coupled node is inverted: its input comes from the node's, not from the layers below."""
+
+    @staticmethod
+    def net(reversible: bool, make: Callable[..., nn.Module] = CoupledLIFNode, shift: float = 1.0) -> nn.Sequential:
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            layer.Conv2d(3, 8, 3, bias=False, step_mode="m"),
+            layer.BatchNorm2d(8, step_mode="m"),
+            make(step_mode="m", reversible=reversible),
+            layer.MaxPool2d(2, step_mode="m"),
+            layer.Conv2d(8, 4, 3, bias=False, step_mode="m"),
+            layer.BatchNorm2d(4, step_mode="m"),
+            make(step_mode="m", reversible=reversible),
+        )
+        for norm in (net[1], net[5]):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.uniform_(norm.bias, -shift, shift)
+        return net
+
+    @staticmethod
+    def gradients(net: nn.Module, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        torch.manual_seed(1)
+        x = torch.randn(5, 2, 3, 10, 10).to(dtype)
+        out = net.to(dtype)(x)
+        (out * torch.randn(out.shape).to(dtype)).sum().backward()
+        return [each.grad for each in net.parameters()]
+
+    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-13)])
+    def test_gradients_are_those_of_plain_autograd(self, dtype: torch.dtype, tolerance: float) -> None:
+        plain, ours = (self.gradients(self.net(reversible), dtype) for reversible in (False, True))
+        for i, (a, b) in enumerate(zip(plain, ours, strict=True)):
+            assert_close(str(i), a, b, tolerance, floor=1.0)
+
+    def test_no_convolution_runs_twice(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        net, runs = self.net(True), []
+        convolution = torch.convolution
+        monkeypatch.setattr(torch, "convolution", lambda *args: runs.append(1) or convolution(*args))
+        self.gradients(net)
+        assert not runs
+        assert all(each.reversal.ledger.operations["inverse of NativeBatchNormBackward0"] == 1 for each in (net[2], net[6]))
+
+    def test_running_statistics_are_updated_once(self) -> None:
+        plain, ours = self.net(False), self.net(True)
+        for net in (plain, ours):
+            self.gradients(net)
+        assert torch.equal(plain[1].running_mean, ours[1].running_mean)
+        assert torch.equal(plain[5].running_var, ours[5].running_var)
+
+    def test_where_a_bias_is_large_next_to_its_weight_the_convolution_runs_again(self) -> None:
+        nets = [self.net(reversible, shift=50.0) for reversible in (False, True)]
+        for i, (a, b) in enumerate(zip(*(self.gradients(net) for net in nets), strict=True)):
+            assert_close(str(i), a, b, 2e-6, floor=1.0)
+        assert "inverse of NativeBatchNormBackward0" not in nets[1][6].reversal.ledger.operations
+
+    def test_a_norm_in_evaluation_is_not_inverted(self) -> None:
+        nets = [self.net(reversible).eval() for reversible in (False, True)]
+        for i, (a, b) in enumerate(zip(*(self.gradients(net) for net in nets), strict=True)):
+            assert_close(str(i), a, b, 2e-6, floor=1.0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.float64, 1e-12)])
+def test_the_fast_backward_gives_the_usual_ones_gradients(dtype: torch.dtype, tolerance: float) -> None:
+    benchmark = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "fast_backward.py"))
+    setup = Setup.usual(WORKLOADS["vgg"], time_steps=2, batch=2, dtype=dtype)
+    rows = benchmark["rows"](setup, 1)
+    assert [row[1] for row in rows] == ["ours", "usual", "usual, layer", "plain"]
+    assert all(float(row[-1]) <= tolerance for row in rows if row[1] != "usual")
