@@ -60,7 +60,7 @@ def step(dynamics: Dynamics, current: Tensor, potential: Tensor, reversal: Rever
         spikes = _Fire.apply(charged, state, *parameters)
         if dynamics.reset_needs_resets:
             after = _Reset.apply(charged, spikes, state, potential.detach(), *parameters)
-    if potential.device.type == "cpu":
+    if potential.is_cpu:
         heap.passed_through(potential.nbytes)
     before.continued(can_be_undone=value is not None)
     if value is not None:
