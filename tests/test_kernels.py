@@ -19,7 +19,7 @@ import torch
 from compare import assert_alive, assert_close, assert_exact
 from torch import Tensor
 
-from snn_revplugin import check_reversible, explain, use_settings
+from snn_revplugin import Settings, check_reversible, explain, use_settings
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevLIFNode
 from snn_revplugin.dynamics import (
@@ -119,7 +119,8 @@ def _kernels_on(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
     for module in (launch, sys.modules["snn_revplugin.kernels.fused"]):
         monkeypatch.setattr(module, "empty", poisoned)
-    yield
+    with use_settings(backend="auto"):
+        yield
 
 
 def fused(dynamics: Dynamics) -> Fused:
@@ -513,6 +514,11 @@ def test_what_no_kernel_can_take(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "TRITON_INTERPRET=1" in refusal(lif, x, v)
     monkeypatch.setattr(backend, "_installed", lambda: False)
     assert "not installed" in refusal(lif, x, v)
+
+
+def test_kernels_wait_until_they_are_asked_for() -> None:
+    """They have not run on a GPU yet."""
+    assert Settings().backend == "torch"
 
 
 def test_the_setting_overrules() -> None:

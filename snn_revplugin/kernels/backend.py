@@ -1,8 +1,9 @@
 """The one place that decides: a neuron's arithmetic in fused Triton kernels, or in plain torch code.
 
-Triton is taken where the tensors are on CUDA and a kernel knows the neuron, its surrogate and its dtypes; torch code
-everywhere else. The setting ``backend`` overrules that, see :class:`snn_revplugin.Settings`. With ``TRITON_INTERPRET=1`` in
-the environment before this package is imported, Triton's interpreter stands in for CUDA, on any device: slow, and for tests.
+With the setting ``backend="auto"`` Triton is taken where the tensors are on CUDA and a kernel knows the neuron, its surrogate
+and its dtypes; torch code everywhere else. The default is torch code, see :class:`snn_revplugin.Settings`. With
+``TRITON_INTERPRET=1`` in the environment before this package is imported, Triton's interpreter stands in for CUDA, on any
+device: slow, and for tests.
 """
 
 from __future__ import annotations
