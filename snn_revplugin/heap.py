@@ -3,17 +3,15 @@
 In a time loop on a CPU large tensors come and go, and small objects that stay, graph nodes and bits, settle in the gaps. The
 allocator cannot give such a gap to the next tensor of the same size, so the process grows by what nobody uses: in the
 convolutional net of snnTorch's tutorials (batch 32, T=400) by three times what is kept. glibc's ``malloc_trim`` hands the
-free pages between back to the system. It costs a few milliseconds, so it is called seldom.
+free pages between back to the system. It costs milliseconds, and memory that is used again has to be asked for again; so it
+is for long chains of time steps only.
 """
 
 from __future__ import annotations
 
 import ctypes
-import threading
 
-BYTES_BETWEEN = 64 << 20  # of membrane potentials that pass through before the heap is trimmed once
-
-_since = threading.local()
+BYTES_BETWEEN = 32 << 20  # of membrane potentials that a chain of time steps passes before the heap is trimmed once
 
 
 def _find_trim() -> ctypes._CFuncPtr | None:
@@ -28,11 +26,7 @@ def _find_trim() -> ctypes._CFuncPtr | None:
 _trim = _find_trim()
 
 
-def passed_through(nbytes: int) -> None:
-    """A time step of so many bytes of membrane potential has been taken, and its large tensors are gone or about to go."""
-    total = getattr(_since, "bytes", 0) + nbytes
-    if total >= BYTES_BETWEEN:
-        total = 0
-        if _trim is not None:
-            _trim(0)
-    _since.bytes = total
+def chain_has_grown(steps: int, nbytes: int) -> None:
+    """A chain has come to so many time steps, each of so many bytes of membrane potential."""
+    if steps * nbytes // BYTES_BETWEEN != (steps - 1) * nbytes // BYTES_BETWEEN and _trim is not None:
+        _trim(0)

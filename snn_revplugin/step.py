@@ -61,7 +61,7 @@ def step(dynamics: Dynamics, current: Tensor, potential: Tensor, reversal: Rever
         if dynamics.reset_needs_resets:
             after = _Reset.apply(charged, spikes, state, potential.detach(), *parameters)
     if potential.is_cpu:
-        heap.passed_through(potential.nbytes)
+        heap.chain_has_grown(state.index, potential.nbytes)
     before.continued(can_be_undone=value is not None)
     if value is not None:
         value.expect()

@@ -46,19 +46,17 @@ def test_spikes_of_another_size_start_a_block_of_their_own() -> None:
     assert packed(65, before).allocated == 9
 
 
-def test_the_heap_is_trimmed_after_so_many_bytes_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    trimmed = []
-    monkeypatch.setattr(heap, "_trim", trimmed.append)
-    heap.passed_through(heap.BYTES_BETWEEN)
-    del trimmed[:]
-    for _ in range(7):
-        heap.passed_through(heap.BYTES_BETWEEN // 4)
-    assert trimmed == [0]
+def test_the_heap_is_trimmed_in_long_chains_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed, nbytes = [], heap.BYTES_BETWEEN // 4
+    monkeypatch.setattr(heap, "_trim", lambda pad: trimmed.append(steps))
+    for steps in range(1, 11):
+        heap.chain_has_grown(steps, nbytes)
+    assert trimmed == [4, 8]
 
 
 def test_without_glibc_nothing_is_trimmed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heap, "_trim", None)
-    heap.passed_through(heap.BYTES_BETWEEN)
+    heap.chain_has_grown(1, heap.BYTES_BETWEEN)
 
 
 def test_a_neuron_call_leaves_few_bytes_of_python_objects() -> None:
