@@ -21,9 +21,9 @@ from . import autograd_internals as internals
 
 
 def _atan(grad: Tensor, z: Tensor, alpha: float) -> Tensor:
-    # alpha/2 / (1 + (pi alpha z / 2)**2), with alpha/2 drawn into the denominator
-    denominator = torch.addcmul(z.new_full((), 2 / alpha), z, z, value=math.pi**2 / 2 * alpha, out=z)
-    return torch.div(grad, denominator, out=z)
+    # alpha/2 / (1 + (pi alpha z / 2)**2), with alpha/2 drawn into the denominator,
+    # in operations that give the bits of the host
+    return z.mul_(math.pi / 2 * math.sqrt(2 * alpha)).square_().add_(2 / alpha).reciprocal_().mul_(grad)
 
 
 def _sigmoid(grad: Tensor, z: Tensor, alpha: float) -> Tensor:
