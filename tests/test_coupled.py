@@ -978,6 +978,23 @@ class TestBatchNorm:
             assert_close(str(i), a, b, 2e-6, floor=1.0)
         assert "inverse of NativeBatchNormBackward0" not in nets[1][6].reversal.ledger.operations
 
+    def test_a_norms_output_that_was_written_into_is_not_inverted(self) -> None:
+        """Unrecorded, so that the node below still is the norm's."""
+
+        def gradients(reversible: bool) -> list[Tensor]:
+            torch.manual_seed(2)
+            norm, node = nn.BatchNorm1d(4), CoupledLIFNode(reversible=reversible)
+            x = torch.randn(8, 4, requires_grad=True)
+            current = norm(1.5 * x)
+            with torch.no_grad():
+                current.clamp_(min=-0.2)
+            out = node(current)
+            (out * torch.randn(out.shape)).sum().backward()
+            return [x.grad, norm.weight.grad, norm.bias.grad]
+
+        for i, (a, b) in enumerate(zip(gradients(False), gradients(True), strict=True)):
+            assert_close(str(i), a, b, 2e-6, floor=1.0)
+
     def test_a_norm_in_evaluation_is_not_inverted(self) -> None:
         nets = [self.net(reversible).eval() for reversible in (False, True)]
         for i, (a, b) in enumerate(zip(*(self.gradients(net) for net in nets), strict=True)):

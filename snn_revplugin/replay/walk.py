@@ -64,7 +64,8 @@ def give_back(current: Tensor, given: Value, reversal: Reversal) -> None:
     node = current.grad_fn
     while node is not None and internals.name_of(node) in SAME_ELEMENTS:
         node = node.next_functions[0][0]
-    inverse = None if node is None else inverse_batch_norm(node, reversal.known, given)
+    as_it_was = node is not None and current._version == 0  # what was written into is not the norm's output any more
+    inverse = inverse_batch_norm(node, reversal.known, given) if as_it_was else None
     if inverse is not None and internals.replace_saved(node, "input", inverse):
         inverse.expect()
         reversal.ledger.operations[BATCH_NORM_INVERTED] += 1
