@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd_internals as internals
 from .coupled import Coupled, Pair, ones
 from .coupled_step import Outputs, rebuilt_input
-from .function import differentiated_once
+from .function import differentiated_once, let_go
 from .neuron import Reversal
 from .replay import FIRED, Recipe, give_back
 from .spikes import PackedSpikes
@@ -114,7 +113,5 @@ class _CoupledSequence(torch.autograd.Function):
         if grad_outputs is None and grad_last is None:
             return None, None, None
         gradients = call.gradient(grad_outputs, grad_last)
-        if not internals.pass_keeps_graph():
-            ctx.call = None
-            setattr(ctx, FIRED, None)
+        let_go(ctx, "call", FIRED)
         return *gradients, None

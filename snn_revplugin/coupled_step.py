@@ -16,16 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd_internals as internals
 from .coupled import Coupled, Pair
-from .function import differentiated_once
+from .function import differentiated_once, let_go
 from .neuron import Reversal
 from .replay import FIRED, Recipe, Spikes, Value, give_back
 from .scratch import scratch
 from .settings import get_settings
 from .spikes import PackedSpikes
 from .step import SECOND_PASS
-from .trajectory import INITIAL, initial
+from .trajectory import initial, still_held
 from .versioned import Versioned
 
 STATE = "snn_revplugin_coupled_state"  # where the graph node that gave a potential out offers its state
@@ -129,13 +128,7 @@ class CoupledState:
     @property
     def held(self) -> Tensor | None:
         """The potential, if it is held and nobody has written into it since."""
-        if self._held is None:
-            return None
-        if self._held.unchanged():
-            return self._held.tensor
-        if self.before is None:
-            self._held.get(INITIAL)  # raises: nothing is left to rebuild it from
-        return None
+        return still_held(self._held, can_be_rebuilt=self.before is not None)
 
     def potential(self) -> Pair:
         """The potential after the step, in halves: held, left by an earlier scan, or scanned. Not to be written into."""
@@ -189,7 +182,6 @@ class _CoupledStep(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         output, after, fired = state.coupled.step(current, potential)
         state.reach(output, after, fired)
-        ctx.state = state
         setattr(ctx, STATE, state)
         setattr(ctx, FIRED, state.outputs)
         return output, after
@@ -197,12 +189,11 @@ class _CoupledStep(torch.autograd.Function):
     @staticmethod
     @differentiated_once
     def backward(ctx: Any, grad_output: Tensor | None, grad_potential: Tensor | None) -> tuple[Tensor | None, ...]:
-        if ctx.state is None:
+        state: CoupledState | None = getattr(ctx, STATE)
+        if state is None:
             raise RuntimeError(SECOND_PASS)
         if grad_output is None and grad_potential is None:
             return None, None, None
-        grad_x, grad_v = ctx.state.gradient(grad_output, grad_potential)
-        if not internals.pass_keeps_graph():
-            for name in ("state", STATE, FIRED):  # who holds the last potential holds its node, which is not to hold the chain
-                setattr(ctx, name, None)
+        grad_x, grad_v = state.gradient(grad_output, grad_potential)
+        let_go(ctx, STATE, FIRED)
         return grad_x, grad_v, None

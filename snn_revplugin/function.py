@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from . import autograd_internals as internals
+
 Backward = Callable[..., Any]
 
 
@@ -24,3 +26,13 @@ def differentiated_once(backward: Backward) -> Backward:
         return (guarded if torch.is_grad_enabled() else backward)(ctx, *grads)
 
     return call
+
+
+def let_go(ctx: Any, *names: str) -> None:
+    """Empty attributes of a node that has been differentiated, unless the pass keeps its graph.
+
+    Whoever holds the last potential holds its node, which must not hold the sequence's bits in turn.
+    """
+    if not internals.pass_keeps_graph():
+        for name in names:
+            setattr(ctx, name, None)

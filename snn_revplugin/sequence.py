@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import autograd_internals as internals
 from .dynamics import Dynamics
-from .function import differentiated_once
+from .function import differentiated_once, let_go
 from .kernels import arithmetic
 from .neuron import Reversal
 from .replay import FIRED, Spikes, Value, recipe_of
@@ -93,9 +92,7 @@ class _Sequence(torch.autograd.Function):
         grad_currents, grad_v, totals = _backward(
             call.dynamics, call.currents, ctx.charged, start, ctx.types[0], gradients, learned
         )
-        if not internals.pass_keeps_graph():
-            ctx.call = ctx.charged = ctx.potential = None
-            setattr(ctx, FIRED, None)
+        let_go(ctx, "call", "charged", "potential", FIRED)
         return grad_currents, grad_v.to(ctx.types[1]), None, *totals
 
 

@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd_internals as internals
 from . import heap
 from .dynamics import Dynamics
-from .function import differentiated_once
+from .function import differentiated_once, let_go
 from .kernels import arithmetic
 from .neuron import Reversal
 from .replay import FIRED, Spikes, recipe_of
@@ -121,7 +120,7 @@ class _Step(torch.autograd.Function):
             moment.hand_down()  # first, so that what reversing takes is gone before the gradients come
         grad_x, grad_v, grads = state.dynamics.gradient(grad_spikes, grad_potential, moment, ctx.needs_input_grad[3:])
         moment.close()
-        _let_go(ctx, STATE, FIRED)
+        let_go(ctx, STATE, FIRED)
         return grad_x, grad_v, None, *grads
 
 
@@ -157,7 +156,7 @@ class _Charge(torch.autograd.Function):
             moment.hand_down()
         grad_x, grad_v, grads = state.dynamics.gradient_of_charge(grad_charged, moment, ctx.needs_input_grad[3:])
         moment.close()
-        _let_go(ctx, STATE)
+        let_go(ctx, STATE)
         return grad_x, grad_v, None, *grads
 
 
@@ -185,7 +184,7 @@ class _Fire(torch.autograd.Function):
         if grad_spikes is None:
             return (None,) * len(ctx.needs_input_grad)
         grad_h, grads = state.dynamics.gradient_of_fire(grad_spikes, Moment.of(state), ctx.needs_input_grad[2:])
-        _let_go(ctx, FIRED)
+        let_go(ctx, FIRED)
         return grad_h, None, *grads
 
 
@@ -212,7 +211,7 @@ class _Reset(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         learned = ctx.needs_input_grad[4:]
         grad_h, grad_spikes, grads = state.dynamics.gradient_of_reset(grad_potential, Moment.of(state), learned)
-        _let_go(ctx, STATE)
+        let_go(ctx, STATE)
         return grad_h, grad_spikes, None, None, *grads
 
 
@@ -236,10 +235,3 @@ def _alive(state: State | None) -> State:
         raise RuntimeError(SECOND_PASS)
     state.dynamics.check_unchanged()
     return state
-
-
-def _let_go(ctx: Any, *names: str) -> None:
-    """Whoever holds the last potential holds its node: once differentiated, it must not hold the sequence's bits in turn."""
-    if not internals.pass_keeps_graph():
-        for name in names:
-            setattr(ctx, name, None)

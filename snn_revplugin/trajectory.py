@@ -70,6 +70,17 @@ def initial(potential: Tensor) -> Tensor:
     return potential
 
 
+def still_held(held: Versioned | None, can_be_rebuilt: bool) -> Tensor | None:
+    """A potential that a state holds, or None where it holds none or somebody has written into it since.
+
+    Raises:
+        RuntimeError: somebody has, and nothing is left to rebuild it from.
+    """
+    if held is None or (can_be_rebuilt and not held.unchanged()):
+        return None
+    return held.get(INITIAL)
+
+
 def _is_moderate(potential: Tensor, dynamics: Dynamics) -> bool:
     """Whether no potential is so large, or NaN, that rounding has swallowed those before it."""
     return _magnitude(potential) <= LARGEST_REVERSED * dynamics.thresholds[1]
@@ -163,13 +174,7 @@ class State:
     @property
     def held(self) -> Tensor | None:
         """The potential, if it is held and nobody has written into it since."""
-        if self._held is None:
-            return None
-        if self._held.unchanged():
-            return self._held.tensor
-        if self.before is None or (self.current is None and not self.keeps_charged):
-            self._held.get(INITIAL)  # raises: nothing is left to rebuild it from
-        return None
+        return still_held(self._held, self.before is not None and (self.current is not None or self.keeps_charged))
 
     @property
     def keeps_charged(self) -> bool:
