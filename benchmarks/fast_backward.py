@@ -26,13 +26,12 @@ from typing import Any
 import torch
 import torch.nn as nn
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from snn_revplugin.adapters.spikingjelly import CoupledLIFNode
 from snn_revplugin.comparison import Setup, largest_relative_difference, take_turns, versions
 from snn_revplugin.memory import memory_report, mib
 from snn_revplugin.reference import reference_coupled_step
-from snn_revplugin.workloads import WORKLOADS, ConvBatchNormLIFNet
+from snn_revplugin.workloads import WORKLOADS, CheckpointedBlock, in_blocks
 
 TIME_STEPS = (4, 8, 16)
 COLUMNS = ("T", "backward", "step", "ours is shorter by", "retained", "peak", "gradients")
@@ -78,32 +77,6 @@ class _Usual(torch.autograd.Function):
         return *grads, None
 
 
-class UsualLayer(nn.Module):
-    """Convolution, batch norm and plain node, run again with gradients on in backward."""
-
-    def __init__(self, conv: nn.Module, norm: nn.Module, node: CoupledLIFNode) -> None:
-        super().__init__()
-        self.conv, self.norm, self.node = conv, norm, node
-
-    def forward(self, x_seq: Tensor) -> Tensor:
-        return checkpoint(self._run, x_seq, use_reentrant=False)
-
-    def _run(self, x_seq: Tensor) -> Tensor:
-        x_seq = self.norm(self.conv(x_seq))
-        (outputs,), _ = self.node.multi_step_functional_forward((x_seq,), (torch.zeros_like(x_seq[0]),))
-        return outputs
-
-
-def layered(net: ConvBatchNormLIFNet) -> ConvBatchNormLIFNet:
-    """The net with each convolution, batch norm and node in one :class:`UsualLayer`."""
-    layers, rest = [], list(net.layers)
-    while rest:
-        layers.append(UsualLayer(*rest[:3]) if len(rest) > 2 and isinstance(rest[2], CoupledLIFNode) else rest[0])
-        del rest[: 3 if isinstance(layers[-1], UsualLayer) else 1]
-    net.layers = nn.Sequential(*layers)
-    return net
-
-
 def nets(build: Callable[[type[nn.Module]], nn.Module]) -> dict[str, nn.Module]:
     """The four, with the same parameters."""
     plain = partial(CoupledLIFNode, reversible=False)
@@ -111,7 +84,7 @@ def nets(build: Callable[[type[nn.Module]], nn.Module]) -> dict[str, nn.Module]:
     for name, neuron in (("ours", CoupledLIFNode), ("usual", UsualNode), ("usual, layer", plain), ("plain", plain)):
         torch.manual_seed(0)
         made[name] = build(neuron)
-    made["usual, layer"] = layered(made["usual, layer"])
+    made["usual, layer"] = in_blocks(made["usual, layer"], CheckpointedBlock)
     return made
 
 

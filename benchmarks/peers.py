@@ -14,43 +14,14 @@ import statistics
 
 import torch
 import torch.nn as nn
-from spikingjelly.activation_based import functional, memopt, neuron
+from spikingjelly.activation_based import functional, memopt
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from snn_revplugin.comparison import Setup, largest_relative_difference, take_turns, versions
 from snn_revplugin.memory import memory_report, mib
-from snn_revplugin.workloads import HOST, OURS, WORKLOADS
+from snn_revplugin.workloads import HOST, OURS, WORKLOADS, Block, CheckpointedBlock, in_blocks
 
 COLUMNS = ("way", "retained", "peak", "step", "over the host's", "gradients")
-
-
-class Block(nn.Sequential):
-    """Convolution, batch norm and neuron: what memopt is told to checkpoint, its binary input compressed."""
-
-
-class CheckpointedBlock(Block):
-    """The same by ``torch.utils.checkpoint``; the neuron starts from rest both times."""
-
-    def forward(self, x_seq: Tensor) -> Tensor:
-        return checkpoint(self._run, x_seq, use_reentrant=False)
-
-    def _run(self, x_seq: Tensor) -> Tensor:
-        conv, norm, lif = self
-        x_seq = norm(conv(x_seq))
-        (spikes,), _ = lif.multi_step_functional_forward((x_seq,), (torch.zeros_like(x_seq[0]),))
-        return spikes
-
-
-def in_blocks(net: nn.Module, block: type[Block]) -> nn.Module:
-    """The net with each convolution, batch norm and neuron in one block."""
-    layers, rest = [], list(net.layers)
-    while rest:
-        spiking = len(rest) > 2 and isinstance(rest[2], neuron.LIFNode)
-        layers.append(block(*rest[:3]) if spiking else rest[0])
-        del rest[: 3 if spiking else 1]
-    net.layers = nn.Sequential(*layers)
-    return net
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 HOST, OURS, COUPLED = "host", "ours", "coupled"
 
@@ -155,6 +156,34 @@ class ConvBatchNormLIFNet(nn.Module):
 
         functional.reset_net(self)
         return self.layers(images.expand(time_steps, *images.shape))
+
+
+class Block(nn.Sequential):
+    """Convolution, batch norm and neuron of a :class:`ConvBatchNormLIFNet`, for comparison with what checkpoints blocks."""
+
+
+class CheckpointedBlock(Block):
+    """The same under ``torch.utils.checkpoint``; the neuron starts from rest both times."""
+
+    def forward(self, x_seq: Tensor) -> Tensor:
+        return checkpoint(self._run, x_seq, use_reentrant=False)
+
+    def _run(self, x_seq: Tensor) -> Tensor:
+        conv, norm, neuron = self
+        x_seq = norm(conv(x_seq))
+        (outputs,), _ = neuron.multi_step_functional_forward((x_seq,), (torch.zeros_like(x_seq[0]),))
+        return outputs
+
+
+def in_blocks(net: ConvBatchNormLIFNet, block: type[Block]) -> ConvBatchNormLIFNet:
+    """The net, changed in place, with each convolution, batch norm and neuron in one block."""
+    layers, rest = [], list(net.layers)
+    while rest:
+        size = 3 if isinstance(rest[0], nn.Conv2d) else 1
+        layers.append(block(*rest[:3]) if size == 3 else rest[0])
+        del rest[:size]
+    net.layers = nn.Sequential(*layers)
+    return net
 
 
 def loss_of_every_step(outputs: Tensor, classes: Tensor) -> Tensor:
