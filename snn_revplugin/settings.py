@@ -23,8 +23,8 @@ class Settings:
         rebuild_stretch: the time steps between two anchors of a neuron whose reset cannot be inverted. Its potentials
             are rebuilt forward from the anchor below, exactly; a whole stretch of them stands in memory at a time.
         backend: what computes a neuron's arithmetic: "triton" for fused kernels, "torch" for plain torch code, "auto" for
-            kernels where they can be had. With "triton" a call raises where they cannot. The kernels have not run on a GPU
-            yet, so "torch" is the default.
+            kernels where they can be had and have agreed with the plain code on a sample. With "triton" they are taken on
+            trust, and a call raises where they cannot be had.
 
     Raises:
         ValueError: a number out of range, or an unknown backend.
@@ -34,7 +34,7 @@ class Settings:
     lost_bits: float = 4
     longest_stretch: int = 64
     rebuild_stretch: int = 12
-    backend: str = "torch"
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
         if not 0 <= self.lost_bits <= 5:

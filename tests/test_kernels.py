@@ -19,7 +19,7 @@ import torch
 from compare import assert_alive, assert_close, assert_exact
 from torch import Tensor
 
-from snn_revplugin import Settings, check_reversible, explain, use_settings
+from snn_revplugin import check_reversible, explain, use_settings
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevLIFNode
 from snn_revplugin.dynamics import (
@@ -514,11 +514,6 @@ def test_what_no_kernel_can_take(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "TRITON_INTERPRET=1" in refusal(lif, x, v)
     monkeypatch.setattr(backend, "_installed", lambda: False)
     assert "not installed" in refusal(lif, x, v)
-
-
-def test_kernels_wait_until_they_are_asked_for() -> None:
-    """They have not run on a GPU yet."""
-    assert Settings().backend == "torch"
 
 
 def test_the_setting_overrules() -> None:

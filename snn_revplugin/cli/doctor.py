@@ -28,7 +28,8 @@ def _arithmetic() -> str:
         return f"torch code everywhere: {reason}"
     if INTERPRETED:
         return f"{TRITON}, in Triton's interpreter (TRITON_INTERPRET=1)"
-    return f"{TRITON} on CUDA{'' if torch.cuda.is_available() else ', which is not available here'}; torch code elsewhere"
+    where = f"{TRITON} on CUDA{'' if torch.cuda.is_available() else ', which is not available here'}; torch code elsewhere"
+    return where if wanted == "triton" else f"{where}. A kernel is tried out beside the torch code at a neuron's first call"
 
 
 def run(console: Console) -> None:

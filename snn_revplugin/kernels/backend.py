@@ -1,9 +1,9 @@
 """The one place that decides: a neuron's arithmetic in fused Triton kernels, or in plain torch code.
 
-With the setting ``backend="auto"`` Triton is taken where the tensors are on CUDA and a kernel knows the neuron, its surrogate
-and its dtypes; torch code everywhere else. The default is torch code, see :class:`snn_revplugin.Settings`. With
-``TRITON_INTERPRET=1`` in the environment before this package is imported, Triton's interpreter stands in for CUDA, on any
-device: slow, and for tests.
+Triton is taken where the tensors are on CUDA, a kernel knows the neuron, its surrogate and its dtypes, and has agreed with the
+plain code on a sample there (:mod:`.proof`); torch code everywhere else. The setting ``backend`` overrules, see
+:class:`snn_revplugin.Settings`. With ``TRITON_INTERPRET=1`` in the environment before this package is imported, Triton's
+interpreter stands in for CUDA, on any device: slow, and for tests.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def arithmetic(dynamics: Dynamics, current: Tensor, potential: Tensor, ledger: L
         if not (current.is_cuda or INTERPRETED):  # soon said, on a CPU
             ledger.backend = NO_CUDA
             return dynamics
-    reason = why_not(current) or _why_not_for(dynamics, current, potential)
+    reason = why_not(current) or _why_not_for(dynamics, current, potential, on_trust=wanted == "triton" or INTERPRETED)
     if reason is None:
         ledger.backend = TRITON + (" in the interpreter" if INTERPRETED else "")
         return _fused(dynamics)
@@ -70,7 +70,12 @@ def why_not(tensor: Tensor | None = None) -> str | None:
 
 def takes_triton(tensor: Tensor) -> bool:
     """Whether Triton's kernels pack and unpack spikes on this device. (On a CPU numpy does, whatever the settings say.)"""
-    return get_settings().backend != "torch" and why_not(tensor) is None
+    from .proof import objection_to_packing
+
+    wanted = get_settings().backend
+    if wanted == "torch" or why_not(tensor) is not None:
+        return False
+    return wanted == "triton" or INTERPRETED or objection_to_packing(tensor.device) is None
 
 
 def pack_by_kernel(fired: Tensor, bits: Tensor) -> None:
@@ -92,14 +97,19 @@ def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _why_not_for(dynamics: Dynamics, current: Tensor, potential: Tensor) -> str | None:
+def _why_not_for(dynamics: Dynamics, current: Tensor, potential: Tensor, on_trust: bool) -> str | None:
     from .form import why_none
+    from .proof import CAPTURING, objection
 
-    key = current.dtype, potential.dtype, current.device, potential.device
+    key = current.dtype, potential.dtype, current.device, potential.device, on_trust
     known = dynamics.__dict__.setdefault("_why_no_kernel", {})
-    if key not in known:
-        known[key] = why_none(dynamics, current, potential)
-    return known[key]
+    reason = known.get(key, CAPTURING)  # what capturing is against, the next call may have
+    if reason is CAPTURING:
+        reason = why_none(dynamics, current, potential)
+        if reason is None and not on_trust:
+            reason = objection(dynamics, current, potential)
+        known[key] = reason
+    return reason
 
 
 def _fused(dynamics: Dynamics) -> Fused:

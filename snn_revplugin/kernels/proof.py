@@ -1,0 +1,142 @@
+"""A kernel shows what it can before it is trusted: on a small sample, beside the plain torch code, on the device at hand.
+
+Spikes and potentials have to have the same bits, gradients have to agree to rounding. It happens once in a process for each
+:class:`.form.Form` of a neuron and each device, at the neuron's first call; what fails is computed by the plain code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..settings import use_settings
+from .form import Form, form_of
+
+if TYPE_CHECKING:
+    from ..dynamics import Dynamics
+
+STEPS = 5
+WIDTH = 37  # of the sample's dimensions where a parameter does not say: not a multiple of a byte's bits
+ROWS = 29  # together with WIDTH more than one program's share of a launch
+ROUNDING = {torch.float32: 1e-4}  # largest difference of gradients, in units of the largest gradient
+ROUNDING_OF_SHORT = 0.1  # the plain code rounds to the short dtype after every operation, a kernel once
+CAPTURING = "a CUDA graph is being captured, and its kernel has not been tried out yet: take a training step before"
+
+_verdicts: dict[tuple[Form | str, torch.device], str | None] = {}
+
+
+def objection(dynamics: Dynamics, current: Tensor, potential: Tensor) -> str | None:
+    """What is wrong with the kernels of these dynamics on this device, or None if they have passed.
+
+    Args:
+        dynamics: of a kind that :func:`.form.why_none` has nothing against.
+        current, potential: the tensors of a call; their dtypes and device count, and whether they are CUDA's.
+    """
+    form = form_of(dynamics, current.dtype, potential.dtype, current.is_cuda)
+    return _verdict((form, current.device), lambda: _compare(dynamics, current.dtype, potential.dtype, current.device))
+
+
+def objection_to_packing(device: torch.device) -> str | None:
+    """What is wrong with packing and unpacking spikes by kernels on this device, or None."""
+    return _verdict(("packing", device), lambda: _compare_packing(device))
+
+
+def _verdict(key: tuple[Form | str, torch.device], compare: Callable[[], str | None]) -> str | None:
+    if key not in _verdicts:
+        if key[1].type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return CAPTURING
+        try:
+            _verdicts[key] = compare()
+        except Exception as error:  # a driver, a compiler or a device that Triton cannot deal with: the plain code can
+            _verdicts[key] = f"the kernel failed on {key[1]}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return _verdicts[key]
+
+
+def _compare(dynamics: Dynamics, current: torch.dtype, potential: torch.dtype, device: torch.device) -> str | None:
+    plain = {each.name: getattr(dynamics, each.name) for each in fields(dynamics)}
+    leaves = {
+        name: each.detach().clone().requires_grad_(each.requires_grad)
+        for name, each in plain.items()
+        if isinstance(each, Tensor)
+    }
+    dynamics = replace(dynamics, **leaves)
+    learned = [each for each in dynamics.parameters if each.requires_grad]
+    shape = (ROWS, *(WIDTH if n == 1 else n for n in torch.broadcast_shapes((1,), *(each.shape for each in leaves.values()))))
+    drawn = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int, dtype: torch.dtype) -> Tensor:
+        return (torch.randn(shape, generator=drawn) + 0.4).to(device, dtype)
+
+    data, start = draw(STEPS, *shape, dtype=current), draw(*shape, dtype=potential).requires_grad_()
+    weight = torch.full((1, 1), 1.5, dtype=current, device=device, requires_grad=True)
+    upwards = [draw(*shape, dtype=torch.float32) for _ in range(STEPS + 1)]
+    rounding = ROUNDING.get(current, ROUNDING_OF_SHORT) if current == potential else ROUNDING_OF_SHORT
+    ways = ("single steps",) if dynamics.reset_needs_resets else ("single steps", "a sequence")
+    for way in ways:
+        results = []
+        for backend in ("torch", "triton"):
+            with use_settings(backend=backend), _recording(device.type):
+                outputs = _outputs(way, dynamics, data, weight, start)
+                loss = sum((each.float() * up).sum() for each, up in zip(outputs, upwards, strict=True))
+                leaves = [weight, start, *learned]
+                results.append((outputs, torch.autograd.grad(loss, leaves, allow_unused=True)))
+        (outputs, gradients), (ours, our_gradients) = results
+        if not all(map(_same_bits, outputs, ours)):
+            return f"the kernel's spikes or potentials differ from the plain code's on {device} ({way})"
+        if not all(_close(a, b, rounding) for a, b in zip(gradients, our_gradients, strict=True)):
+            return f"the kernel's gradients differ from the plain code's on {device} ({way})"
+    return None
+
+
+def _outputs(way: str, dynamics: Dynamics, data: Tensor, weight: Tensor, start: Tensor) -> list[Tensor]:
+    """The spikes of every step and the last potential. The currents come from a layer, so that time can be reversed."""
+    from ..neuron import Reversal
+    from ..sequence import sequence
+    from ..step import step
+
+    def layer(given: Tensor) -> Tensor:
+        return torch.nn.functional.linear(given.reshape(-1, 1), weight).view(given.shape)
+
+    reversal = Reversal()
+    if way == "a sequence":
+        spikes, last, _ = sequence(dynamics, layer(data), start, reversal)
+        return [*spikes.unbind(0), last]
+    spikes_of, v = [], start
+    for x in data:
+        spikes, v = step(dynamics, layer(x), v, reversal)
+        spikes_of.append(spikes)
+    return [*spikes_of, v]
+
+
+@contextmanager
+def _recording(device_type: str) -> Iterator[None]:
+    """Gradients on and autocast off, whatever the caller's surroundings."""
+    with torch.enable_grad(), torch.autocast(device_type, enabled=False):
+        yield
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.stride() == b.stride() and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def _close(a: Tensor | None, b: Tensor | None, rounding: float) -> bool:
+    if a is None or b is None:
+        return a is b
+    largest = a.abs().max().item()
+    return not math.isfinite(largest) or torch.allclose(a.float(), b.float(), rtol=0, atol=rounding * largest, equal_nan=True)
+
+
+def _compare_packing(device: torch.device) -> str | None:
+    from ..spikes import PackedSpikes
+
+    fired = torch.rand(ROWS * WIDTH * 9, generator=torch.Generator().manual_seed(0)).lt(0.3)
+    with use_settings(backend="triton"):
+        packed = PackedSpikes(fired.to(device))
+        same = torch.equal(packed.bits.cpu(), PackedSpikes(fired).bits) and torch.equal(packed.binary().cpu(), fired.float())
+    return None if same else f"the kernel's packed spikes differ from the plain code's on {device}"
