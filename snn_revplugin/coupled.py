@@ -226,7 +226,7 @@ class Coupled:
         out: Pair = NEW,
         before: Pair = NEW,
     ) -> tuple[Pair, Pair]:
-        """The step's derivative, on halves.
+        """The step's derivative, on halves, with every sum in autograd's order.
 
         Args:
             charged: ``m1`` and ``m2``; their memory is used up.
@@ -246,7 +246,7 @@ class Coupled:
         g_m1 = self._gradient_of_fire_and_reset(m1, spikes[0], all_y1, all_after1)
         g_v1 = torch.mul(g_after2, self.alpha, out=before[0]).add_(g_m1, alpha=self.leak)
         g_v2 = torch.mul(all_after1, self.alpha, out=before[1])
-        g_x1 = torch.mul(g_m1, 1 / self.tau, out=out[0]).add_(g_y2, alpha=self.beta)
+        g_x1 = torch.add(g_y2, g_m1, alpha=1 / (self.tau * self.beta), out=out[0]).mul_(self.beta)
         g_x2 = torch.mul(all_y1, self.beta, out=out[1])
         return (g_x1, g_x2), (g_v1, g_v2)
 
@@ -277,13 +277,15 @@ class Coupled:
         if not self.detach_reset and self.v_reset is None:
             grad_s = torch.sub(grad_s, grad_after, alpha=self.v_threshold)
         elif not self.detach_reset:
-            grad_s = torch.addcmul(grad_s, grad_after, self.v_reset - m)
+            to_reset = torch.add(grad_s, grad_after, alpha=self.v_reset) if self.v_reset else grad_s
+            of_kept = grad_after * m
+            grad_s = torch.sub(to_reset, of_kept, out=of_kept)
         grad_s = grad_s.to(self.surrogate.dtype_of_spikes(m))  # spikes may be float32 whatever the potential, as in snnTorch
+        grad_m = self.surrogate.gradient(grad_s, m.sub_(self.v_threshold))
         # A user's surrogate may hand its gradient on as it is, and that one is not ours to write into; m is.
-        grad_m = torch.add(self.surrogate.gradient(grad_s, m.sub_(self.v_threshold)), grad_after, out=m)
-        if self.v_reset is not None:
-            grad_m.addcmul_(grad_after, s, value=-1)
-        return grad_m
+        if self.v_reset is None:
+            return torch.add(grad_m, grad_after, out=m)
+        return torch.addcmul(grad_m, grad_after, 1 - s, out=m)
 
 
 def add_weighted_(a: Tensor, b: Tensor, weight: float) -> Tensor:

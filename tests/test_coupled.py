@@ -417,6 +417,24 @@ class TestGradients:
         agree(program, PLAIN_LIF, CoupledLIFNode, tolerance=TOLERANCES[dtype])
 
 
+@pytest.mark.parametrize("mode", ["s", "m"])
+@pytest.mark.parametrize("detach_reset", [True, False])
+@pytest.mark.parametrize("v_reset", [0.0, None])
+def test_the_closed_form_has_the_bits_of_autograd(v_reset: float | None, detach_reset: bool, mode: str) -> None:
+    """Sums are taken in autograd's order. (Next to weights that are no powers of two a fused multiply-add rounds once.)"""
+
+    def program(make: MakeNeuron) -> Observed:
+        node = make(v_reset=v_reset, detach_reset=detach_reset, surrogate_function=surrogate.ATan())
+        functional.set_step_mode(node, mode)
+        x, v = inputs(12, torch.float32).requires_grad_(), torch.randn(SHAPE, requires_grad=True)
+        node.v = v * 1
+        y = node(x) if mode == "m" else torch.stack([node(frame) for frame in x])
+        ((y * torch.randn(y.shape)).sum() + (node.v * torch.randn(node.v.shape)).sum()).backward()
+        return Observed({"y": y}).see_gradients(node, x=x, start=v)
+
+    agree(program, PLAIN_LIF, CoupledLIFNode, tolerance=0.0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("mode", ["s", "m"])
 def test_short_mantissas(mode: str, dtype: torch.dtype) -> None:
@@ -1007,4 +1025,7 @@ def test_the_fast_backward_gives_the_usual_ones_gradients(dtype: torch.dtype, to
     setup = Setup.usual(WORKLOADS["vgg"], time_steps=2, batch=2, dtype=dtype)
     rows = benchmark["rows"](setup, 1)
     assert [row[1] for row in rows] == ["ours", "usual", "usual, layer", "plain"]
-    assert all(float(row[-1]) <= tolerance for row in rows if row[1] != "usual")
+    assert all(float(row[-2]) <= tolerance for row in rows if row[1] != "usual")
+    if dtype is torch.float32:
+        ours, usual, *_ = (float(row[-1]) for row in rows)
+        assert ours <= 1.1 * usual, "as near to what float64 gives for the same spikes"
