@@ -24,6 +24,18 @@ NO_PASS = -1
 LEAF = "AccumulateGrad"  # the name of the node that accumulates a leaf's gradient; the leaf is its ``variable``
 
 
+def with_slots(*names: str) -> Callable[[type[torch.autograd.Function]], type[torch.autograd.Function]]:
+    """Let the graph nodes of a Function hold these attributes of ``ctx`` in slots. In a time loop there are two nodes a step,
+    and the dict that an attribute takes otherwise is larger than the node."""
+
+    def decorate(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+        nodes = function._backward_cls
+        function._backward_cls = type(nodes.__name__, (nodes,), {"__slots__": names})
+        return function
+
+    return decorate
+
+
 def current_pass() -> int:
     """A number that identifies the backward pass under way in this thread; ``NO_PASS`` outside of one."""
     return torch._C._current_graph_task_id()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import autograd_internals as internals
 from .coupled import Coupled, Pair, ones
 from .coupled_step import Outputs, rebuilt_input
 from .function import differentiated_once, let_go
@@ -95,6 +96,7 @@ class Call:
         return rebuilt_input(self.coupled, self.outputs, self.fired, time=True)
 
 
+@internals.with_slots("call", FIRED)
 class _CoupledSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, currents: Tensor, potential: Tensor, call: Call) -> tuple[Tensor, Tensor]:

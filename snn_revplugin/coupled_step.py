@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import autograd_internals as internals
 from .coupled import Coupled, Pair
 from .function import differentiated_once, let_go
 from .neuron import Reversal
@@ -176,6 +177,7 @@ def state_of(potential: Tensor) -> CoupledState | None:
     return state
 
 
+@internals.with_slots(STATE, FIRED)
 class _CoupledStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, current: Tensor, potential: Tensor, state: CoupledState) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import autograd_internals as internals
 from .dynamics import Dynamics
 from .function import differentiated_once, let_go
 from .kernels import arithmetic
@@ -60,6 +61,7 @@ def sequence(
     return outputs if with_path else (*outputs, None)
 
 
+@internals.with_slots("call", "potential", "types", "charged", FIRED)
 class _Sequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, currents: Tensor, potential: Tensor, call: Call, *parameters: Tensor) -> tuple[Tensor, ...]:

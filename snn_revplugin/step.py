@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import autograd_internals as internals
 from . import heap
 from .dynamics import Dynamics
 from .function import differentiated_once, let_go
@@ -95,6 +96,7 @@ def _start_from(potential: Tensor, dynamics: Dynamics) -> State:
         return State.first(initial(potential))
 
 
+@internals.with_slots(STATE, FIRED)
 class _Step(torch.autograd.Function):
     """Charge, fire and reset as one node with two outputs."""
 
@@ -124,6 +126,7 @@ class _Step(torch.autograd.Function):
         return grad_x, grad_v, None, *grads
 
 
+@internals.with_slots(STATE)
 class _Charge(torch.autograd.Function):
     """The current and the potential, to the charged potential: the first of the nodes that stand for one time step of a host
     whose spikes are computed from the potential that it gives out."""
@@ -160,6 +163,7 @@ class _Charge(torch.autograd.Function):
         return grad_x, grad_v, None, *grads
 
 
+@internals.with_slots(FIRED)
 class _Fire(torch.autograd.Function):
     """The charged potential to spikes."""
 
@@ -188,6 +192,7 @@ class _Fire(torch.autograd.Function):
         return grad_h, None, *grads
 
 
+@internals.with_slots(STATE)
 class _Reset(torch.autograd.Function):
     """The charged potential and the spikes, to the potential after a reset at once."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -323,3 +324,26 @@ class TestWatching:
 
     def test_memory_of_a_sparse_tensor(self) -> None:
         assert internals.storage_of(torch.eye(3).to_sparse()) is None
+
+
+def test_nodes_with_slots() -> None:
+    """Their attributes take no dict, and nothing else about them changes."""
+
+    @internals.with_slots("note")
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.note = "noted"
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            assert ctx.note == "noted"
+            return 2 * grad
+
+    x = parameter(3)
+    y = Twice.apply(x)
+    assert internals.name_of(y.grad_fn) == "TwiceBackward"
+    assert "note" not in y.grad_fn.__dict__
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.full((3,), 2.0))
