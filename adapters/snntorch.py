@@ -86,7 +86,7 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
         held = self.mem if held is None else held
         parameters = tuple(buffers[name] if name in buffers else getattr(self, name) for name in PARAMETERS)
         reason = self.why_plain(input_, held, *parameters) or self._why_host(input_, mem, parameters)
-        dynamics = None if reason else self._dynamics(parameters)
+        dynamics = None if reason else self._dynamics(parameters, held)
         if dynamics is None:
             self.note_plain(reason or "the surrogate is no Heaviside step, or the reset is none of the host's")
             return super().forward(input_, mem)
@@ -129,12 +129,13 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
                 return "beta, threshold or graded_spikes_factor does not fit the shape of the input"
         return None
 
-    def _dynamics(self, parameters: tuple[Tensor, ...]) -> Dynamics | None:
+    def _dynamics(self, parameters: tuple[Tensor, ...], held: Tensor) -> Dynamics | None:
+        anew = held.grad_fn is None and any(each.requires_grad for each in parameters)  # where a chain of time steps starts
         # The host decides by this bound method; its ``reset_mechanism`` may be set to something else later on.
         charge = getattr(self.state_function, "__func__", None)
         at_once = None if self.reset_delay else int(self.reset_mechanism_val)
         key = *version_key(*parameters), self.spike_grad, charge, at_once
-        return self.reversal.dynamics(key, lambda: self._build(parameters, charge, at_once))
+        return self.reversal.dynamics(key, lambda: self._build(parameters, charge, at_once), anew)
 
     def _build(self, parameters: tuple[Tensor, ...], charge: Any, at_once: int | None) -> Dynamics | None:
         factor = parameters[2]

@@ -22,6 +22,8 @@ Edge = tuple[Node, int]  # the node that made a tensor, and which of its outputs
 
 NO_PASS = -1
 LEAF = "AccumulateGrad"  # the name of the node that accumulates a leaf's gradient; the leaf is its ``variable``
+# Functions that give out what they were given: a module's backward hook, and FSDP's notice that it may reshard.
+PASSING_ON = {"BackwardHookFunctionBackward", "RegisterPostBackwardFunctionBackward"}
 
 
 def current_pass() -> int:
@@ -189,6 +191,13 @@ class Watch(TorchDispatchMode):
         result = func(*args, **kwargs)
         self.after([each for each in tree_leaves(result) if isinstance(each, Tensor)])
         return result
+
+
+def is_freed(tensor: Tensor) -> bool:
+    """Whether a tensor's memory has been given back behind its back, as FSDP does with weights between forward and backward:
+    to read it would end the process."""
+    storage = storage_of(tensor)
+    return storage is not None and storage.nbytes() == 0 and tensor.numel() > 0
 
 
 def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
