@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -191,6 +192,13 @@ class Watch(TorchDispatchMode):
         result = func(*args, **kwargs)
         self.after([each for each in tree_leaves(result) if isinstance(each, Tensor)])
         return result
+
+
+def is_overwritten_by_ddp(tensor: Tensor) -> bool:
+    """Whether DistributedDataParallel may have written the first process's values into a tensor when the forward under way
+    began. It does so with every buffer, a membrane potential among them, and sets the version back."""
+    active = DistributedDataParallel._active_ddp_module
+    return active is not None and any(each is tensor for each in active.modules_buffers)
 
 
 def is_freed(tensor: Tensor) -> bool:

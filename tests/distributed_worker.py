@@ -8,6 +8,7 @@ dictionary a training, to FILE.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -43,19 +44,18 @@ class Net:
     options: Callable[[], dict[str, Any]]
     sequences: bool = False  # whether a block is given all time steps at once
     norm: type[nn.Module] | None = None
+    outside: bool = False  # whether the time loop is around what wraps the network
 
 
 def _spikingjelly(**options: Any) -> Callable[[], dict[str, Any]]:
     return lambda: {"surrogate_function": surrogate.ATan(), **options}
 
 
+LEAKY = {"beta": torch.full((CHANNELS, 1, 1), 0.8), "learn_beta": True, "init_hidden": True}
 NETS = {
     # FSDP refuses parameters without a dimension, the host's own ``beta`` among them: one decay a channel.
-    "Leaky": Net(
-        snn.Leaky,
-        RevLeaky,
-        lambda: {"beta": torch.full((CHANNELS, 1, 1), 0.8), "learn_beta": True, "init_hidden": True},
-    ),
+    "Leaky": Net(snn.Leaky, RevLeaky, lambda: copy.deepcopy(LEAKY)),
+    "Leaky, loop outside": Net(snn.Leaky, RevLeaky, lambda: copy.deepcopy(LEAKY), outside=True),
     "LIF s": Net(neuron.LIFNode, RevLIFNode, _spikingjelly(v_reset=None)),
     "LIF m": Net(neuron.LIFNode, RevLIFNode, _spikingjelly(step_mode="m"), sequences=True),
     "LIF m, batch norm": Net(neuron.LIFNode, RevLIFNode, _spikingjelly(step_mode="m"), sequences=True, norm=nn.BatchNorm2d),
@@ -91,15 +91,14 @@ class Network(nn.Module):
         self.spikes: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        for each in self.blocks:
-            forget(each.neuron)
         spikes = self.blocks(x) if self.sequences else torch.stack([self.blocks(frame) for frame in x])
         self.spikes.append(spikes.detach())
         return self.read_out(spikes.mean(0).flatten(1).to(self.read_out.weight.dtype))
 
 
-def forget(node: nn.Module) -> None:
-    node.reset_mem() if isinstance(node, snn.SpikingNeuron) else node.reset()
+def forget(network: Network) -> None:
+    for each in network.blocks:
+        each.neuron.reset_mem() if isinstance(each.neuron, snn.SpikingNeuron) else each.neuron.reset()
 
 
 Setup = Callable[[Network], nn.Module]  # to what is trained in its place
@@ -128,6 +127,7 @@ def layers(network: Network) -> list[nn.Module]:
 
 
 UNUSED, ACCUMULATED, BFLOAT16 = "find_unused_parameters", "no_sync", "blocks, bfloat16"
+OWN_BUFFERS = "broadcast_buffers=False"
 SETUPS: dict[str, dict[str, Setup]] = {
     "ddp": {
         "plain": ddp(),
@@ -135,6 +135,7 @@ SETUPS: dict[str, dict[str, Setup]] = {
         "gradients are views of buckets": ddp(gradient_as_bucket_view=True),
         "static_graph": ddp(static_graph=True),
         ACCUMULATED: ddp(),
+        OWN_BUFFERS: ddp(broadcast_buffers=False),
     },
     "fsdp": {
         "blocks": fsdp(blocks),
@@ -148,9 +149,11 @@ SETUPS: dict[str, dict[str, Setup]] = {
 
 def nets_of(family: str, setup: str) -> tuple[str, ...]:
     """The nets that a set-up is tried with."""
-    if family == "ddp" and setup == "plain":
+    if setup == "plain":
         return tuple(NETS)
-    if family == "fsdp" and setup in ("blocks", "layers"):
+    if setup == OWN_BUFFERS:
+        return ("Leaky, loop outside",)
+    if setup in ("blocks", "layers"):
         return tuple(name for name in NETS if name != "PLIF m")  # its learned time constant has no dimension: FSDP refuses it
     # A norm's running statistics stay float32 where weights are cast, which torch's kernel for a CPU refuses.
     return "Leaky", "LIF m"
@@ -170,13 +173,15 @@ def train(net: Net, kind: type[nn.Module], setup: str, wrap: Setup | None) -> di
             x = torch.randn(T, PROCESSES * BATCH, 2, SIZE, SIZE, generator=generator)[:, share]
             target = torch.randn(PROCESSES * BATCH, 3, generator=generator)[share]
             apart = setup == ACCUMULATED and part == 0 and wrap is not None
+            forget(network)
             with model.no_sync() if apart else nullcontext():
-                (model(x) - target).square().mean().backward()
+                output = sum(model(frame[None]) for frame in x) / T if net.outside else model(x)
+                (output - target).square().mean().backward()
         if step == 0:
             seen["gradients"] = {name: _whole(each.grad) for name, each in network.named_parameters()}
         optimizer.step()
         optimizer.zero_grad()
-    seen["spikes"] = network.spikes
+    seen["spikes"] = torch.cat(network.spikes)[:T]
     seen["parameters"] = {name: _whole(each.detach()) for name, each in network.named_parameters()}
     ledgers = [each.reversal.ledger for each in network.modules() if isinstance(each, ReversibleNeuron)]
     seen["reasons"] = [dict(each.reasons) for each in ledgers]
