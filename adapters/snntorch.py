@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snn_revplugin.autograd_internals import is_overwritten_by_ddp
 from snn_revplugin.coupled import Coupled
 from snn_revplugin.coupled_step import coupled_step
+from snn_revplugin.coupled_step import state_of as coupled_state_of
 from snn_revplugin.dynamics import Dynamics
 from snn_revplugin.dynamics import Leaky as LeakyDynamics
 from snn_revplugin.neuron import ReversibleNeuron, version_key
@@ -81,6 +83,7 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """One time step; arguments and results as in ``snntorch.Leaky.forward``."""
+        _give_up_what_ddp_overwrote(self)
         buffers = self._buffers  # found without asking the module for each, which in a time loop of small layers is time
         held = buffers.get("mem") if mem is None else mem
         held = self.mem if held is None else held
@@ -219,6 +222,7 @@ class CoupledLeaky(ReversibleNeuron, snntorch.Leaky):
         """
         if self.init_hidden and mem is not None:
             raise TypeError("`mem` should not be passed as an argument while `init_hidden=True`")
+        _give_up_what_ddp_overwrote(self)
         held = self.mem if mem is None else mem
         held = held.to(input_) if held.shape == input_.shape else torch.zeros_like(input_)
         coupled, reason = self._coupled(), self.why_plain(input_, held)
@@ -245,6 +249,15 @@ class CoupledLeaky(ReversibleNeuron, snntorch.Leaky):
                 split_dim=self.split_dim,
             ),
         )
+
+
+def _give_up_what_ddp_overwrote(neuron: snntorch.Leaky) -> None:
+    """Start a new chain of time steps where DistributedDataParallel has given this process the first one's membrane."""
+    stored = neuron._buffers.get("mem")
+    if is_overwritten_by_ddp(stored):
+        state = state_of(stored) or coupled_state_of(stored)
+        if state is not None:
+            state.overwritten()
 
 
 def _v_reset(reset_mechanism: str) -> float | None:

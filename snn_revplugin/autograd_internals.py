@@ -194,7 +194,7 @@ class Watch(TorchDispatchMode):
         return result
 
 
-def is_overwritten_by_ddp(tensor: Tensor) -> bool:
+def is_overwritten_by_ddp(tensor: Tensor | None) -> bool:
     """Whether DistributedDataParallel may have written the first process's values into a tensor when the forward under way
     began. It does so with every buffer, a membrane potential among them, and sets the version back."""
     active = DistributedDataParallel._active_ddp_module

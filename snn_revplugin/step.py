@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd_internals as internals
 from . import heap
 from .dynamics import Dynamics
 from .function import differentiated_once, let_go
@@ -91,9 +90,7 @@ def _start_from(potential: Tensor, dynamics: Dynamics) -> State:
     """The state that ``potential`` is, or the first of a new chain."""
     state = state_of(potential)
     if state is not None and state.dynamics is dynamics:
-        if not internals.is_overwritten_by_ddp(potential):
-            return state
-        state.overwritten()
+        return state
     with torch.no_grad():
         return State.first(initial(potential))
 

@@ -31,6 +31,7 @@ from .spikes import PackedSpikes
 from .versioned import Versioned
 
 INITIAL = "the membrane potentials (the one that the sequence started from)"
+OVERWRITTEN = -1  # in the place of a version, where somebody has written without one
 SMALLEST_ON_GRID = 16.0  # thresholds of a layer, and a threshold and the layer's largest potential, may differ by this factor
 LARGEST_REVERSED = 128.0  # in thresholds: beyond it a rounding error could outgrow a residue
 
@@ -162,7 +163,8 @@ class State:
             self._held = Versioned(self._held.tensor.clone())
 
     def overwritten(self) -> None:
-        """Somebody has written into the potential that was given out, and no version tells."""
+        """Somebody has written into the potential that was given out, and no version tells: nothing goes on from here."""
+        self.version = OVERWRITTEN
         if self._can_be_rebuilt:
             self._held = None
 

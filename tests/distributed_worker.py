@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import snntorch as snn
@@ -26,9 +27,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from snn_revplugin.adapters.snntorch import RevLeaky
+from snn_revplugin.adapters.snntorch import CoupledLeaky, RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevLIFNode, RevParametricLIFNode
-from snn_revplugin.neuron import ReversibleNeuron
+from snn_revplugin.neuron import NO_GRADIENT, ReversibleNeuron
 
 T, BATCH, CHANNELS, SIZE = 6, 4, 6, 5
 PROCESSES = 2
@@ -39,12 +40,13 @@ LIMIT = timedelta(seconds=60)
 class Net:
     """A net to train: its neurons, host's and ours, and how they are called."""
 
-    host: type[nn.Module]
-    ours: type[nn.Module]
+    host: Callable[..., nn.Module]
+    ours: Callable[..., nn.Module]
     options: Callable[[], dict[str, Any]]
     sequences: bool = False  # whether a block is given all time steps at once
     norm: type[nn.Module] | None = None
     outside: bool = False  # whether the time loop is around what wraps the network
+    evaluates: bool = False  # whether a forward without gradients comes between forward and backward
 
 
 def _spikingjelly(**options: Any) -> Callable[[], dict[str, Any]]:
@@ -56,6 +58,10 @@ NETS = {
     # FSDP refuses parameters without a dimension, the host's own ``beta`` among them: one decay a channel.
     "Leaky": Net(snn.Leaky, RevLeaky, lambda: copy.deepcopy(LEAKY)),
     "Leaky, loop outside": Net(snn.Leaky, RevLeaky, lambda: copy.deepcopy(LEAKY), outside=True),
+    "Leaky, evaluated before backward": Net(snn.Leaky, RevLeaky, lambda: copy.deepcopy(LEAKY), outside=True, evaluates=True),
+    "CoupledLeaky, loop outside": Net(
+        partial(CoupledLeaky, reversible=False), CoupledLeaky, lambda: {"init_hidden": True}, outside=True, evaluates=True
+    ),
     "LIF s": Net(neuron.LIFNode, RevLIFNode, _spikingjelly(v_reset=None)),
     "LIF m": Net(neuron.LIFNode, RevLIFNode, _spikingjelly(step_mode="m"), sequences=True),
     "LIF m, batch norm": Net(neuron.LIFNode, RevLIFNode, _spikingjelly(step_mode="m"), sequences=True, norm=nn.BatchNorm2d),
@@ -66,7 +72,7 @@ NETS = {
 class Block(nn.Module):
     """convolution - (norm) - neuron"""
 
-    def __init__(self, channels: int, net: Net, kind: type[nn.Module]) -> None:
+    def __init__(self, channels: int, net: Net, kind: Callable[..., nn.Module]) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, CHANNELS, 3, padding=1)
         self.norm = nn.Identity() if net.norm is None else net.norm(CHANNELS)
@@ -81,7 +87,7 @@ class Block(nn.Module):
 class Network(nn.Module):
     """Three blocks and a linear read-out: ``[T, N, 2, 5, 5]`` to ``[N, 3]``."""
 
-    def __init__(self, net: Net, kind: type[nn.Module], unused: bool = False) -> None:
+    def __init__(self, net: Net, kind: Callable[..., nn.Module], unused: bool = False) -> None:
         super().__init__()
         self.blocks = nn.Sequential(Block(2, net, kind), Block(CHANNELS, net, kind), Block(CHANNELS, net, kind))
         self.read_out = nn.Linear(CHANNELS * SIZE * SIZE, 3)
@@ -154,12 +160,13 @@ def nets_of(family: str, setup: str) -> tuple[str, ...]:
     if setup == OWN_BUFFERS:
         return ("Leaky, loop outside",)
     if setup in ("blocks", "layers"):
-        return tuple(name for name in NETS if name != "PLIF m")  # its learned time constant has no dimension: FSDP refuses it
+        # The learned time constant of PLIF has no dimension: FSDP refuses it.
+        return tuple(name for name, net in NETS.items() if name != "PLIF m" and not net.evaluates)
     # A norm's running statistics stay float32 where weights are cast, which torch's kernel for a CPU refuses.
     return "Leaky", "LIF m"
 
 
-def train(net: Net, kind: type[nn.Module], setup: str, wrap: Setup | None) -> dict[str, Any]:
+def train(net: Net, kind: Callable[..., nn.Module], setup: str, wrap: Setup | None) -> dict[str, Any]:
     """Two steps of the optimiser; without ``wrap`` in one process, on the batches of both."""
     torch.manual_seed(0)
     network = Network(net, kind, unused=setup == UNUSED)
@@ -176,6 +183,9 @@ def train(net: Net, kind: type[nn.Module], setup: str, wrap: Setup | None) -> di
             forget(network)
             with model.no_sync() if apart else nullcontext():
                 output = sum(model(frame[None]) for frame in x) / T if net.outside else model(x)
+                if net.evaluates:
+                    with torch.no_grad():
+                        model(x[:1])
                 (output - target).square().mean().backward()
         if step == 0:
             seen["gradients"] = {name: _whole(each.grad) for name, each in network.named_parameters()}
@@ -184,7 +194,7 @@ def train(net: Net, kind: type[nn.Module], setup: str, wrap: Setup | None) -> di
     seen["spikes"] = torch.cat(network.spikes)[:T]
     seen["parameters"] = {name: _whole(each.detach()) for name, each in network.named_parameters()}
     ledgers = [each.reversal.ledger for each in network.modules() if isinstance(each, ReversibleNeuron)]
-    seen["reasons"] = [dict(each.reasons) for each in ledgers]
+    seen["reasons"] = [set(each.reasons) - {NO_GRADIENT} for each in ledgers]
     seen["boundaries"] = [dict(each.boundaries) for each in ledgers]
     return seen
 
