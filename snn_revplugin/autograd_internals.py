@@ -208,6 +208,16 @@ def is_freed(tensor: Tensor) -> bool:
     return storage is not None and storage.nbytes() == 0 and tensor.numel() > 0
 
 
+def weights_to_be_freed(node: Node) -> set[int]:
+    """The storages, by ``id``, of the weights that FSDP frees when backward comes to ``node``, one of its notices; none if the
+    forward of the module that they were sharded by is still under way, for then their backward surrounds what reads them."""
+    group = getattr(node, "param_group", None)
+    if group is None or group._training_state.name == "FORWARD":
+        return set()
+    weights = (getattr(each, "_unsharded_param", None) for each in group.fsdp_params)
+    return {id(storage_of(each)) for each in weights if each is not None}
+
+
 def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
     """The memory behind a tensor: one Python object for as long as the memory lives, whoever asks, so that it can be watched
     with a weak reference. None for a tensor without a storage of its own (a sparse one)."""

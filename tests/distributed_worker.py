@@ -148,6 +148,7 @@ SETUPS: dict[str, dict[str, Setup]] = {
         "blocks, weights stay": fsdp(blocks, reshard_after_forward=False),
         BFLOAT16: fsdp(blocks, mp_policy=MixedPrecisionPolicy(torch.bfloat16)),
         "layers": fsdp(layers),
+        "layers, weights stay": fsdp(layers, reshard_after_forward=False),
         "root": fsdp(lambda network: []),
     },
 }

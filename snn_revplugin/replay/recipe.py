@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 FREED = (
     "a tensor of shape {shape}, needed to compute an activation again, has no memory any more. Under FSDP, shard the block "
-    "that a weight and its neuron are in (fully_shard(block)), or keep its weights (reshard_after_forward=False)."
+    "that a weight and its neuron are in: fully_shard(block)."
 )
 
 
