@@ -48,10 +48,6 @@ def loss_of(net: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return (spikes.float().mean(0) - target).square().sum(), spikes
 
 
-def afresh(net: Net) -> None:
-    net.clear()
-
-
 # ------------------------------------------------------------------------------------------------------- mixed precision
 
 
@@ -67,7 +63,7 @@ def test_autocast_with_a_scaled_loss(dtype: torch.dtype, kind: str, device: str)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
         observed, scales = Observed(), []
         for step in range(3):
-            afresh(net)
+            net.clear()
             optimizer.zero_grad()
             with torch.autocast(device, dtype):
                 loss, spikes = loss_of(net, *batch(device))
@@ -103,7 +99,7 @@ def test_gradients_summed_over_batches_and_clipped(how: str, kind: str) -> None:
     def program(net: Net) -> Observed:
         observed = Observed()
         for part in range(3):
-            afresh(net)
+            net.clear()
             loss, observed.exact[f"spikes {part}"] = loss_of(net, *batch())
             (loss / 3).backward()
         observed.gradients["norm"] = nn.utils.get_total_norm([each.grad for each in net.parameters()])
@@ -131,7 +127,7 @@ def test_the_optimiser_steps_in_backward(kind: str) -> None:
             each.register_post_accumulate_grad_hook(step)
         observed = Observed()
         for _ in range(2):
-            afresh(net)
+            net.clear()
             loss, spikes = loss_of(net, *batch())
             observed.exact.setdefault("spikes", spikes)
             loss.backward()
@@ -241,7 +237,7 @@ def test_a_checkpoint_around_a_net(reentrant: bool, kind: str, device: str) -> N
         net.to(device)
 
         def forward(x: Tensor) -> Tensor:
-            afresh(net)
+            net.clear()
             return net(x)
 
         x = torch.randn(T, 3, 5).to(device).requires_grad_()
@@ -330,7 +326,7 @@ def test_the_gradient_as_a_function(kind: str) -> None:
         x, target = batch()
 
         def loss(parameters: dict[str, Tensor]) -> Tensor:
-            afresh(net)
+            net.clear()
             spikes = torch.func.functional_call(net, parameters, (x,))
             return (spikes.mean(0) - target).square().sum()
 
@@ -447,14 +443,14 @@ def test_training_goes_on_from_a_checkpoint_of_the_other(ours_first: bool, kind:
         for i, each in enumerate(batches):
             if i == 2:
                 file = io.BytesIO()
-                afresh(net)
+                net.clear()
                 torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, file)
                 file.seek(0)
                 state, net = torch.load(file, weights_only=True), Net(second, options)
                 net.load_state_dict(state["net"])
                 optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
                 optimizer.load_state_dict(state["optimizer"])
-            afresh(net)
+            net.clear()
             optimizer.zero_grad()
             loss, observed.exact[f"spikes {i}"] = loss_of(net, *each)
             loss.backward()
@@ -481,7 +477,7 @@ def test_lightning(precision: str, kind: str, tmp_path: Path) -> None:
             self.net, self.seen = net, Observed()
 
         def training_step(self, batch: tuple[Tensor, Tensor], i: int) -> Tensor:
-            afresh(self.net)
+            self.net.clear()
             x, target = batch
             loss, spikes = loss_of(self.net, x.transpose(0, 1), target)
             self.seen.exact.setdefault("spikes", spikes.detach())
@@ -510,7 +506,7 @@ def test_lightning(precision: str, kind: str, tmp_path: Path) -> None:
             )
             trainer.fit(module, loader, ckpt_path=tmp_path / "checkpoint" if epochs == 2 else None)
             trainer.save_checkpoint(tmp_path / "checkpoint")
-            afresh(net)
+            net.clear()
         observed = module.seen
         observed.gradients |= {name: each.detach() for name, each in net.named_parameters()}
         return observed
