@@ -86,6 +86,12 @@ def no_backward(net: Net, x: Tensor) -> None:
     net(x)
 
 
+def inside_hooks(net: Net, x: Tensor) -> None:
+    with torch.autograd.graph.save_on_cpu():
+        y = net(x)
+    y.sum().backward()
+
+
 def loss_on_one_step(net: Net, x: Tensor) -> None:
     net(x)[T // 2].sum().backward()
 
@@ -169,6 +175,7 @@ def exception_half_way_down(net: Net, x: Tensor) -> None:
 STEPS = (
     whole_step,
     no_backward,
+    inside_hooks,
     loss_on_one_step,
     retained_graph,
     chosen_inputs,
