@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snn_revplugin.autograd_internals import is_overwritten_by_ddp
 from snn_revplugin.coupled import Coupled
 from snn_revplugin.coupled_step import coupled_step
+from snn_revplugin.coupled_step import state_of as coupled_state_of
 from snn_revplugin.dynamics import Dynamics
 from snn_revplugin.dynamics import Leaky as LeakyDynamics
 from snn_revplugin.neuron import ReversibleNeuron, version_key
@@ -81,12 +83,13 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """One time step; arguments and results as in ``snntorch.Leaky.forward``."""
+        _give_up_what_ddp_overwrote(self)
         buffers = self._buffers  # found without asking the module for each, which in a time loop of small layers is time
         held = buffers.get("mem") if mem is None else mem
         held = self.mem if held is None else held
         parameters = tuple(buffers[name] if name in buffers else getattr(self, name) for name in PARAMETERS)
         reason = self.why_plain(input_, held, *parameters) or self._why_host(input_, mem, parameters)
-        dynamics = None if reason else self._dynamics(parameters)
+        dynamics = None if reason else self._dynamics(parameters, held)
         if dynamics is None:
             self.note_plain(reason or "the surrogate is no Heaviside step, or the reset is none of the host's")
             return super().forward(input_, mem)
@@ -129,12 +132,13 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
                 return "beta, threshold or graded_spikes_factor does not fit the shape of the input"
         return None
 
-    def _dynamics(self, parameters: tuple[Tensor, ...]) -> Dynamics | None:
+    def _dynamics(self, parameters: tuple[Tensor, ...], held: Tensor) -> Dynamics | None:
+        anew = held.grad_fn is None and any(each.requires_grad for each in parameters)  # where a chain of time steps starts
         # The host decides by this bound method; its ``reset_mechanism`` may be set to something else later on.
         charge = getattr(self.state_function, "__func__", None)
         at_once = None if self.reset_delay else int(self.reset_mechanism_val)
         key = *version_key(*parameters), self.spike_grad, charge, at_once
-        return self.reversal.dynamics(key, lambda: self._build(parameters, charge, at_once))
+        return self.reversal.dynamics(key, lambda: self._build(parameters, charge, at_once), anew)
 
     def _build(self, parameters: tuple[Tensor, ...], charge: Any, at_once: int | None) -> Dynamics | None:
         factor = parameters[2]
@@ -218,6 +222,7 @@ class CoupledLeaky(ReversibleNeuron, snntorch.Leaky):
         """
         if self.init_hidden and mem is not None:
             raise TypeError("`mem` should not be passed as an argument while `init_hidden=True`")
+        _give_up_what_ddp_overwrote(self)
         held = self.mem if mem is None else mem
         held = held.to(input_) if held.shape == input_.shape else torch.zeros_like(input_)
         coupled, reason = self._coupled(), self.why_plain(input_, held)
@@ -244,6 +249,15 @@ class CoupledLeaky(ReversibleNeuron, snntorch.Leaky):
                 split_dim=self.split_dim,
             ),
         )
+
+
+def _give_up_what_ddp_overwrote(neuron: snntorch.Leaky) -> None:
+    """Start a new chain of time steps where DistributedDataParallel has given this process the first one's membrane."""
+    stored = neuron._buffers.get("mem")
+    if is_overwritten_by_ddp(stored):
+        state = state_of(stored) or coupled_state_of(stored)
+        if state is not None:
+            state.overwritten()
 
 
 def _v_reset(reset_mechanism: str) -> float | None:

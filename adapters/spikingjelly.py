@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snn_revplugin.autograd_internals import saved_tensor_hooks_active
 from snn_revplugin.coupled import Coupled
 from snn_revplugin.coupled_sequence import coupled_sequence
 from snn_revplugin.coupled_step import coupled_step
@@ -78,6 +79,8 @@ def _surrogate_key(function: Any) -> tuple:
 class _ReversibleNode(ReversibleNeuron):
     """What the three neurons share: SpikingJelly's two pure transitions, taken reversibly where that can be done."""
 
+    saves_through_hooks = True
+
     def __init__(self, *args: Any, reversible: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.reversible = reversible
@@ -89,6 +92,9 @@ class _ReversibleNode(ReversibleNeuron):
         dynamics = self._dynamics_for(inputs[0], states[0])
         if dynamics is None:
             return super().single_step_functional_forward(inputs, states, **kwargs)
+        if saved_tensor_hooks_active():
+            spikes, v, _ = sequence(dynamics, inputs[0].unsqueeze(0), states[0], self.reversal)
+            return (spikes[0],), (v, *states[1:])
         spikes, v = step(dynamics, inputs[0], states[0], self.reversal)
         if not spikes.is_contiguous():
             spikes = torch.stack([spikes])[0]  # the host takes a sequence of one step: its strides
@@ -128,7 +134,8 @@ class _ReversibleNode(ReversibleNeuron):
             reason = "the learned time constant has another dtype than the input"
         if reason is None:
             key = *_surrogate_key(self.surrogate_function), *self._constants(), *version_key(*self._learned())
-            dynamics = self.reversal.dynamics(key, self._build)
+            anew = v.grad_fn is None and bool(self._learned())  # where a chain of time steps starts
+            dynamics = self.reversal.dynamics(key, self._build, anew)
             if dynamics is None:
                 reason = "the surrogate is not a Heaviside step forward, or learns parameters of its own"
         if reason is not None:

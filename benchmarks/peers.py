@@ -2,7 +2,8 @@
 
 SpikingJelly's conv-BN-LIF net (64-64-M-128-128-M-256-256-256-256, step mode 'm', T 16, batch 4 of 3x32x32) trained with the
 host's ``LIFNode``, with ours, and with each convolution, batch norm and neuron checkpointed: by SpikingJelly's
-``memopt.optimize_memory(level=1, checkpoint_budget="memory")``, which compresses spikes, and by ``torch.utils.checkpoint``.
+``memopt.optimize_memory(level=1, checkpoint_budget="memory")``, which compresses spikes, and by ``torch.utils.checkpoint``;
+and with ours inside of either.
 Memory of one training step in live tensors, times of steps taken in turns; gradients against the host's.
 """
 
@@ -45,6 +46,8 @@ def main() -> None:
         "ours": setup.net(OURS),
         "memopt, level 1": optimised(setup.net(HOST)),
         "torch.utils.checkpoint": in_blocks(setup.net(HOST), CheckpointedBlock),
+        "ours in memopt, level 1": optimised(setup.net(OURS)),
+        "ours in torch.utils.checkpoint": in_blocks(setup.net(OURS), CheckpointedBlock),
     }
     steps, memory, gradients = {}, {}, {}
     for name, net in nets.items():

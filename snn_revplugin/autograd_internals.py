@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -22,6 +23,8 @@ Edge = tuple[Node, int]  # the node that made a tensor, and which of its outputs
 
 NO_PASS = -1
 LEAF = "AccumulateGrad"  # the name of the node that accumulates a leaf's gradient; the leaf is its ``variable``
+# Functions that give out what they were given: a module's backward hook, and FSDP's notice that it may reshard.
+PASSING_ON = {"BackwardHookFunctionBackward", "RegisterPostBackwardFunctionBackward"}
 
 
 def with_slots(*names: str) -> Callable[[type[torch.autograd.Function]], type[torch.autograd.Function]]:
@@ -201,6 +204,30 @@ class Watch(TorchDispatchMode):
         result = func(*args, **kwargs)
         self.after([each for each in tree_leaves(result) if isinstance(each, Tensor)])
         return result
+
+
+def is_overwritten_by_ddp(tensor: Tensor | None) -> bool:
+    """Whether DistributedDataParallel may have written the first process's values into a tensor when the forward under way
+    began. It does so with every buffer, a membrane potential among them, and sets the version back."""
+    active = DistributedDataParallel._active_ddp_module
+    return active is not None and any(each is tensor for each in active.modules_buffers)
+
+
+def is_freed(tensor: Tensor) -> bool:
+    """Whether a tensor's memory has been given back behind its back, as FSDP does with weights between forward and backward:
+    to read it would end the process."""
+    storage = storage_of(tensor)
+    return storage is not None and storage.nbytes() == 0 and tensor.numel() > 0
+
+
+def weights_to_be_freed(node: Node) -> set[int]:
+    """The storages, by ``id``, of the weights that FSDP frees when backward comes to ``node``, one of its notices; none if the
+    forward of the module that they were sharded by is still under way, for then their backward surrounds what reads them."""
+    group = getattr(node, "param_group", None)
+    if group is None or group._training_state.name == "FORWARD":
+        return set()
+    weights = (getattr(each, "_unsharded_param", None) for each in group.fsdp_params)
+    return {id(storage_of(each)) for each in weights if each is not None}
 
 
 def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:

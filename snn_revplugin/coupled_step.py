@@ -25,7 +25,7 @@ from .scratch import scratch
 from .settings import get_settings
 from .spikes import PackedSpikes
 from .step import SECOND_PASS
-from .trajectory import initial, still_held
+from .trajectory import OVERWRITTEN, initial, still_held
 from .versioned import Versioned
 
 STATE = "snn_revplugin_coupled_state"  # where the graph node that gave a potential out offers its state
@@ -125,6 +125,10 @@ class CoupledState:
         """A step has started from here: from now on the potential can be had from below."""
         if self.before is not None:
             self._held = None
+
+    def overwritten(self) -> None:
+        """Somebody has written into the potential that was given out, and no version tells: nothing goes on from here."""
+        self.version, self._held = OVERWRITTEN, None
 
     @property
     def held(self) -> Tensor | None:

@@ -65,6 +65,7 @@ class Dynamics:
     reset_needs_resets = False  # whether reset() reads the signal of resets()
     in_parts = False  # whether the host's spikes, and a reset at once, hang on graph nodes of their own
     gradient_reads_current = False  # whether gradient_of_charge() reads the current
+    gradient_reads_before = False  # whether it reads the potential that the step started from
     charged_is_kept = False  # whether the potential after a step is the charged one
     graded_factor = None  # what multiplies the spikes
     fused = False  # whether these are kernels in the dynamics' place, see snn_revplugin.kernels
@@ -166,6 +167,7 @@ class Leaky(Dynamics):
     graded: bool = True  # False where the factor is a constant one
 
     in_parts = True
+    gradient_reads_before = True
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -465,6 +467,10 @@ class ParametricLeakyIntegrateAndFire(LeakyIntegrateAndFire):
     @property
     def gradient_reads_current(self) -> bool:
         return self.decay_input and self.w.requires_grad
+
+    @property
+    def gradient_reads_before(self) -> bool:
+        return self.w.requires_grad
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:

@@ -61,6 +61,8 @@ class Account:
         kind: name of its class.
         calls: calls that were taken reversibly; ``steps`` time steps in all.
         plain_calls: calls that took the host's own path, for ``reasons``.
+        hooked_calls: calls inside a checkpoint, ``save_on_cpu`` or other saved-tensor hooks, which were handed the charged
+            potentials, ``hooked_bytes`` in all, and nothing else.
         bits_per_spike: bits kept for one spike.
         steps_between_anchors: time steps between two anchors of the potential; None where whole sequences are scanned again,
             and where there was no call.
@@ -78,6 +80,8 @@ class Account:
     calls: int = 0
     steps: int = 0
     plain_calls: int = 0
+    hooked_calls: int = 0
+    hooked_bytes: int = 0
     bits_per_spike: float = 0.0
     steps_between_anchors: int | None = None
     bytes_per_neuron_step: float = 0.0
@@ -105,7 +109,7 @@ class Account:
         lines = [f"{self.name or '(the module itself)'}: {self.kind}"]
         if self.left:
             lines.append(f"  not reversible: {self.left}")
-        elif not self.calls and not self.plain_calls:
+        elif not self.calls and not self.plain_calls and not self.hooked_calls:
             lines.append("  never called")
         if self.calls:
             lines.append(f"  reversible: {_times(self.calls, 'call')}, {_times(self.steps, 'time step')}")
@@ -116,6 +120,9 @@ class Account:
             lines.append(f"  computed again: {', '.join(self.recomputed)}")
         if self.boundaries:
             lines.append(f"  boundary, what it saved stays: {', '.join(self.boundaries)}")
+        if self.hooked_calls:
+            where = f"inside saved-tensor hooks (a checkpoint, save_on_cpu), {_times(self.hooked_calls, 'call')}"
+            lines.append(f"  {where}: they were handed {self.hooked_bytes} bytes of charged potentials, and nothing else")
         for reason, times in self.reasons.items():
             lines.append(f"  the host's own path, {_times(times, 'call')}: {reason}")
         return "\n".join(lines)
@@ -164,6 +171,8 @@ def account_of(name: str, kind: str, ledger: Ledger) -> Account:
         calls=ledger.calls,
         steps=ledger.steps,
         plain_calls=ledger.plain_calls,
+        hooked_calls=ledger.hooked_calls,
+        hooked_bytes=ledger.hooked_bytes,
         bits_per_spike=BITS * ledger.spike_bytes * each,
         steps_between_anchors=ledger.stretch,
         bytes_per_neuron_step=(ledger.block_bytes + ledger.potential_bytes) * each,

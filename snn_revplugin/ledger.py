@@ -24,6 +24,8 @@ class Ledger:
     block_bytes: int = 0  # of the blocks of memory that they are in, which may have room for more
     potential_bytes: int = 0  # of membrane potentials held between the first and the last of a chain
     neuron_steps: int = 0
+    hooked_calls: int = 0  # calls that had their charged potentials saved by somebody else's hooks
+    hooked_bytes: int = 0  # ... that they handed to those
     stretch: int | None = None  # time steps between anchors; None where a whole sequence is scanned again
     backend: str = ""  # what computed the last call, and why
     keeps_outputs: bool = False  # whether the neuron rebuilds from its own outputs, which the next layer keeps anyway
@@ -48,6 +50,10 @@ class Ledger:
         self.stretch = None if charged is None else 1
         if charged is not None:
             self.potential_bytes += charged.nbytes
+
+    def took_sequence_through_hooks(self, charged: Tensor) -> None:
+        self.hooked_calls += 1
+        self.hooked_bytes += charged.nbytes
 
     def took_coupled(self, packed: PackedSpikes, steps: int) -> None:
         self.steps += steps

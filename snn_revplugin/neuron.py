@@ -25,10 +25,15 @@ class Reversal:
         self.known = Known()
         self._dynamics: tuple[tuple, Dynamics | None] | None = None
 
-    def dynamics(self, key: tuple, build: Callable[[], Dynamics | None]) -> Dynamics | None:
-        """The dynamics built for ``key``: everything that they depend on. Time steps with the same dynamics form a chain."""
+    def dynamics(self, key: tuple, build: Callable[[], Dynamics | None], anew: bool = False) -> Dynamics | None:
+        """The dynamics built for ``key``: everything that they depend on. Time steps with the same dynamics form a chain.
+
+        Args:
+            anew: build them in any case. What they remember of their parameters' values does not follow from ``key`` where
+                those were written through ``.data``, or gathered by FSDP, which moves no version.
+        """
         known = self._dynamics
-        if known is None or known[0] != key:
+        if anew or known is None or known[0] != key:
             known = self._dynamics = (key, build())
         return known[1]
 
@@ -47,6 +52,7 @@ class ReversibleNeuron:
     """
 
     reversible: bool = True
+    saves_through_hooks = False  # whether a call inside of somebody else's saved-tensor hooks is better than the host's
 
     @property
     def reversal(self) -> Reversal:
@@ -67,7 +73,7 @@ class ReversibleNeuron:
             return "switched off (reversible=False)"
         if internals.is_transformed():
             return "torch.compile, tracing or a function transform is at work"
-        if internals.saved_tensor_hooks_active():
+        if not self.saves_through_hooks and internals.saved_tensor_hooks_active():
             return "another tool (a checkpoint, save_on_cpu) decides here how tensors are saved"
         if not isinstance(current, Tensor) or not current.is_floating_point():
             return "the input is not a floating-point tensor"

@@ -31,6 +31,7 @@ from .spikes import PackedSpikes
 from .versioned import Versioned
 
 INITIAL = "the membrane potentials (the one that the sequence started from)"
+OVERWRITTEN = -1  # in the place of a version, where somebody has written without one
 SMALLEST_ON_GRID = 16.0  # thresholds of a layer, and a threshold and the layer's largest potential, may differ by this factor
 LARGEST_REVERSED = 128.0  # in thresholds: beyond it a rounding error could outgrow a residue
 
@@ -161,6 +162,12 @@ class State:
             # Nothing could be rebuilt if somebody wrote into the potential that is given out.
             self._held = Versioned(self._held.tensor.clone())
 
+    def overwritten(self) -> None:
+        """Somebody has written into the potential that was given out, and no version tells: nothing goes on from here."""
+        self.version = OVERWRITTEN
+        if self._can_be_rebuilt:
+            self._held = None
+
     def continued(self, can_be_undone: bool) -> None:
         """A step has started from here: from now on only an anchor is needed, if backward can come back over that step."""
         if self._held is None or not can_be_undone:
@@ -174,7 +181,11 @@ class State:
     @property
     def held(self) -> Tensor | None:
         """The potential, if it is held and nobody has written into it since."""
-        return still_held(self._held, self.before is not None and (self.current is not None or self.keeps_charged))
+        return still_held(self._held, self._can_be_rebuilt)
+
+    @property
+    def _can_be_rebuilt(self) -> bool:
+        return self.before is not None and (self.current is not None or self.keeps_charged)
 
     @property
     def keeps_charged(self) -> bool:

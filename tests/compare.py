@@ -62,7 +62,8 @@ def agree(
         program: makes its neurons by the function it is given, with the arguments of the host's constructor.
         tolerance: of gradients; by default that of each gradient's dtype.
         path: "reversible" asserts that ours took every step reversibly, "host" that it took the host's path at each,
-            "both" that it did some of either; "any" asserts nothing.
+            "both" that it did some of either, "hooked" that all calls were inside somebody else's saved-tensor hooks; "any"
+            asserts nothing.
         reason: a part of the reason that the ledger must give for the host's path.
 
     Returns:
@@ -92,10 +93,14 @@ def assert_path(neurons: Iterable[nn.Module], path: str, reason: str | None = No
             assert ledger.steps > 0, f"no step was reversible: {dict(ledger.reasons)}"
         if path == "reversible":
             assert ledger.plain_calls == 0, f"steps took the host's path: {dict(ledger.reasons)}"
+            assert ledger.hooked_calls == 0, "steps were inside of somebody's saved-tensor hooks"
         if path in ("host", "both"):
             assert ledger.plain_calls > 0, "no call took the host's path"
-        if path == "host":
+        if path in ("host", "hooked"):
             assert ledger.steps == 0, "steps were reversible"
+        if path == "hooked":
+            assert ledger.hooked_calls > 0, f"no call was handed to hooks: {dict(ledger.reasons)}"
+            assert ledger.plain_calls == 0, f"calls took the host's path: {dict(ledger.reasons)}"
         if reason is not None:
             assert any(reason in each for each in ledger.reasons), f"{reason!r} is not among {dict(ledger.reasons)}"
 

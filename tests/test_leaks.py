@@ -86,6 +86,13 @@ def no_backward(net: Net, x: Tensor) -> None:
     net(x)
 
 
+def inside_hooks(net: Net, x: Tensor) -> None:
+    # Copies: a node that saves its own output, as one of snnTorch's surrogates does, would hold itself by way of the hooks.
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda tensor: tensor):
+        y = net(x)
+    y.sum().backward()
+
+
 def loss_on_one_step(net: Net, x: Tensor) -> None:
     net(x)[T // 2].sum().backward()
 
@@ -169,6 +176,7 @@ def exception_half_way_down(net: Net, x: Tensor) -> None:
 STEPS = (
     whole_step,
     no_backward,
+    inside_hooks,
     loss_on_one_step,
     retained_graph,
     chosen_inputs,

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..autograd_internals import is_freed, storage_of
 from ..scratch import Scratch, scratch
 from ..spikes import PackedSpikes
 from ..versioned import Versioned, version_counter
@@ -29,6 +30,12 @@ from .operation import Replay
 
 if TYPE_CHECKING:
     from ..trajectory import State
+
+
+FREED = (
+    "a tensor of shape {shape}, needed to compute an activation again, has no memory any more. Under FSDP, shard the block "
+    "that a weight and its neuron are in: fully_shard(block)."
+)
 
 
 class Value:
@@ -71,11 +78,15 @@ class Kept(Value):
     @property
     def identity(self) -> tuple:
         # The tensor object may be one of several for the same memory: autograd makes a new one each time it is asked.
+        # Nor is the address its identity: FSDP frees a weight's memory, and the next one's may come to lie there.
         tensor = self.held.tensor
-        return tensor.data_ptr(), self.held.version, tensor.dtype, tensor.shape, tensor.stride()
+        where = id(storage_of(tensor)), tensor.storage_offset()
+        return where, self.held.version, tensor.dtype, tensor.shape, tensor.stride()
 
     def value(self) -> Tensor:
         tensor = self.held.get("an activation")
+        if is_freed(tensor):
+            raise RuntimeError(FREED.format(shape=tuple(tensor.shape)))
         return tensor.detach() if tensor.requires_grad else tensor
 
 

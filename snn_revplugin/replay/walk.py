@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 FIRED = "snn_revplugin_fired"  # where a neuron's graph node offers its packed spikes, the node's first output
 MEMO = "snn_revplugin_recipe"  # where a node that saves nothing remembers its recipe, weakly: the readers own it
 EDITED = "an edit in place"
+FREED = "a weight that is freed too early"  # by FSDP: it is there in the backward of the module that it was sharded by, only
 BOUNDARY = False  # ... or that it has none
 NO_EDGE = (None, 0)
 UNKNOWN = Value()  # stands for an operand that cannot be had
@@ -80,10 +81,11 @@ class _Walk:
     It is taken at every time step for every neuron: what does not change from step to step is looked up, not built again.
     """
 
-    __slots__ = ("known", "ledger")
+    __slots__ = ("known", "ledger", "to_be_freed")
 
     def __init__(self, reversal: Reversal) -> None:
         self.ledger, self.known = reversal.ledger, reversal.known
+        self.to_be_freed: set[int] = set()  # storages of weights that may be gone when the neuron asks for its current
 
     def value_of(
         self,
@@ -110,6 +112,12 @@ class _Walk:
             fired = getattr(node, FIRED, None)
             if fired is not None:
                 return self._unless_edited(fired, tensor, wanted)
+        if kind in internals.PASSING_ON:
+            self.to_be_freed |= internals.weights_to_be_freed(node)
+            below, output = node.next_functions[output]
+            if below is None:
+                return None if tensor is None else Kept(tensor)
+            return self.value_of(below, output, tensor, strides, down, wanted)
         recipe = _met(node, operation)
         if recipe is None:
             if operation is not None and down < DEEPEST:
@@ -135,6 +143,9 @@ class _Walk:
             return value
         self._note(self.ledger.boundaries, EDITED, wanted)
         return None if tensor is None else Kept(tensor)
+
+    def _is_freed(self, weight: Tensor) -> bool:
+        return internals.is_freed(weight) or (bool(self.to_be_freed) and id(internals.storage_of(weight)) in self.to_be_freed)
 
     def _note(self, account: Counter[str], name: str, wanted: bool) -> None:
         if wanted:
@@ -164,14 +175,15 @@ class _Walk:
         names = operation.inputs or (None,) * len(edges)
         absent = operation.absent(node)
         values: list[Value | None] = []
-        replaced, derived = [], operation.weighs
+        replaced, derived, freed = [], operation.weighs, False
         for position, name in enumerate(names):
             if position in absent:
                 values.append(None)
                 continue
             below, output = edges[position] if position < len(edges) else NO_EDGE
             if below is not None and internals.name_of(below) == internals.LEAF:
-                values.append(self.known.kept(below.variable))
+                freed = freed or self._is_freed(below.variable)
+                values.append(UNKNOWN if freed else self.known.kept(below.variable))
                 continue
             saved = None if name is None else internals.saved_by(node, name)
             value = UNKNOWN
@@ -187,13 +199,15 @@ class _Walk:
                 if saved is not None:
                     replaced.append((name, position, saved))
             elif saved is not None:
-                value = self.known.kept(saved)  # it may be cast or transposed; every time step shares it all the same
+                freed = freed or self._is_freed(saved)
+                # It may be cast or transposed; every time step shares it all the same.
+                value = UNKNOWN if freed else self.known.kept(saved)
             values.append(value)
         recipe = self._recipe(node, operation, values, tensor, strides)
         if recipe is not None:
             self._note(self.ledger.operations, operation.node, wanted)
         elif derived:
-            self._note(self.ledger.boundaries, operation.node, wanted)
+            self._note(self.ledger.boundaries, FREED if freed else operation.node, wanted)
         for name, position, saved in replaced:
             value = values[position]
             # Where strides decide what backward does, zeros without strides will not do.
