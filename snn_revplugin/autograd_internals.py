@@ -56,6 +56,12 @@ def is_transformed() -> bool:
     )
 
 
+def modes_at_work() -> list[Any]:
+    """The ``TorchDispatchMode`` and ``TorchFunctionMode`` objects that see the operations of this thread: counters, say."""
+    modes = [torch._C._get_dispatch_stack_at(i) for i in range(torch._C._len_torch_dispatch_stack())]
+    return modes + [torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack())]
+
+
 def name_of(node: Node) -> str:
     """The name of a graph node's operation: ``'ConvolutionBackward0'``."""
     return type(node).__name__
