@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import nir
 import numpy as np
 import pytest
 import snntorch as snn
 import torch
 import torch.nn as nn
-from compare import MakeNeuron, Observed, agree, assert_agree, assert_path
+from compare import MakeNeuron, Observed, agree, assert_agree, assert_path, nir_content
 from snntorch import functional as SF
 from snntorch import surrogate, utils
 from snntorch.functional import probe, stdp_learner
@@ -67,21 +66,12 @@ def nir_tools() -> Iterator[tuple[Callable, Callable]]:
         yield export_to_nir, import_from_nir
 
 
-def content_of(graph: nir.NIRGraph) -> tuple[dict[str, Any], list]:
-    """A graph's nodes, with every field, and its edges."""
-    nodes = {}
-    for name, node in graph.nodes.items():
-        fields = {key: np.asarray(value).tolist() for key, value in vars(node).items() if not isinstance(value, dict)}
-        nodes[name] = type(node).__name__, fields
-    return nodes, sorted(graph.edges)
-
-
 @pytest.mark.parametrize("options", [{}, {"learn_beta": True, "learn_threshold": True, "reset_mechanism": "zero"}], ids=str)
 def test_nir_export(options: dict, nir_tools: tuple[Callable, Callable]) -> None:
     graphs = []
     for kind in KINDS:
         torch.manual_seed(0)
-        graphs.append(content_of(nir_tools[0](Net(kind, **options), torch.randn(1, 5), ignore_dims=[0])))
+        graphs.append(nir_content(nir_tools[0](Net(kind, **options), torch.randn(1, 5), ignore_dims=[0])))
     assert graphs[0] == graphs[1]
     assert [kind for kind, _ in graphs[1][0].values()] == ["Input", "Affine", "LIF", "Affine", "LIF", "Output"]
 
@@ -152,7 +142,7 @@ def test_plasticity() -> None:
     agree(program, *KINDS)
 
 
-# ------------------------------------------------------------------------------------------------ losses, plots, training
+# --------------------------------------------------------------------------------------------------------- losses, plots
 
 
 LOSSES: dict[str, Callable[[], Callable]] = {
@@ -204,21 +194,6 @@ def test_plots(tmp_path: Path) -> None:
         drawn["traces"] = [axes.lines[0].get_ydata() for axes in figure.axes]
         plt.close(figure)
         return Observed({name: torch.from_numpy(np.array(points)) for name, points in drawn.items()})
-
-    agree(program, *KINDS)
-
-
-def test_real_time_recurrent_learning() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        from snntorch import backprop
-
-    def program(make: MakeNeuron) -> Observed:
-        net = Net(make)
-        data = [(torch.randn(3, 5), torch.tensor([1, 0, 3])) for _ in range(2)]
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
-        loss = backprop.RTRL(net, data, optimizer, SF.ce_max_membrane_loss(), num_steps=T, time_var=False)
-        return Observed({}, {"loss": loss.detach()} | {name: each.detach() for name, each in net.named_parameters()})
 
     agree(program, *KINDS)
 

@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import nir
-import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from compare import MakeNeuron, Observed, agree, assert_agree, assert_path
+from compare import MakeNeuron, Observed, agree, assert_agree, assert_path, nir_content
 from spikingjelly.activation_based import (
     ann2snn,
     base,
@@ -20,7 +18,6 @@ from spikingjelly.activation_based import (
     layer,
     learning,
     lynxi_exchange,
-    monitor,
     neuron,
     op_counter,
     precision,
@@ -97,15 +94,6 @@ def without_names(text: object, node: str = "LIF") -> str:
 # ------------------------------------------------------------------------------------------------------------------- NIR
 
 
-def content_of(graph: nir.NIRGraph) -> tuple[dict[str, Any], list]:
-    """A graph's nodes, with every field, and its edges."""
-    nodes = {}
-    for name, node in graph.nodes.items():
-        fields = {key: np.asarray(value).tolist() for key, value in vars(node).items() if not isinstance(value, dict)}
-        nodes[name] = type(node).__name__, fields
-    return nodes, sorted(graph.edges)
-
-
 @EVERY_NODE
 @EVERY_MODE
 def test_nir_export(mode: str, node: str) -> None:
@@ -117,7 +105,7 @@ def test_nir_export(mode: str, node: str) -> None:
         v = [each.v.clone() for each in net.neurons]
         graph = export_to_nir(net, x if mode == "m" else x[0], dt=1e-3)
         assert all(torch.equal(each.v, before) for each, before in zip(net.neurons, v, strict=True))
-        return content_of(graph)
+        return nir_content(graph)
 
     host, ours = of_both(exported, mode, node, norm=False)  # NIR knows no batch norm
     assert ours == host
@@ -240,30 +228,7 @@ def test_energy(records: bool, name: str, mode: str) -> None:
     assert ours == host
 
 
-# ------------------------------------------------------------------------------------------------- monitors and profilers
-
-
-@EVERY_NODE
-@EVERY_MODE
-def test_monitors(mode: str, node: str) -> None:
-    def program(make: MakeNeuron) -> Observed:
-        net = Net(make, mode)
-        seen = {
-            "output": monitor.OutputMonitor(net, neuron.BaseNode),
-            "input": monitor.InputMonitor(net, neuron.BaseNode),
-            "v": monitor.AttributeMonitor("v", False, net, neuron.BaseNode, lambda v: v.clone()),
-        }
-        back = {"in": monitor.GradInputMonitor(net, neuron.BaseNode), "out": monitor.GradOutputMonitor(net, neuron.BaseNode)}
-        observed = net.observe(draw())
-        for name, each in (seen | back).items():
-            assert each.monitored_layers == ["lif1", "lif2"]
-            assert each.records
-            to = observed.exact if name in seen else observed.gradients
-            to |= {f"{name} {i}": record for i, record in enumerate(each.records)}
-            each.close()
-        return observed
-
-    agree(program, *NODES[node])
+# ------------------------------------------------------------------------------------------------------------- profilers
 
 
 class CallOrder(profiler.HookProfiler):
@@ -299,7 +264,7 @@ def test_profilers_find_and_follow_the_neurons(instances: tuple[type, ...], mode
 @EVERY_MODE
 def test_layerwise_profilers_on_a_gpu(mode: str, tmp_path: Path) -> None:
     def profiled(net: Net) -> list[list[str]]:
-        net, x, names = net.cuda(), draw().cuda(), []
+        net, x, names = net.cuda(), draw().cuda().requires_grad_(), []
         for kind in (
             profiler.LayerWiseMemoryProfiler,
             profiler.LayerWiseFPCUDATimeProfiler,
