@@ -228,13 +228,3 @@ def test_the_hosts_register_holds_each_neuron_once_and_nothing_else() -> None:
     copy.deepcopy(net)
     check_reversible(net[1], shape=(3, 8))
     assert known[before:] == [net[1], net[3]]
-
-
-@pytest.mark.parametrize("bad", [{"tau": 0.5}, {"alpha": 2.0}, {"reset_mechanism": "none"}], ids=str)
-def test_a_refused_neuron_is_not_in_the_register(bad: dict) -> None:
-    """The host would raise at every ``utils.reset`` from then on."""
-    net, known = Net(RevLeaky), len(snn.SpikingNeuron.instances)
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        CoupledLeaky(**bad)
-    assert len(snn.SpikingNeuron.instances) == known
-    utils.reset(net)
