@@ -23,6 +23,8 @@ from snn_revplugin.step import state_of, step
 from snn_revplugin.surrogate import AnySurrogate, Surrogate, surrogate_of
 from snn_revplugin.swap import Swap, register_swap
 
+from .snntorch_tools import refuse_in_nir
+
 try:
     import snntorch
 except ImportError as error:
@@ -293,3 +295,4 @@ register_swap(
         ),
     )
 )
+refuse_in_nir(CoupledLeaky)

@@ -29,6 +29,8 @@ from snn_revplugin.step import step
 from snn_revplugin.surrogate import AnySurrogate, Surrogate, surrogate_of
 from snn_revplugin.swap import Swap, register_swap
 
+from .spikingjelly_tools import COUNTED, enter_in_tools, is_counted
+
 try:
     from spikingjelly.activation_based import functional, neuron
     from spikingjelly.activation_based import surrogate as host_surrogate
@@ -124,6 +126,8 @@ class _ReversibleNode(ReversibleNeuron):
     def _dynamics_for(self, x: Tensor, v: Tensor) -> Dynamics | None:
         reason = self.why_plain(x, v, *self._learned())
         dynamics = None
+        if reason is None and is_counted():
+            reason = COUNTED
         if reason is None and self._neuron_precision is not None:
             reason = "SpikingJelly's mixed neuron precision needs its own kernels"
         if reason is None and v.dtype != x.dtype:
@@ -268,6 +272,8 @@ class CoupledLIFNode(ReversibleNeuron, neuron.BaseNode):
 
     def _goes_plain(self, coupled: Coupled, x: Tensor, v: Tensor) -> bool:
         reason = self.why_plain(x, v)
+        if reason is None and is_counted():
+            reason = COUNTED
         if reason is None and coupled.surrogate is None:
             reason = "the surrogate is not a Heaviside step forward, or learns parameters of its own"
         if reason is not None:
@@ -295,10 +301,12 @@ _DYNAMICS = (
     "multi_step_functional_forward",
     "materialize_states",
 )
-for _host, _reversible in (
-    (neuron.IFNode, RevIFNode),
-    (neuron.LIFNode, RevLIFNode),
-    (neuron.ParametricLIFNode, RevParametricLIFNode),
-):
+_PAIRS = {
+    neuron.IFNode: RevIFNode,
+    neuron.LIFNode: RevLIFNode,
+    neuron.ParametricLIFNode: RevParametricLIFNode,
+}
+for _host, _reversible in _PAIRS.items():
     setattr(neuron, _reversible.__name__, _reversible)
     register_swap(Swap(_host, _reversible, _DYNAMICS, swapped=functional.invalidate_reset_cache))
+enter_in_tools(_PAIRS, alone=(CoupledLIFNode,))

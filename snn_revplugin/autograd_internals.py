@@ -71,6 +71,15 @@ def is_transformed() -> bool:
     )
 
 
+def modes_at_work() -> list[Any]:
+    """The ``TorchDispatchMode`` and ``TorchFunctionMode`` objects that see the operations of this thread: counters, say."""
+    dispatch, functions = torch._C._len_torch_dispatch_stack(), torch._C._len_torch_function_stack()
+    if not dispatch and not functions:  # nearly always, and asked at each time step
+        return []
+    modes = [torch._C._get_dispatch_stack_at(i) for i in range(dispatch)]
+    return modes + [torch._C._get_function_stack_at(i) for i in range(functions)]
+
+
 def name_of(node: Node) -> str:
     """The name of a graph node's operation: ``'ConvolutionBackward0'``."""
     return type(node).__name__

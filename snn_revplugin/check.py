@@ -11,7 +11,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .coupled import Coupled, ones
-from .dynamics import Dynamics, Moment
+from .dynamics import Derivative, Dynamics, Learned, Moment
 from .neuron import Reversal, ReversibleNeuron
 from .settings import use_settings
 from .step import step, stretch_of
@@ -108,9 +108,7 @@ def _there_and_back(dynamics: Dynamics, currents: Tensor) -> Reversibility:
     dynamics = copy.copy(dynamics)
     gradient_of_charge = dynamics.gradient_of_charge
 
-    def comparing(
-        grad_h: Tensor, moment: Moment, learned: tuple[bool, ...], out: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+    def comparing(grad_h: Tensor, moment: Moment, learned: Learned, out: Tensor | None = None) -> Derivative:
         right = path[len(currents) - 1 - len(errors)]
         errors.append((moment.before.double() - right.double()).abs().max().item())
         return gradient_of_charge(grad_h, moment, learned, out)

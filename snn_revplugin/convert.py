@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch.nn as nn
 
+from .neuron import ReversibleNeuron
 from .swap import host_class, known_swaps, reversible_class, swap_for
 
 
@@ -64,7 +65,7 @@ def restore(net: nn.Module) -> Conversion:
     """Give every reversible neuron of ``net`` its host's class back, in place: the inverse of :func:`convert`.
 
     Returns:
-        A report of what was swapped back.
+        A report of what was swapped back, and of coupled nodes, which are left.
 
     Raises:
         TypeError: ``net`` is no module.
@@ -82,6 +83,8 @@ def restore(net: nn.Module) -> Conversion:
             if signal is not None:
                 module.reset = signal
             report.swapped[name] = before.__name__, host.__name__
+        elif isinstance(module, ReversibleNeuron):
+            report.left[name] = f"the host has no neuron with the equations of {type(module).__name__}"
     _tell_hosts(net)
     return report
 

@@ -35,6 +35,10 @@ from .spikes import PackedSpikes
 from .surrogate import AnySurrogate
 from .versioned import Versioned
 
+Learned = tuple[bool, ...]  # which of a neuron's parameters need their gradients
+Gradients = tuple[Tensor | None, ...]  # those of the parameters
+Derivative = tuple[Tensor, Tensor, Gradients]  # the gradients at the current, at the potential before, at the parameters
+
 
 class Moment(Protocol):
     """One time step as backward sees it: whatever of it a derivative needs, had when it is asked for."""
@@ -116,13 +120,8 @@ class Dynamics:
         return fired, self.spikes(fired), h, self.reset(h, fired, resets)
 
     def gradient(
-        self,
-        grad_spikes: Tensor | None,
-        grad_v: Tensor | None,
-        moment: Moment,
-        learned: tuple[bool, ...],
-        out: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+        self, grad_spikes: Tensor | None, grad_v: Tensor | None, moment: Moment, learned: Learned, out: Tensor | None = None
+    ) -> Derivative:
         """The step's derivative, in closed form.
 
         Args:
@@ -265,13 +264,8 @@ class Leaky(Dynamics):
         return v.div_(self.decays)
 
     def gradient(
-        self,
-        grad_spikes: Tensor | None,
-        grad_v: Tensor | None,
-        moment: Moment,
-        learned: tuple[bool, ...],
-        out: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+        self, grad_spikes: Tensor | None, grad_v: Tensor | None, moment: Moment, learned: Learned, out: Tensor | None = None
+    ) -> Derivative:
         grad_h, totals = None, (None,) * len(learned)
         if grad_v is not None:
             grad_h, through_spikes, totals = self.gradient_of_reset(grad_v, moment, learned)
@@ -284,9 +278,7 @@ class Leaky(Dynamics):
         grad_x, grad_before, grads = self.gradient_of_charge(grad_h, moment, learned, out)
         return grad_x, grad_before, _both(totals, grads)
 
-    def gradient_of_reset(
-        self, grad_v: Tensor, moment: Moment, learned: tuple[bool, ...]
-    ) -> tuple[Tensor, Tensor | None, tuple[Tensor | None, ...]]:
+    def gradient_of_reset(self, grad_v: Tensor, moment: Moment, learned: Learned) -> tuple[Tensor, Tensor | None, Gradients]:
         if not self.reset_needs_resets:
             return grad_v, None, (None, None, None)
         # The casts here and below are the host's: its spikes and resets may be float32 next to a float64 potential.
@@ -303,9 +295,7 @@ class Leaky(Dynamics):
             grad_factor = _sum_to(-grad_due * (self.spikes(moment.fired) / self.factor / self.factor), self.factor)
         return grad_h, grad_due / self.factor, (None, grad_threshold, grad_factor)
 
-    def gradient_of_fire(
-        self, grad_spikes: Tensor, moment: Moment, learned: tuple[bool, ...]
-    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    def gradient_of_fire(self, grad_spikes: Tensor, moment: Moment, learned: Learned) -> tuple[Tensor, Gradients]:
         h = moment.charged
         grad_binary = grad_spikes * self.factor if self.graded else grad_spikes
         # The host rounds to the dtype that its surrogate's spikes have.
@@ -315,9 +305,7 @@ class Leaky(Dynamics):
         grad_factor = _sum_to(grad_spikes * moment.fired, self.factor) if learned[2] else None
         return grad_z, (None, grad_threshold, grad_factor)
 
-    def gradient_of_charge(
-        self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...], out: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+    def gradient_of_charge(self, grad_h: Tensor, moment: Moment, learned: Learned, out: Tensor | None = None) -> Derivative:
         grad_beta = grad_threshold = None
         if self.reset_kind == "subtract" and learned[1]:
             # The host multiplies the signal with the threshold, in their dtype, before it subtracts.
@@ -387,13 +375,8 @@ class IntegrateAndFire(Dynamics):
         return super().settle(h)
 
     def gradient(
-        self,
-        grad_spikes: Tensor | None,
-        grad_v: Tensor | None,
-        moment: Moment,
-        learned: tuple[bool, ...],
-        out: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+        self, grad_spikes: Tensor | None, grad_v: Tensor | None, moment: Moment, learned: Learned, out: Tensor | None = None
+    ) -> Derivative:
         h = moment.charged
         if grad_v is not None and not self.detach_reset:
             through_reset = grad_v * (-self.threshold if self.v_reset is None else self.v_reset - h)
@@ -406,9 +389,7 @@ class IntegrateAndFire(Dynamics):
                 grad_h = grad_h.add_(grad_v) if self.v_reset is None else grad_h.addcmul_(moment.silent, grad_v)
         return self.gradient_of_charge(grad_h, moment, learned, out)
 
-    def gradient_of_charge(
-        self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...], out: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+    def gradient_of_charge(self, grad_h: Tensor, moment: Moment, learned: Learned, out: Tensor | None = None) -> Derivative:
         return grad_h, grad_h, ()
 
 
@@ -448,9 +429,7 @@ class LeakyIntegrateAndFire(IntegrateAndFire):
             return (h - self.leak(x + rest)) / self.decay
         return (h - x - self.leak(torch.full_like(h, rest))) / self.decay if rest else (h - x) / self.decay
 
-    def gradient_of_charge(
-        self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...], out: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+    def gradient_of_charge(self, grad_h: Tensor, moment: Moment, learned: Learned, out: Tensor | None = None) -> Derivative:
         leaked = self.leak(grad_h, out if self.decay_input else None)
         return leaked if self.decay_input else grad_h, grad_h - leaked, ()
 
@@ -488,9 +467,7 @@ class ParametricLeakyIntegrateAndFire(LeakyIntegrateAndFire):
     def leak(self, difference: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.mul(difference, self.rate, out=out)
 
-    def gradient_of_charge(
-        self, grad_h: Tensor, moment: Moment, learned: tuple[bool, ...], out: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+    def gradient_of_charge(self, grad_h: Tensor, moment: Moment, learned: Learned, out: Tensor | None = None) -> Derivative:
         grad_w = None
         if learned[0]:
             if not self.decay_input:
@@ -543,6 +520,6 @@ def _sum_to(grad: Tensor, parameter: Tensor) -> Tensor:
     return grad.sum_to_size(parameter.shape).to(parameter.dtype)
 
 
-def _both(totals: tuple[Tensor | None, ...], grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+def _both(totals: Gradients, grads: Gradients) -> Gradients:
     """Two sets of parameters' gradients, added."""
     return tuple(b if a is None else a if b is None else a + b for a, b in zip(totals, grads, strict=True))

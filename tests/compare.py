@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn as nn
 from torch import Tensor
@@ -165,3 +166,12 @@ def assert_alive(spikes: Tensor) -> None:
     """A comparison of silent neurons, or of ones that always fire, would show nothing."""
     share = (spikes != 0).double().mean().item()
     assert 0.02 < share < 0.98, f"{share:.0%} of the neurons fired"
+
+
+def nir_content(graph: Any) -> tuple[dict[str, tuple[str, dict[str, Any]]], list[tuple[str, str]]]:
+    """A NIR graph, to be compared: its nodes by name, each as its kind and the values of its fields, and its edges."""
+    nodes = {}
+    for name, node in graph.nodes.items():
+        fields = {key: np.asarray(value).tolist() for key, value in vars(node).items() if not isinstance(value, dict)}
+        nodes[name] = type(node).__name__, fields
+    return nodes, sorted(graph.edges)

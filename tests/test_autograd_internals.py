@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import disable_saved_tensors_hooks, save_on_cpu, saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from snn_revplugin import autograd_internals as internals
@@ -291,6 +292,24 @@ class TestSavedTensors:
         products = [x * torch.ones(3), F.dropout(x, 0.5), x * mask, x * whole[0]]
         found = [alone(each) for each in products]
         assert found == [True, True, False, False]
+
+
+class TestModes:
+    def test_those_of_this_thread_from_the_outside_in(self) -> None:
+        class Functions(TorchFunctionMode):
+            pass
+
+        outer, inner = (internals.Watch(lambda _: None, lambda _: None) for _ in range(2))
+        functions = Functions()
+        assert internals.modes_at_work() == []
+        with outer, functions, inner:
+            assert internals.modes_at_work() == [outer, inner, functions]
+            elsewhere: list[list] = []
+            thread = threading.Thread(target=lambda: elsewhere.append(internals.modes_at_work()))
+            thread.start()
+            thread.join()
+        assert elsewhere == [[]]
+        assert internals.modes_at_work() == []
 
 
 class TestWatching:

@@ -30,11 +30,12 @@ def test_docstrings(name: str) -> None:
     assert result.failed == 0
 
 
-def test_readme() -> None:
-    """One after the other, as a reader would."""
+@pytest.mark.parametrize("page", ["README.md", "docs/tools.md"])
+def test_pages(page: str) -> None:
+    """One example after the other, as a reader would."""
     names: dict = {}
-    for source in EXAMPLES.findall((ROOT / "README.md").read_text()):
-        exec(compile(source, "README.md", "exec"), names)
+    for source in EXAMPLES.findall((ROOT / page).read_text()):
+        exec(compile(source, page, "exec"), names)
 
 
 @pytest.mark.parametrize("script", ["snntorch_digits.py", "spikingjelly_digits.py"])

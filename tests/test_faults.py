@@ -11,7 +11,8 @@ import snntorch as snn
 import torch
 import torch.nn as nn
 from compare import MakeNeuron, Observed, agree
-from spikingjelly.activation_based import functional, neuron, surrogate
+from either_host import clear, potential_of, step_of
+from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 
 from snn_revplugin.adapters.snntorch import RevLeaky
@@ -66,13 +67,10 @@ class Net(nn.Module):
         return torch.stack(outputs)
 
     def potentials(self) -> tuple[Tensor, Tensor]:
-        return (self.lif1.mem, self.lif2.mem) if isinstance(self.lif1, snn.SpikingNeuron) else (self.lif1.v, self.lif2.v)
+        return potential_of(self.lif1), potential_of(self.lif2)
 
     def clear(self) -> None:
-        if isinstance(self.lif1, snn.SpikingNeuron):
-            self.lif1.reset_mem(), self.lif2.reset_mem()
-        else:
-            functional.reset_net(self)
+        clear(self.lif1, self.lif2)
 
 
 def draw() -> Tensor:
@@ -344,12 +342,8 @@ BAD_CALLS: dict[str, Callable[[], tuple]] = {
 def outcome(kind: type, options: dict, arguments: tuple) -> tuple[Any, nn.Module]:
     """What one call gives: its outputs or its error."""
     lif = kind(**options)
-    current, potential = arguments
     try:
-        if isinstance(lif, snn.SpikingNeuron):
-            return lif(current, potential), lif
-        lif.v = potential
-        return (lif(current), lif.v), lif
+        return step_of(lif, *arguments), lif
     except Exception as error:
         return error, lif
 
@@ -370,18 +364,11 @@ def test_calls_that_the_host_would_not_expect(kind: str, name: str) -> None:
     # The next call is right.
     x = torch.full((2, 3), 1.3, requires_grad=True)
     for each in (kinds[0](**options), lif):
-        spikes, v = outcome_of_a_good_call(each, x)
+        spikes, v = step_of(each, x, torch.zeros(2, 3))
         if each is not lif:
             expected = spikes, v
     assert torch.equal(spikes, expected[0])
     assert torch.equal(v, expected[1])
-
-
-def outcome_of_a_good_call(lif: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    if isinstance(lif, snn.SpikingNeuron):
-        return lif(x, torch.zeros(2, 3))
-    lif.reset()
-    return lif(x), lif.v
 
 
 @pytest.mark.parametrize("name", ["beta", "threshold", "graded_spikes_factor"])
@@ -449,7 +436,7 @@ def test_layouts_of_the_input(kind: str, layout: str) -> None:
             if spikes.shape[-3] == 3:
                 above = conv(spikes.flatten(0, 1) if mode == "m" else spikes)
                 seen.append(after(above.unsqueeze(0) if mode == "m" else above))
-            seen += [spikes, lif.mem if isinstance(lif, snn.SpikingNeuron) else lif.v]
+            seen += [spikes, potential_of(lif)]
         sum((each * torch.randn(each.shape)).sum() for each in seen).backward()
         return Observed({str(i): each for i, each in enumerate(seen)}).see_gradients(lif, conv, after, x=x)
 

@@ -11,6 +11,7 @@ import pytest
 import snntorch as snn
 import torch
 import torch.nn as nn
+from either_host import potential_of
 from live_bytes import LiveBytes
 from snntorch import surrogate as snn_surrogate
 from spikingjelly.activation_based import functional, neuron, surrogate
@@ -109,7 +110,7 @@ def chosen_inputs(net: Net, x: Tensor) -> None:
 
 def membranes_kept_by_the_user(net: Net, x: Tensor) -> None:
     y = net(x)
-    kept = [each.mem if isinstance(each, snn.SpikingNeuron) else each.v for each in net.neurons()]
+    kept = [potential_of(each) for each in net.neurons()]
     (y.sum() + sum(each.sum() for each in kept)).backward()
 
 

@@ -72,6 +72,10 @@ class TestImports:
         run(without(other) + f"import snn_revplugin.adapters.{host}\nassert sys.modules[{host!r}]")
 
     @pytest.mark.parametrize("host", HOSTS)
+    def test_an_adapter_needs_no_package_of_its_hosts_tools(self, host: str) -> None:
+        run(without("nir", "nirtorch", "pandas") + f"import snn_revplugin.adapters.{host}")
+
+    @pytest.mark.parametrize("host", HOSTS)
     def test_a_missing_host_is_named_with_its_extra(self, host: str) -> None:
         printed = run(
             without(host) + "try:\n"

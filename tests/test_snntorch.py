@@ -427,7 +427,7 @@ def test_hidden_states_cleared_between_sequences(clear: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("rule", ["BPTT", "TBPTT 1", "TBPTT 4", "TBPTT 4, rate"])
+@pytest.mark.parametrize("rule", ["BPTT", "RTRL", "TBPTT 1", "TBPTT 4", "TBPTT 4, rate"])
 def test_training_by_snntorchs_backprop(rule: str) -> None:
     """Three optimizer steps and more: weights after them agree, and spikes all along."""
     from snntorch import backprop
@@ -440,21 +440,14 @@ def test_training_by_snntorchs_backprop(rule: str) -> None:
         criterion = SF.ce_rate_loss() if "rate" in rule else SF.ce_max_membrane_loss()
         if rule == "BPTT":
             loss = backprop.BPTT(net, data, optimizer, criterion, time_var=True)
+        elif rule == "RTRL":
+            loss = backprop.RTRL(net, data, optimizer, criterion, num_steps=10, time_var=False)
         else:
             steps = int(rule.split()[1].strip(","))
             loss = backprop.TBPTT(net, data, optimizer, criterion, num_steps=10, time_var=False, K=steps)
         return Observed({}, {"loss": loss.detach()} | {name: p.detach() for name, p in net.named_parameters()})
 
     agree(program, snn.Leaky, RevLeaky)
-
-
-def test_instances_hold_ours_once() -> None:
-    lif = RevLeaky(beta=0.9, init_hidden=True)
-    assert [each for each in snn.SpikingNeuron.instances if each is lif] == [lif]
-    lif(torch.randn(2, 3, requires_grad=True))
-    assert lif.mem.requires_grad
-    snn.Leaky.detach_hidden()
-    assert not lif.mem.requires_grad
 
 
 def test_the_tutorials_loop_trains_as_the_hosts_does() -> None:

@@ -14,7 +14,8 @@ import snntorch as snn
 import torch
 import torch.nn as nn
 from compare import MakeNeuron, Observed, agree, assert_path
-from spikingjelly.activation_based import functional, neuron, surrogate
+from either_host import clear, potential_of
+from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -57,13 +58,10 @@ class Net(nn.Module):
         return self.body(x) if self.steps == "m" else torch.stack([self.body(frame) for frame in x])
 
     def potentials(self) -> tuple[Tensor, Tensor]:
-        return (self.lif1.mem, self.lif2.mem) if isinstance(self.lif1, snn.SpikingNeuron) else (self.lif1.v, self.lif2.v)
+        return potential_of(self.lif1), potential_of(self.lif2)
 
     def clear(self) -> None:
-        if isinstance(self.lif1, snn.SpikingNeuron):
-            self.lif1.reset_mem(), self.lif2.reset_mem()
-        else:
-            functional.reset_net(self)
+        clear(self.lif1, self.lif2)
 
 
 def train(

@@ -14,6 +14,7 @@ import snntorch as snn
 import torch
 import torch.nn as nn
 from compare import MakeNeuron, Observed, agree
+from either_host import step_of
 from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 
@@ -74,20 +75,12 @@ class Cell(nn.Module):
             nn.init.constant_(self.weigh.bias, 0.4)
             v, self.currents = torch.zeros(2, 1, 8), []
             for x in self.inputs:
-                spikes, v = self.step(self.below, 2 * x, v)
+                spikes, v = step_of(self.below, 2 * x, v)
                 self.currents.append(self.weigh(spikes))
         self.start = torch.zeros(2, 1, 6, requires_grad=True)
 
-    @staticmethod
-    def step(lif: nn.Module, current: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """One time step, in either host's way."""
-        if isinstance(lif, snn.SpikingNeuron):
-            return lif(current, v)
-        lif.v = v
-        return lif(current), lif.v
-
     def forward(self, t: int, v: Tensor) -> tuple[Tensor, Tensor]:
-        return self.step(self.lif, self.currents[t], v)
+        return step_of(self.lif, self.currents[t], v)
 
     def run(self, v: Tensor, first: int = 0, last: int = T) -> tuple[list[Tensor], list[Tensor]]:
         spikes, potentials = [], []
@@ -337,7 +330,7 @@ def hooks_on_currents_and_spikes(cell: Cell) -> dict:
 def membranes_that_feed_other_layers(cell: Cell) -> dict:
     spikes, v = [], cell.start
     for t in range(T):
-        s, v = cell.step(cell.lif, cell.currents[t] + 0.3 * v, v)
+        s, v = step_of(cell.lif, cell.currents[t] + 0.3 * v, v)
         spikes.append(s)
     weighted(*spikes, v).backward()
     return {"s": spikes}
@@ -346,7 +339,7 @@ def membranes_that_feed_other_layers(cell: Cell) -> dict:
 def spikes_fed_back(cell: Cell) -> dict:
     spikes, s, v = [], torch.zeros(2, 1, 6), cell.start
     for t in range(T):
-        s, v = cell.step(cell.lif, cell.currents[t] - 0.4 * s.roll(1, -1), v)
+        s, v = step_of(cell.lif, cell.currents[t] - 0.4 * s.roll(1, -1), v)
         spikes.append(s)
     weighted(*spikes, v).backward()
     return {"s": spikes}
@@ -356,7 +349,7 @@ def a_synapse_of_the_users_own(cell: Cell) -> dict:
     spikes, current, v = [], torch.zeros(2, 1, 6), cell.start
     for t in range(T):
         current = 0.6 * current + cell.currents[t]
-        s, v = cell.step(cell.lif, current, v)
+        s, v = step_of(cell.lif, current, v)
         spikes.append(s)
     weighted(*spikes, v, current).backward()
     return {"s": spikes}
@@ -382,7 +375,7 @@ def a_current_changed_in_place_after_the_step(cell: Cell) -> dict:
     spikes, v = [], cell.start
     for t in range(T):
         current = cell.currents[t] * 1
-        s, v = cell.step(cell.lif, current, v)
+        s, v = step_of(cell.lif, current, v)
         current.add_(s)
         spikes.append(s + current)
     weighted(*spikes, v).backward()
@@ -411,7 +404,7 @@ def one_neuron_for_two_layers(cell: Cell) -> dict:
     spikes, v, w = [], cell.start, torch.zeros(2, 1, 4)
     for t in range(T):
         s, v = cell(t, v)
-        above, w = cell.step(cell.lif, 1.5 * s[..., 1:5] + 0.3, w)
+        above, w = step_of(cell.lif, 1.5 * s[..., 1:5] + 0.3, w)
         spikes += [s, above]
     weighted(*spikes, v, w).backward()
     return {"s": spikes, "v": [v, w]}
@@ -519,8 +512,8 @@ def _layers(make: MakeNeuron, options: dict, length: int, scale: float = 1.0, bi
     x = (torch.randn(length, 3, 8) + 0.5).requires_grad_()
     v1, v2, record = torch.zeros(3, 8), torch.zeros(3, 6), []
     for frame in x * scale:
-        s1, v1 = Cell.step(below, frame, v1)
-        s2, v2 = Cell.step(lif, weigh(s1) * scale, v2)
+        s1, v1 = step_of(below, frame, v1)
+        s2, v2 = step_of(lif, weigh(s1) * scale, v2)
         record += [s2, v2 / scale]
     seen = torch.stack(record)
     (seen * torch.randn(seen.shape)).sum().backward()
