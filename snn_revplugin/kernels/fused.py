@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ..dynamics import Dynamics, Leaky, LeakyIntegrateAndFire, ParametricLeakyIntegrateAndFire
-from ..spikes import PackedSpikes
+from ..spikes import PackedSpikes, contiguous
 from .form import SURROGATES, Form, form_of
-from .launch import Layout, Parameters, Total, arranged, contiguous, empty, kernels, launch, parameters_in
+from .launch import Layout, Parameters, Total, arranged, empty, kernels, launch, parameters_in
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -141,7 +141,7 @@ class Fused:
         return self._through_charge("charge", None, grad_h, moment, learned)
 
     def gradient_of_fire(self, grad_spikes: Tensor, moment: Any, learned: tuple[bool, ...]) -> Any:
-        layout = _layout_of(moment)
+        layout = _layout_of(moment.state.fired)
         if layout is None:
             return self.plain.gradient_of_fire(grad_spikes, moment, learned)
         h, bits = moment.charged, moment.state.fired.bits
@@ -152,7 +152,7 @@ class Fused:
         return grad_h, totals
 
     def gradient_of_reset(self, grad_v: Tensor, moment: Any, learned: tuple[bool, ...]) -> Any:
-        layout = _layout_of(moment)
+        layout = _layout_of(moment.state.fired)
         if layout is None:
             return self.plain.gradient_of_reset(grad_v, moment, learned)
         h, before, bits = moment.charged, moment.before, moment.state.fired.bits
@@ -168,10 +168,10 @@ class Fused:
     def _through_charge(
         self, part: str, grad_spikes: Tensor | None, grad: Tensor | None, moment: Any, learned: tuple[bool, ...]
     ) -> Any:
-        plain, state, layout = self.plain, moment.state, _layout_of(moment)
+        plain, state, layout = self.plain, moment.state, _layout_of(moment.state.fired)
         below, leaky = state.before, isinstance(plain, Leaky)
         reverses = moment.invertible and not moment.anchored and "before" not in moment.__dict__
-        if reverses and (below.residue is not None or layout is None or not has_bits(below.fired, layout)):
+        if reverses and (below.residue is not None or layout is None or not _lies_in(layout, below.fired)):
             moment.hand_down()
             reverses = False
         if layout is None:
@@ -180,13 +180,13 @@ class Fused:
             return plain.gradient_of_charge(grad, moment, learned)
 
         needs_resets = leaky and plain.has_resets
-        resets_from_bits = needs_resets and plain.delayed and has_bits(below.fired, layout)
+        resets_from_bits = needs_resets and plain.delayed and _lies_in(layout, below.fired)
         given: dict[str, Tensor | None] = {"grad": grad, "grad_spikes": grad_spikes}
         if part == "step" or reverses:
             given["h"] = moment.charged
         if part == "step" and plain.v_reset is not None:
             given["bits"] = state.fired.bits
-        if resets_from_bits or (reverses and has_bits(below.fired, layout)):
+        if resets_from_bits or (reverses and _lies_in(layout, below.fired)):
             given["bits_before"] = below.fired.bits
         reads_current = not leaky and any(learned) and plain.decay_input
         if reverses or reads_current:
@@ -356,14 +356,10 @@ class Fused:
         return ((total * rate * (1 - rate)).to(self.plain.w.dtype),)
 
 
-def _layout_of(moment: Any) -> Layout | None:
-    """The layout in which a step's spikes were packed."""
-    fired = moment.state.fired
-    if 0 in fired.shape or len(fired.shape) == 0:
-        return None
-    return contiguous(fired.shape) if fired.strides is None else fired.strides
+def _layout_of(fired: PackedSpikes) -> Layout | None:
+    """The layout in which a step's spikes were packed; None where no kernel can take the step."""
+    return None if 0 in fired.shape or len(fired.shape) == 0 else fired.layout
 
 
-def has_bits(fired: PackedSpikes | None, layout: Layout) -> bool:
-    """Whether the bits of these spikes lie in a layout."""
-    return fired is not None and (contiguous(fired.shape) if fired.strides is None else fired.strides) == layout
+def _lies_in(layout: Layout, fired: PackedSpikes | None) -> bool:
+    return fired is not None and fired.layout == layout
