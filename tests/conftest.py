@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 # The tensors of these tests are tiny: several threads would spend their time waiting for each other, and a test run beside
 # another one many times its own.
@@ -23,3 +25,36 @@ def _forget_snntorch_neurons() -> Iterator[None]:
     known = list(SpikingNeuron.instances)
     yield
     SpikingNeuron.instances[:] = known
+
+
+@pytest.fixture
+def kernels_on(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kernels in the interpreter unless the test is on a GPU; outputs full of NaN."""
+    from snn_revplugin import use_settings
+    from snn_revplugin.kernels import backend, fused, fused_coupled, launch
+
+    on_gpu = getattr(request.node, "callspec", None) is not None and request.node.callspec.params.get("device") == "cuda"
+    monkeypatch.setattr(backend, "INTERPRETED", not on_gpu)
+    make = launch.empty
+
+    def poisoned(*args: Any) -> Tensor:
+        tensor = make(*args)
+        return tensor.fill_(0xA5 if tensor.dtype is torch.uint8 else float("nan"))
+
+    for module in (launch, fused, fused_coupled):
+        monkeypatch.setattr(module, "empty", poisoned)
+    with use_settings(backend="auto"):
+        yield
+
+
+@pytest.fixture
+def capability(request: pytest.FixtureRequest, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Triton compiles for this compute capability."""
+    from on_kernels import NoDevice
+    from triton.runtime.driver import driver
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    before = driver.active if torch.cuda.is_available() else None
+    driver.set_active(NoDevice(request.param))
+    yield request.param
+    driver.set_active(before)

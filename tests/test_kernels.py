@@ -7,16 +7,16 @@ that is not written shows.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from compare import assert_alive, assert_close, assert_exact
+from on_kernels import ON_EVERY_DEVICE, assert_trains_alike, launches, trained
 from torch import Tensor
 
 from snn_revplugin import Settings, check_reversible, explain, use_settings
@@ -41,16 +41,8 @@ from snn_revplugin.step import step
 from snn_revplugin.surrogate import Surrogate, surrogate_of
 
 pytest.importorskip("triton", reason="Triton is not installed")
+pytestmark = pytest.mark.usefixtures("kernels_on")
 
-DEVICES = [
-    pytest.param("cpu", id="interpreter"),
-    pytest.param(
-        "cuda",
-        id="gpu",
-        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")],
-    ),
-]
-ON_EVERY_DEVICE = pytest.mark.parametrize("device", DEVICES)
 SHAPES = [(1,), (7,), (2, 4), (3, 3), (5, 205)]
 ATAN, SIGMOID = Surrogate("atan", (2.0,), keeps_dtype=False), Surrogate("sigmoid", (4.0,), strict=False)
 
@@ -104,23 +96,6 @@ FEW = [
     "Leaky subtract", "Leaky subtract vectors graded", "Leaky zero graded", "Leaky subtract at once graded", "IF soft",
     "LIF hard -0.3", "LIF hard 0.0 detached input kept", "PLIF soft", "PLIF hard -0.3 input kept",
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _kernels_on(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Kernels in the interpreter unless the test is on a GPU; outputs full of NaN."""
-    on_gpu = getattr(request.node, "callspec", None) is not None and request.node.callspec.params.get("device") == "cuda"
-    monkeypatch.setattr(backend, "INTERPRETED", not on_gpu)
-    make = launch.empty
-
-    def poisoned(*args: Any) -> Tensor:
-        tensor = make(*args)
-        return tensor.fill_(0xA5 if tensor.dtype is torch.uint8 else float("nan"))
-
-    for module in (launch, sys.modules["snn_revplugin.kernels.fused"]):
-        monkeypatch.setattr(module, "empty", poisoned)
-    with use_settings(backend="auto"):
-        yield
 
 
 def fused(dynamics: Dynamics) -> Fused:
@@ -261,27 +236,6 @@ def test_packing(count: int, dtype: torch.dtype, device: str) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- backward
-
-
-def trained(run: Callable[[], tuple[list[Tensor], list[Tensor]]], backend_: str) -> tuple[list[Tensor], list[Tensor | None]]:
-    """The outputs of a program and the gradients of its leaves, under a backend."""
-    with use_settings(backend=backend_):
-        outputs, leaves = run()
-        torch.manual_seed(7)
-        loss = sum((each.double() * torch.randn(each.shape, dtype=torch.float64).to(each.device)).sum() for each in outputs)
-        for leaf in leaves:
-            leaf.grad = None
-        loss.backward()
-    return [each.detach() for each in outputs], [leaf.grad for leaf in leaves]
-
-
-def assert_trains_alike(run: Callable[[], tuple[list[Tensor], list[Tensor]]], tolerance: float | None = None) -> None:
-    (plain, grads), (ours, our_grads) = trained(run, "torch"), trained(run, "triton")
-    for i, (a, b) in enumerate(zip(plain, ours, strict=True)):
-        assert_exact(f"output {i}", a, b)
-    largest = max(each.abs().max().item() for each in grads if each is not None)
-    for i, (a, b) in enumerate(zip(grads, our_grads, strict=True)):
-        assert_close(f"leaf {i}", a, b, tolerance, floor=largest)
 
 
 def network(T: int, shape: tuple[int, ...], device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -551,64 +505,7 @@ def test_a_reversible_neuron_in_the_interpreter() -> None:
 # ------------------------------------------------------------------------------------------------------ ahead of time
 
 
-class Launch(NamedTuple):
-    """A launch as it was made."""
-
-    kernel: str
-    arguments: dict[str, Any]
-    constants: dict[str, Any]
-
-    @property
-    def kind(self) -> tuple:
-        return self.kernel, self.constants.get("PART"), *(value is None for value in self.arguments.values())
-
-
-def launches(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> dict[tuple, Launch]:
-    """What a program launches in the interpreter, one launch of every kind."""
-    seen: dict[tuple, Launch] = {}
-    interpreted = type(launch.kernels(True).forward_kernel)
-    original = interpreted.run
-
-    def spy(self: Any, *args: Any, grid: Any, warmup: bool, **constants: Any) -> Any:
-        made = Launch(self.__name__, dict(zip(self.arg_names, args, strict=False)), constants)
-        seen[made.kind] = made
-        return original(self, *args, grid=grid, warmup=warmup, **constants)
-
-    monkeypatch.setattr(interpreted, "run", spy)
-    run()
-    return seen
-
-
-class NoDevice:
-    """All that Triton asks of a device when it compiles for one."""
-
-    def __init__(self, capability: int) -> None:
-        self.capability = capability
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", self.capability, 32)
-
-    def get_current_device(self) -> int:
-        return self.capability  # what is compiled is remembered by device
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
-@pytest.fixture
-def capability(request: pytest.FixtureRequest, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Triton compiles for this compute capability."""
-    from triton.runtime.driver import driver
-
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    before = driver.active if torch.cuda.is_available() else None
-    driver.set_active(NoDevice(request.param))
-    yield request.param
-    driver.set_active(before)
-
-
+@pytest.mark.ahead_of_time
 @pytest.mark.parametrize("capability", [80, 90], indirect=True)
 @pytest.mark.parametrize(("name", "dtype", "neurons"), [
     ("Leaky subtract vectors graded", torch.float32, 2**31 + 16), ("Leaky zero at once graded", torch.float32, 1),

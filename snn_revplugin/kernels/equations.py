@@ -186,7 +186,10 @@ def reset(h, s, r, threshold, factor, v_reset, NEURON: tl.constexpr):
     elif NEURON.reset == "soft":
         return rounded(h - rounded(s * threshold, NEURON.charged), NEURON.charged)
     elif NEURON.reset == "hard":
-        kept = rounded((1 - s) * h, NEURON.charged)
+        if NEURON.charge == "coupled":
+            kept = h - h * s  # of an infinite potential NaN is left, as by torch's addcmul
+        else:
+            kept = rounded((1 - s) * h, NEURON.charged)
         if not NEURON.to_zero:
             kept = rounded(kept + rounded(s * v_reset, NEURON.charged), NEURON.charged)
         return kept

@@ -62,7 +62,7 @@ def launch(kernel: Any, count: int, *arguments: Any, like: Tensor, form: Form | 
     Multiplications and additions are not fused: a potential on its threshold must round as the host's does.
     """
     if form is not None:
-        constants |= {"NEURON": _for_triton(form), "WIDE": count + BITS * ROWS >= 2**31}
+        constants = {"NEURON": _for_triton(form), "WIDE": count + BITS * ROWS >= 2**31} | constants
     with _surroundings(like):
         kernel[(blocks(count),)](*arguments, **constants, ROWS=ROWS, num_warps=WARPS, enable_fp_fusion=False)
 
