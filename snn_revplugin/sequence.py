@@ -56,6 +56,8 @@ def sequence(
         raise ValueError(f"dynamics: {type(dynamics).__name__} with a reset at once that looks back is for single steps only")
     value = recipe_of(currents, reversal)
     dynamics = arithmetic(dynamics, currents, potential, reversal.ledger)
+    if dynamics.fused:
+        value = dynamics.had_again(value, currents, potential)
     outputs = _Sequence.apply(currents, potential, Call(dynamics, value, with_path, reversal), *dynamics.parameters)
     return outputs if with_path else (*outputs, None)
 
@@ -90,7 +92,7 @@ class _Sequence(torch.autograd.Function):
         start = ctx.potential.get(INITIAL)
         gradients, learned = (grad_spikes, grad_last, grad_path), ctx.needs_input_grad[3:]
         grad_currents, grad_v, totals = _backward(
-            call.dynamics, call.currents, ctx.charged, start, ctx.types[0], gradients, learned
+            call.dynamics, call.currents, ctx.charged, start, ctx.types[0], gradients, learned, getattr(ctx, FIRED).packed
         )
         let_go(ctx, "call", "charged", "potential", FIRED)
         return grad_currents, grad_v.to(ctx.types[1]), None, *totals
@@ -127,12 +129,12 @@ def _forward(
 
 def _backward(
     dynamics: Dynamics, currents: Value | None, charged: Tensor | None, start: Tensor, dtype: torch.dtype,
-    gradients: tuple[Tensor | None, Tensor | None, Tensor | None], learned: tuple[bool, ...],
+    gradients: tuple[Tensor | None, Tensor | None, Tensor | None], learned: tuple[bool, ...], fired: PackedSpikes,
 ) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:  # fmt: skip
     """The gradients at the currents (in ``dtype``), at the first potential and at the parameters."""
     if dynamics.fused:
         if dynamics.takes_sequence(start, dtype):
-            return dynamics.gradient_of_sequence(currents, charged, start, dtype, *gradients, learned)
+            return dynamics.gradient_of_sequence(currents, charged, start, dtype, *gradients, learned, fired)
         dynamics = dynamics.plain
     grad_spikes, grad_v, grad_path = gradients
     ours = currents is not None

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn as nn
 from compare import assert_alive, assert_close, assert_exact
 from on_kernels import ON_EVERY_DEVICE, assert_trains_alike, launches, trained
 from torch import Tensor
@@ -31,10 +32,11 @@ from snn_revplugin.dynamics import (
 )
 from snn_revplugin.kernels import backend, launch
 from snn_revplugin.kernels.backend import arithmetic
-from snn_revplugin.kernels.form import DTYPES, SURROGATES
+from snn_revplugin.kernels.form import DTYPES, JUMPING, SURROGATES
 from snn_revplugin.kernels.fused import Fused
 from snn_revplugin.ledger import Ledger
 from snn_revplugin.neuron import Reversal
+from snn_revplugin.replay import Normed
 from snn_revplugin.sequence import sequence
 from snn_revplugin.spikes import PackedSpikes
 from snn_revplugin.step import step
@@ -355,6 +357,95 @@ def test_the_bits_of_a_sequence(T: int, count: int, device: str) -> None:
         expected = PackedSpikes(spikes.bool())
     assert (packed.shape, packed.strides, packed.dtype) == (expected.shape, expected.strides, expected.dtype)
     assert torch.equal(packed.bits, expected.bits)
+
+
+def normed(
+    dynamics: Dynamics, T: int, shape: tuple[int, ...], device: str, *, training: bool = True, affine: bool = True,
+    layout: Callable[[Tensor], Tensor] = lambda t: t,
+) -> Any:  # fmt: skip
+    """A program of one call of T steps whose currents a batch norm gives out."""
+    torch.manual_seed(2)
+    weigh, norm = nn.Conv1d(2, shape[1], 3, padding=1, device=device), nn.BatchNorm1d(shape[1], affine=affine, device=device)
+    data, start = torch.randn(T, shape[0], 2, shape[2], device=device) + 0.5, torch.randn(shape, device=device)
+    if affine:
+        nn.init.uniform_(norm.weight, 0.5, 2.0)
+    norm.train(training)
+
+    def run() -> tuple[list[Tensor], list[Tensor]]:
+        currents = norm(layout(weigh(data.flatten(0, 1)) * 3 + 2)).unflatten(0, (T, shape[0]))
+        spikes, last, _ = sequence(dynamics, currents, start, Reversal())
+        assert_alive(spikes)
+        leaves = [weigh.weight, *norm.parameters(), *dynamics.parameters]
+        return [spikes, last], [each for each in leaves if each.requires_grad]
+
+    return run
+
+
+@pytest.fixture
+def norms_read(monkeypatch: pytest.MonkeyPatch) -> list[Normed]:
+    """The batch norms whose input a kernel has read in the place of their output."""
+    read, channels = [], Normed.channels
+
+    def seen(self: Normed) -> tuple[Tensor, Tensor, Tensor]:
+        read.append(self)
+        return channels(self)
+
+    def forbidden(self: Normed) -> None:
+        raise AssertionError("the norm's output was computed again")
+
+    monkeypatch.setattr(Normed, "channels", seen)
+    monkeypatch.setattr(Normed, "value", forbidden)
+    return read
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize(("T", "shape"), [(1, (2, 4, 6)), (2, (2, 3, 4)), (9, (2, 4, 5)), (33, (4, 2, 1))], ids=str)
+@pytest.mark.parametrize("name", [name for name in IN_SEQUENCES if "vectors" not in name])
+def test_a_sequence_reads_the_norms_input(
+    name: str, T: int, shape: tuple[int, ...], device: str, norms_read: list[Normed]
+) -> None:
+    # The currents differ in their last bits, and the bias's gradient is a sum over all neurons and steps, which may cancel.
+    assert_trains_alike(normed(CASES[name](device, torch.float32, shape[-1]), T, shape, device), 5e-5)
+    assert len(norms_read) == 1
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize("options", [
+    {"training": False}, {"affine": False}, {"training": False, "affine": False},
+    {"layout": lambda t: t.transpose(1, 2).contiguous().transpose(1, 2)},
+], ids=["evaluation", "no weight", "evaluation, no weight", "channels last"])  # fmt: skip
+@pytest.mark.parametrize("name", ["PLIF soft", "LIF hard -0.3"])
+def test_a_sequence_reads_any_norms_input(name: str, options: dict[str, Any], device: str, norms_read: list[Normed]) -> None:
+    assert_trains_alike(normed(CASES[name](device, torch.float32, 5), 9, (2, 4, 5), device, **options))
+    assert len(norms_read) == 1
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize("name", sorted(JUMPING))
+def test_a_derivative_that_jumps_is_taken_at_the_very_potential(name: str, device: str, norms_read: list[Normed]) -> None:
+    """... and so is anything where a step's spikes fill no whole bytes."""
+    given = {"sparse_fast_sigmoid": (25.0, 0.25), "piecewise_leaky_relu": (0.5, 0.01), "s2nn": (4.0, 1.0),
+             "leaky_k_relu": (0.1, 1.5), "heaviside": ()}.get(name, (2.5,))  # fmt: skip
+    dynamics = IntegrateAndFire(Surrogate(name, given, strict=False), 0.8, 0.0)
+    assert_trains_alike(normed(dynamics, 4, (2, 4, 5), device))
+    assert_trains_alike(normed(IntegrateAndFire(SIGMOID, 0.8, 0.0), 4, (1, 3, 5), device))
+    assert not norms_read
+
+
+@ON_EVERY_DEVICE
+def test_spikes_are_not_decided_again_by_the_norms_input(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Potentials on the threshold, and an input that is a little off: gradients are those of the spikes that were given."""
+    off = 1 + 1e-6
+    monkeypatch.setattr(Normed, "channels", lambda self, known=Normed.channels: tuple(each * off for each in known(self)))
+    dynamics = IntegrateAndFire(SIGMOID, 1.0, 0.0)
+    norm, data = nn.BatchNorm1d(2, device=device).eval(), torch.ones(5, 4, 2, device=device)
+    norm.running_var.fill_(1 - norm.eps)
+
+    def run() -> tuple[list[Tensor], list[Tensor]]:
+        currents = norm(data.flatten(0, 1)).view_as(data)  # exactly one: every neuron fires at every step
+        return list(sequence(dynamics, currents, torch.zeros_like(data[0]), Reversal())[:2]), list(norm.parameters())
+
+    assert_trains_alike(run)
 
 
 @ON_EVERY_DEVICE

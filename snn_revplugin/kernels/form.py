@@ -59,6 +59,11 @@ SURROGATES: dict[str, Callable[..., tuple[float, ...]]] = {
     "log_tailed_relu": lambda alpha: (alpha,),
     "rect": lambda alpha: (alpha, 0.5 / alpha),
 }
+# Those whose derivative jumps somewhere, and so must be taken at the very potential of the first time.
+JUMPING = frozenset((
+    "triangular", "heaviside", "sparse_fast_sigmoid", "piecewise_leaky_relu", "s2nn", "leaky_k_relu", "rect",
+    "fake_numerical_gradient", "log_tailed_relu",
+))  # fmt: skip
 ROUNDINGS = ("left", "decayed", "summed", "due", "charged", "difference_before", "difference", "spikes", "product", "after")
 
 

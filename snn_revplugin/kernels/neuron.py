@@ -15,6 +15,7 @@ from .equations import (
     gradient_of_charge,
     gradient_of_fire,
     gradient_of_step,
+    index_of_parameter,
     load,
     packed,
     parameters,
@@ -161,9 +162,28 @@ def step_backward_kernel(
         give_total(grad_factor_ptr, first, tile, mask, of_factor, NEURON.factor_held == "each")
 
 
+@triton.jit
+def fired_at(h, threshold, bits_ptr, at, rows, row_mask, NEURON: tl.constexpr):
+    """The spikes of a step of a sequence: kept, or else decided from ``h``."""
+    if bits_ptr is not None:
+        return unpacked(bits_ptr + at // 8, rows, row_mask)
+    else:
+        return fires(above(h, threshold, NEURON.difference, NEURON), NEURON)
+
+
+@triton.jit
+def fired_before(v, s, threshold, bits_ptr, NEURON: tl.constexpr):
+    """What the reset of the next charge acts on: the spikes of the step before, kept or decided from ``v``."""
+    if bits_ptr is not None:
+        return s
+    else:
+        return fires(above(v, threshold, NEURON.difference_before, NEURON), NEURON)
+
+
 @triton.jit(do_not_specialize=["T"])
 def sequence_backward_kernel(
-    x_ptr, h_ptr, start_ptr, grad_spikes_ptr, grad_last_ptr, grad_path_ptr,
+    x_ptr, mean_ptr, scale_ptr, bias_ptr, channel, channels, bits_ptr, h_ptr, start_ptr,
+    grad_spikes_ptr, grad_last_ptr, grad_path_ptr,
     decay, threshold, factor, inner, size, v_reset, rest, c0, c1, c2,
     grad_x_ptr, grad_start_ptr, grad_decay_ptr, grad_threshold_ptr, grad_factor_ptr,
     T, N, NEURON: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
@@ -171,8 +191,11 @@ def sequence_backward_kernel(
     """T time steps backward: up to the charged potentials, written to ``h`` [T, N], and down again to the gradients.
 
     ``h`` may be ``x`` itself, and ``grad_x`` may be ``h``. With ``x`` None the charged potentials are there already.
+
+    With ``mean`` the current is ``(x - mean) scale + bias``, of each of ``channels`` channels, ``channel`` neurons in a row
+    each. Rounding may differ from that of the first time, so no spike is decided again: they are ``bits``, whole bytes a step.
     """
-    first, _, tile, mask, _ = tile_of(N, ROWS)
+    first, rows, tile, mask, row_mask = tile_of(N, ROWS)
     a, theta, f, v_reset, rest = parameters(
         decay, threshold, factor, inner, size, v_reset, rest, first, tile, mask, NEURON, WIDE
     )
@@ -180,14 +203,21 @@ def sequence_backward_kernel(
     zero = tl.full((ROWS, 8), 0.0, tl.float32)
 
     if x_ptr is not None:
-        v = start
+        v, r = start, fires(above(start, theta, NEURON.difference_before, NEURON), NEURON)
         up = first
+        if mean_ptr is not None:
+            index = index_of_parameter(first, tile, channel, channels, WIDE)
+            mean, scale = load(mean_ptr, index, mask), load(scale_ptr, index, mask)
+            bias = load(bias_ptr, index, mask)
         for _ in range(T):
             x = load(x_ptr + up, tile, mask)
-            r = fires(above(v, theta, NEURON.difference_before, NEURON), NEURON)
+            if mean_ptr is not None:
+                x = (x - mean) * scale + bias
             h = charge(x, v, r, a, theta, rest, NEURON)
             store(h_ptr + up, tile, h, mask)
-            v = reset(h, fires(above(h, theta, NEURON.difference, NEURON), NEURON), r, theta, f, v_reset, NEURON)
+            s = fired_at(h, theta, bits_ptr, up, rows, row_mask, NEURON)
+            v = reset(h, s, r, theta, f, v_reset, NEURON)
+            r = fired_before(v, s, theta, bits_ptr, NEURON)
             up += N
         tl.debug_barrier()  # a block's threads may meet again what others of them wrote
 
@@ -204,12 +234,15 @@ def sequence_backward_kernel(
         if grad_spikes_ptr is not None:
             grad_spikes = load(grad_spikes_ptr + down, tile, mask)
         z = above(h, theta, NEURON.difference, NEURON)
-        s = fires(z, NEURON)
+        s = fired_at(h, theta, bits_ptr, down, rows, row_mask, NEURON)
         more = down >= N  # there is a step before; at the first one, its own row is read once more for nothing
-        h_before = load(h_ptr + tl.where(more, down - N, down), tile, mask)
-        s_before = fires(above(h_before, theta, NEURON.difference, NEURON), NEURON)
+        below = tl.where(more, down - N, down)
+        h_before = load(h_ptr + below, tile, mask)
+        s_before = fired_at(h_before, theta, bits_ptr, below, rows, row_mask, NEURON)
         v = tl.where(more, reset(h_before, s_before, zero, theta, f, v_reset, NEURON), start)
-        r = fires(above(v, theta, NEURON.difference_before, NEURON), NEURON)
+        r = fired_before(v, s_before, theta, bits_ptr, NEURON)
+        if bits_ptr is not None:
+            r = tl.where(more, r, fires(above(start, theta, NEURON.difference_before, NEURON), NEURON))
         grad_h, grad_z = gradient_of_step(grad_spikes, grad, h, z, s, theta, f, v_reset, c0, c1, c2, NEURON)
         grad_x, grad = gradient_of_charge(grad_h, r, a, NEURON)
         store(grad_x_ptr + down, tile, grad_x, mask)
