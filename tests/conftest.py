@@ -1,7 +1,11 @@
-"""What every test needs: one thread, and the hosts' global registers left as they were found."""
+"""What every test needs: one thread, and the hosts' global registers left as they were found. And the kernels: with
+``TRITON_INTERPRET=1`` in the environment every neuron of the suite that a kernel can take runs in Triton's interpreter; a
+line at the end of a run tells what ran where.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +16,37 @@ from torch import Tensor
 # The tensors of these tests are tiny: several threads would spend their time waiting for each other, and a test run beside
 # another one many times its own.
 torch.set_num_threads(1)
+
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+KERNELS = {
+    "gpu": "on a GPU",
+    "interpreter": "in Triton's interpreter",
+    "ahead_of_time": "compiled ahead of time",
+}  # marker: where its tests run
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Tell how many tests of the kernels ran where; of those of other processes (pytest-xdist) as well."""
+    told = []
+    for marker, where in KERNELS.items():
+        counts = {}
+        for outcome in ("passed", "failed", "error", "skipped"):
+            reports = terminalreporter.stats.get(outcome, ())
+            counts[outcome] = sum(marker in getattr(each, "keywords", ()) for each in reports)
+        skipped = counts.pop("skipped")
+        told.append(f"{sum(counts.values())} {where}{f' ({skipped} skipped)' * bool(skipped)}")
+    terminalreporter.write_line("kernel tests: " + ", ".join(told))
+    if INTERPRETED:
+        terminalreporter.write_line("TRITON_INTERPRET=1: the neurons of all other tests too, where a kernel could take them")
+
+
+@pytest.fixture(autouse=INTERPRETED)
+def _neurons_in_the_interpreter() -> Iterator[None]:
+    from snn_revplugin import use_settings
+
+    with use_settings(backend="auto"):
+        yield
 
 
 @pytest.fixture(autouse=True)
