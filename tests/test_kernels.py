@@ -612,6 +612,8 @@ def test_compiling_ahead_of_time(
         trained(steps(dynamics, 2, (2, 8), "cpu", dtype), "triton")
         if name in IN_SEQUENCES:
             trained(whole(dynamics, 2, (2, 8), "cpu", dtype=dtype, with_path=True), "triton")
+        if name in IN_SEQUENCES and dtype is torch.float32:
+            trained(normed(dynamics, 2, (3, 2, 8), "cpu"), "triton")
         code = launch.kernels(True)
         bits = torch.empty(1, dtype=torch.uint8)
         launch.pack(code, torch.ones(8), bits)
