@@ -43,6 +43,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .spikes import PackedSpikes
 from .surrogate import AnySurrogate, Surrogate
 
 SMALLEST_ALPHA = 2.0**-6  # one step of the inverse loses about 2 log2(1 / alpha) bits: half of float32's 24 here
@@ -81,6 +82,9 @@ class Coupled:
     detach_reset: bool = False
     surrogate: AnySurrogate | None = ATAN
     split_dim: int = 1
+
+    parameters = ()
+    fused = False  # whether these are kernels in the equations' place, see snn_revplugin.kernels
 
     def __post_init__(self) -> None:
         if not 1 <= self.tau < math.inf:
@@ -163,7 +167,8 @@ class Coupled:
         passed = self.passed(x[0])
         m1 = self.charge(v[0], passed, 1 / (self.tau * self.beta))
         s1 = self._fire(m1, fired[0])
-        torch.add(s1, x[1], alpha=self.beta, out=y[0])
+        x2, alpha = weighed(x[1], self.beta)
+        torch.add(s1, x2, alpha=alpha, out=y[0])
         after1 = self._reset(m1, s1, v[1], out=after[0])
         m2 = self.charge(after1, y[0], 1 / self.tau)
         s2 = self._fire(m2, fired[1])
@@ -209,6 +214,35 @@ class Coupled:
         after1 = self._reset(self.charge_first(y, spikes, v, charged[0]), spikes[0], v[1])
         return after1, self._reset(self.charge_second(y, after1, charged[1]), spikes[1], v[0])
 
+    def opened(self, potential: Tensor) -> Pair:
+        """A potential as :meth:`taken_again` and :meth:`gradient_of_step` take it."""
+        return self.halves(potential)
+
+    def taken_again(self, y: Tensor, fired: PackedSpikes, v: Pair) -> Pair:
+        """:meth:`again`, from what is kept of a step."""
+        return self.again(self.halves(y), self.halves(fired.binary()), v)
+
+    def inputs_from(self, fired: PackedSpikes, time: bool, y: Tensor) -> Tensor:
+        """:meth:`inputs`, from what is kept."""
+        return self.inputs(y, fired.binary(), time)
+
+    def gradient_of_step(
+        self, y: Tensor, fired: PackedSpikes, before: Pair, after: Pair, grad_y: Tensor | None, grad_v: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients at a step's input and at the potential before it.
+
+        Args:
+            y, fired: what is kept of the step.
+            before, after: the potentials ``v`` and ``v'``.
+            grad_y, grad_v: the gradients at ``y`` and ``v'``; not both None.
+        """
+        ys, spikes = self.halves(y), self.halves(fired.binary())
+        charged = self.charge_first(ys, spikes, before), self.charge_second(ys, after[0])
+        given = (None if each is None else self.halves(each) for each in (grad_y, grad_v))
+        gradients = torch.empty_like(y), torch.empty_like(y)
+        self.gradient(charged, spikes, *given, *(self.halves(each) for each in gradients))
+        return gradients
+
     def charge_first(self, y: Pair, spikes: Pair, v: Pair, out: Tensor | None = None) -> Tensor:
         """``m1`` from the step's output and spikes and the potential before it."""
         return self.charge(v[0], y[1] - spikes[1], 1 / (self.tau * self.beta), out)
@@ -252,7 +286,8 @@ class Coupled:
 
     def passed(self, x: Tensor) -> Tensor:
         """``beta x``, rounded so that it comes back from a sum with a spike."""
-        return torch.add(x.new_ones(()), x, alpha=self.beta).sub_(1)
+        x, alpha = weighed(x, self.beta)
+        return torch.add(x.new_ones(()), x, alpha=alpha).sub_(1)
 
     def charge(self, v: Tensor, x: Tensor, weight: float, out: Tensor | None = None) -> Tensor:
         """``leak v + weight x``."""
@@ -266,7 +301,7 @@ class Coupled:
     def _reset(self, m: Tensor, s: Tensor, other: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """``R(m, s)``, plus alpha times the other half's potential if that is given."""
         if self.v_reset is None:
-            kept = add_weighted_(torch.clone(m) if out is None else out.copy_(m), s, -self.v_threshold)
+            kept = add_weighted_(torch.clone(m) if out is None else out.copy_(m), s, -self.v_threshold, binary=True)
         else:
             kept = torch.addcmul(m, m, s, value=-1, out=out)  # exactly zero or m
             if self.v_reset:
@@ -288,11 +323,22 @@ class Coupled:
         return torch.addcmul(grad_m, grad_after, 1 - s, out=m)
 
 
-def add_weighted_(a: Tensor, b: Tensor, weight: float) -> Tensor:
-    """``a += weight b``, in the same bits wherever in memory the elements lie."""
-    if a.dtype in FULL:
-        return a.add_(b, alpha=weight)
-    return a.add_(b * weight)  # torch's kernels for short mantissas round the weight in some layouts only
+def weighed(b: Tensor, weight: float, binary: bool = False) -> tuple[Tensor, float]:
+    """``weight b`` as the second operand of a sum and its ``alpha``, so that ``weight b`` rounds before the sum does.
+
+    Torch's own kernels round once or twice, as the processor has it; a spike must not depend on that. Where the product is
+    exact there is nothing to round: of a power of two, and of zeros and ones (``binary``). Not for short mantissas, where
+    they round the weight as well, in some layouts.
+    """
+    if b.dtype in FULL and (binary or math.frexp(abs(weight))[0] == 0.5):
+        return b, weight
+    return b * weight, 1
+
+
+def add_weighted_(a: Tensor, b: Tensor, weight: float, binary: bool = False) -> Tensor:
+    """``a += weight b``, in the same bits on every device; see :func:`weighed`."""
+    b, alpha = weighed(b, weight, binary)
+    return a.add_(b, alpha=alpha)
 
 
 def ones(fired: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,6 +16,7 @@ from . import autograd_internals as internals
 from .coupled import Coupled, Pair, ones
 from .coupled_step import Outputs, rebuilt_input
 from .function import differentiated_once, let_go
+from .kernels import arithmetic
 from .neuron import Reversal
 from .replay import FIRED, Recipe, give_back
 from .spikes import PackedSpikes
@@ -40,7 +41,7 @@ def coupled_sequence(coupled: Coupled, currents: Tensor, potential: Tensor, reve
     Raises:
         ValueError: the inputs cannot be split in halves.
     """
-    call = Call(coupled)
+    call = Call(arithmetic(coupled, currents, potential, reversal.ledger))
     outputs, last = _CoupledSequence.apply(currents, potential, call)
     give_back(currents, call.input(), reversal)
     reversal.ledger.took_coupled(call.fired, steps=len(currents))
@@ -60,18 +61,26 @@ class Call:
 
     def run(self, currents: Tensor, potential: Tensor) -> tuple[Tensor, Tensor]:
         """All steps forward: the outputs and the last potential."""
+        self.start = Versioned(initial(potential))
+        if self.coupled.fused and not self.coupled.takes(currents, potential):
+            self.coupled = self.coupled.plain
+        if self.coupled.fused:
+            outputs, self.fired, last = self.coupled.sequence(currents, potential)
+            self.outputs = Outputs(outputs)
+            return outputs, last
         outputs = torch.empty_like(currents)
         fired = torch.empty_like(outputs, dtype=torch.bool)
         v = self.coupled.halves(potential)
         for x, y, s in zip(self._steps(currents), self._steps(outputs), self._steps(fired), strict=True):
             v = self.coupled.step_into(x, v, y, s)
         self.outputs, self.fired = Outputs(outputs), PackedSpikes(fired, outputs.dtype)
-        self.start = Versioned(initial(potential))
         return outputs, torch.cat(v, self.coupled.split_dim)
 
     def gradient(self, grad_outputs: Tensor | None, grad_last: Tensor | None) -> tuple[Tensor, Tensor]:
         """The gradients at the inputs and at the first potential."""
         coupled, outputs = self.coupled, self.outputs.value()
+        if coupled.fused:
+            return coupled.gradient_of_sequence(outputs, self.fired, self.start.get(INITIAL), grad_outputs, grad_last)
         charged = torch.empty_like(outputs)
         fired, ms = self._steps(self.fired.fired()), self._steps(charged)
         v = coupled.halves(self.start.get(INITIAL))

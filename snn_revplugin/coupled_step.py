@@ -19,8 +19,9 @@ from torch import Tensor
 from . import autograd_internals as internals
 from .coupled import Coupled, Pair
 from .function import differentiated_once, let_go
+from .kernels import arithmetic
 from .neuron import Reversal
-from .replay import FIRED, Recipe, Spikes, Value, give_back
+from .replay import FIRED, Recipe, Value, give_back
 from .scratch import scratch
 from .settings import get_settings
 from .spikes import PackedSpikes
@@ -57,7 +58,7 @@ def rebuilt_input(coupled: Coupled, outputs: Outputs, fired: PackedSpikes, time:
     Args:
         time: whether they are those of several time steps, ``[T, ...]``.
     """
-    return Recipe(partial(coupled.inputs, time=time), (outputs, Spikes(fired)))
+    return Recipe(partial(coupled.inputs_from, fired, time), (outputs,))
 
 
 def coupled_step(coupled: Coupled, current: Tensor, potential: Tensor, reversal: Reversal) -> tuple[Tensor, Tensor]:
@@ -76,6 +77,7 @@ def coupled_step(coupled: Coupled, current: Tensor, potential: Tensor, reversal:
     Raises:
         ValueError: the current cannot be split in halves.
     """
+    coupled = arithmetic(coupled, current, potential, reversal.ledger)
     before = state_of(potential)
     if before is None or before.coupled is not coupled:
         with torch.no_grad():
@@ -116,9 +118,11 @@ class CoupledState:
         state._held = Versioned(potential)
         return state
 
-    def reach(self, output: Tensor, potential: Tensor, fired: Tensor) -> None:
+    def reach(self, output: Tensor, potential: Tensor, fired: Tensor | PackedSpikes) -> None:
         """The step has been taken, and this is what it gives out."""
-        self.outputs, self.fired = Outputs(output), PackedSpikes(fired, output.dtype, before=self.before.fired)
+        if not isinstance(fired, PackedSpikes):  # a kernel packs them itself
+            fired = PackedSpikes(fired, output.dtype, before=self.before.fired)
+        self.outputs, self.fired = Outputs(output), fired
         self._held, self.version = Versioned(potential.detach()), potential._version
 
     def continued(self) -> None:
@@ -135,12 +139,13 @@ class CoupledState:
         """The potential, if it is held and nobody has written into it since."""
         return still_held(self._held, can_be_rebuilt=self.before is not None)
 
-    def potential(self) -> Pair:
-        """The potential after the step, in halves: held, left by an earlier scan, or scanned. Not to be written into."""
+    def potential(self) -> Pair | Tensor:
+        """The potential after the step, as the equations hold it: held, left by an earlier scan, or scanned. Not to be written
+        into."""
         values, path, state = scratch(), [], self
         while True:
             held = state.held
-            v = values.get(state) if held is None else self.coupled.halves(held)
+            v = values.get(state) if held is None else self.coupled.opened(held)
             if v is not None:
                 break
             path.append(state)
@@ -148,25 +153,17 @@ class CoupledState:
         apart = max(get_settings().rebuild_stretch, math.isqrt(len(path)))
         for left in range(len(path) - 1, -1, -1):
             state = path[left]
-            v = state.coupled.again(*state.gave(), v)
+            v = state.coupled.taken_again(state.outputs.value(), state.fired, v)
             if left < apart or left % apart == 0:
                 values[state] = v
         return v
 
-    def gave(self) -> tuple[Pair, Pair]:
-        """The halves of the step's output and of its spikes, zeros and ones."""
-        return self.coupled.halves(self.outputs.value()), self.coupled.halves(self.fired.binary())
-
     def gradient(self, grad_output: Tensor | None, grad_potential: Tensor | None) -> tuple[Tensor, Tensor]:
         """The gradients at the step's input and at the potential before it."""
-        coupled, (y, spikes) = self.coupled, self.gave()
-        after1, _ = self.potential()
-        charged = coupled.charge_first(y, spikes, self.before.potential()), coupled.charge_second(y, after1)
+        after = None if self.coupled.fused else self.potential()  # a kernel takes the step once more
+        potentials = self.before.potential(), after
         scratch().pop(self, None)  # whoever starts from here has had it
-        given = (None if each is None else coupled.halves(each) for each in (grad_output, grad_potential))
-        gradients = torch.empty_like(self.outputs.value()), torch.empty_like(self.outputs.value())
-        coupled.gradient(charged, spikes, *given, *(coupled.halves(each) for each in gradients))
-        return gradients
+        return self.coupled.gradient_of_step(self.outputs.value(), self.fired, *potentials, grad_output, grad_potential)
 
     def input(self) -> Recipe:
         """The step's input as readers below can have it."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .coupled import Coupled, add_weighted_
+from .coupled import Coupled, add_weighted_, weighed
 from .dynamics import Dynamics
 
 
@@ -46,7 +46,8 @@ def reference_coupled_step(coupled: Coupled, x: Tensor, v: Tensor, fire: Callabl
     (x1, x2), (v1, v2) = coupled.halves(x), coupled.halves(v)
     passed = coupled.passed(x1)
     s1, kept1 = _fire_and_reset(coupled, coupled.charge(v1, passed, 1 / (coupled.tau * coupled.beta)), fire)
-    y1, after1 = torch.add(s1, x2, alpha=coupled.beta), add_weighted_(kept1, v2, coupled.alpha)
+    x2, alpha = weighed(x2, coupled.beta)
+    y1, after1 = torch.add(s1, x2, alpha=alpha), add_weighted_(kept1, v2, coupled.alpha)
     s2, kept2 = _fire_and_reset(coupled, coupled.charge(after1, y1, 1 / coupled.tau), fire)
     y2, after2 = s2 + passed, add_weighted_(kept2, v1, coupled.alpha)
     dim = coupled.split_dim
@@ -57,7 +58,7 @@ def _fire_and_reset(coupled: Coupled, m: Tensor, fire: Callable[[Tensor], Tensor
     s = fire(m - coupled.v_threshold).to(m.dtype)
     through_reset = s.detach() if coupled.detach_reset else s
     if coupled.v_reset is None:
-        return s, add_weighted_(m.clone(), through_reset, -coupled.v_threshold)
+        return s, add_weighted_(m.clone(), through_reset, -coupled.v_threshold, binary=True)
     return s, (1 - through_reset) * m + through_reset * coupled.v_reset
 
 

@@ -64,6 +64,8 @@ def sequence(
     if not hooked:
         value = recipe_of(currents, reversal)
         dynamics = arithmetic(dynamics, currents, potential, reversal.ledger)
+        if dynamics.fused:
+            value = dynamics.had_again(value, currents, potential)
     call = Call(dynamics, value, with_path, reversal, hooked)
     outputs = _Sequence.apply(currents, potential, call, *dynamics.parameters)
     return outputs if with_path else (*outputs, None)
@@ -103,9 +105,10 @@ class _Sequence(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         call.dynamics.check_unchanged()
         charged, start = ctx.saved_tensors if call.hooked else (ctx.charged, ctx.potential.get(INITIAL))
+        fired = None if call.hooked else getattr(ctx, FIRED).packed
         gradients, learned = (grad_spikes, grad_last, grad_path), ctx.needs_input_grad[3:]
         grad_currents, grad_v, totals = _backward(
-            call.dynamics, call.currents, charged, start, ctx.types[0], gradients, learned
+            call.dynamics, call.currents, charged, start, ctx.types[0], gradients, learned, fired
         )
         let_go(ctx, "call", "charged", "potential", FIRED)
         return grad_currents, grad_v.to(ctx.types[1]), None, *totals
@@ -142,7 +145,7 @@ def _forward(
 
 def _backward(
     dynamics: Dynamics, currents: Value | None, charged: Tensor | None, start: Tensor | None, dtype: torch.dtype,
-    gradients: tuple[Tensor | None, Tensor | None, Tensor | None], learned: tuple[bool, ...],
+    gradients: tuple[Tensor | None, Tensor | None, Tensor | None], learned: tuple[bool, ...], fired: PackedSpikes | None,
 ) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:  # fmt: skip
     """The gradients at the currents (in ``dtype``), at the first potential and at the parameters.
 
@@ -150,7 +153,7 @@ def _backward(
     """
     if dynamics.fused:
         if dynamics.takes_sequence(start, dtype):
-            return dynamics.gradient_of_sequence(currents, charged, start, dtype, *gradients, learned)
+            return dynamics.gradient_of_sequence(currents, charged, start, dtype, *gradients, learned, fired)
         dynamics = dynamics.plain
     grad_spikes, grad_v, grad_path = gradients
     ours = currents is not None

@@ -6,6 +6,8 @@ spike, and unpacks to a tensor equal to the one that was packed in value, dtype,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -120,6 +122,11 @@ class PackedSpikes:
         """Bytes of the block of memory that was allocated for these spikes and others to come, if it was."""
         return self._block.bits.nbytes if self._row == 0 else 0
 
+    @property
+    def layout(self) -> tuple[int, ...]:
+        """The strides that the spikes are unpacked to, which fill one stretch of memory."""
+        return contiguous(self.shape) if self.strides is None else self.strides
+
     def fired(self) -> Tensor:
         """The spikes as they were packed: a new bool tensor."""
         return self._unpacked(torch.bool)
@@ -150,13 +157,17 @@ def _is_dense(tensor: Tensor) -> bool:
     return True
 
 
+def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
 def _is_contiguous(shape: torch.Size, strides: tuple[int, ...]) -> bool:
-    expected = 1
-    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if size != 1 and stride != expected:
-            return False
-        expected *= size
-    return True
+    return all(a == b for a, b, size in zip(strides, contiguous(shape), shape, strict=True) if size != 1)
 
 
 def _pack(flat: Tensor, block: Block, row: int) -> None:

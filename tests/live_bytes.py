@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import weakref
 
 import torch
@@ -39,3 +41,13 @@ class LiveBytes(TorchDispatchMode):
     def _died(self, key: int, size: int) -> None:
         self.now -= size
         del self._known[key]
+
+
+def after_launches() -> None:
+    """To be called before memory is read where neurons may have run in Triton's interpreter.
+
+    Each launch there leaves a cycle of the interpreter's own, a function that refers to itself and to the storages of its
+    arguments (``GridExecutor._init_args_hst``). That one is left to the garbage collector; without the interpreter nothing is.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        gc.collect()

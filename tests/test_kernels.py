@@ -7,16 +7,17 @@ that is not written shows.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
+import torch.nn as nn
 from compare import assert_alive, assert_close, assert_exact
+from on_kernels import ON_EVERY_DEVICE, assert_trains_alike, launches, trained
 from torch import Tensor
 
 from snn_revplugin import check_reversible, explain, use_settings
@@ -31,26 +32,19 @@ from snn_revplugin.dynamics import (
 )
 from snn_revplugin.kernels import backend, launch
 from snn_revplugin.kernels.backend import arithmetic
-from snn_revplugin.kernels.form import DTYPES, SURROGATES
+from snn_revplugin.kernels.form import DTYPES, JUMPING, SURROGATES
 from snn_revplugin.kernels.fused import Fused
 from snn_revplugin.ledger import Ledger
 from snn_revplugin.neuron import Reversal
+from snn_revplugin.replay import Normed
 from snn_revplugin.sequence import sequence
 from snn_revplugin.spikes import PackedSpikes
 from snn_revplugin.step import step
 from snn_revplugin.surrogate import Surrogate, surrogate_of
 
 pytest.importorskip("triton", reason="Triton is not installed")
+pytestmark = pytest.mark.usefixtures("kernels_on")
 
-DEVICES = [
-    pytest.param("cpu", id="interpreter"),
-    pytest.param(
-        "cuda",
-        id="gpu",
-        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")],
-    ),
-]
-ON_EVERY_DEVICE = pytest.mark.parametrize("device", DEVICES)
 SHAPES = [(1,), (7,), (2, 4), (3, 3), (5, 205)]
 ATAN, SIGMOID = Surrogate("atan", (2.0,), keeps_dtype=False), Surrogate("sigmoid", (4.0,), strict=False)
 
@@ -104,23 +98,6 @@ FEW = [
     "Leaky subtract", "Leaky subtract vectors graded", "Leaky zero graded", "Leaky subtract at once graded", "IF soft",
     "LIF hard -0.3", "LIF hard 0.0 detached input kept", "PLIF soft", "PLIF hard -0.3 input kept",
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _kernels_on(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Kernels in the interpreter unless the test is on a GPU; outputs full of NaN."""
-    on_gpu = getattr(request.node, "callspec", None) is not None and request.node.callspec.params.get("device") == "cuda"
-    monkeypatch.setattr(backend, "INTERPRETED", not on_gpu)
-    make = launch.empty
-
-    def poisoned(*args: Any) -> Tensor:
-        tensor = make(*args)
-        return tensor.fill_(0xA5 if tensor.dtype is torch.uint8 else float("nan"))
-
-    for module in (launch, sys.modules["snn_revplugin.kernels.fused"]):
-        monkeypatch.setattr(module, "empty", poisoned)
-    with use_settings(backend="auto"):
-        yield
 
 
 def fused(dynamics: Dynamics) -> Fused:
@@ -263,27 +240,6 @@ def test_packing(count: int, dtype: torch.dtype, device: str) -> None:
 # -------------------------------------------------------------------------------------------------------------- backward
 
 
-def trained(run: Callable[[], tuple[list[Tensor], list[Tensor]]], backend_: str) -> tuple[list[Tensor], list[Tensor | None]]:
-    """The outputs of a program and the gradients of its leaves, under a backend."""
-    with use_settings(backend=backend_):
-        outputs, leaves = run()
-        torch.manual_seed(7)
-        loss = sum((each.double() * torch.randn(each.shape, dtype=torch.float64).to(each.device)).sum() for each in outputs)
-        for leaf in leaves:
-            leaf.grad = None
-        loss.backward()
-    return [each.detach() for each in outputs], [leaf.grad for leaf in leaves]
-
-
-def assert_trains_alike(run: Callable[[], tuple[list[Tensor], list[Tensor]]], tolerance: float | None = None) -> None:
-    (plain, grads), (ours, our_grads) = trained(run, "torch"), trained(run, "triton")
-    for i, (a, b) in enumerate(zip(plain, ours, strict=True)):
-        assert_exact(f"output {i}", a, b)
-    largest = max(each.abs().max().item() for each in grads if each is not None)
-    for i, (a, b) in enumerate(zip(grads, our_grads, strict=True)):
-        assert_close(f"leaf {i}", a, b, tolerance, floor=largest)
-
-
 def network(T: int, shape: tuple[int, ...], device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Data for T steps, a layer's weight, and a first potential."""
     torch.manual_seed(1)
@@ -401,6 +357,95 @@ def test_the_bits_of_a_sequence(T: int, count: int, device: str) -> None:
         expected = PackedSpikes(spikes.bool())
     assert (packed.shape, packed.strides, packed.dtype) == (expected.shape, expected.strides, expected.dtype)
     assert torch.equal(packed.bits, expected.bits)
+
+
+def normed(
+    dynamics: Dynamics, T: int, shape: tuple[int, ...], device: str, *, training: bool = True, affine: bool = True,
+    layout: Callable[[Tensor], Tensor] = lambda t: t,
+) -> Any:  # fmt: skip
+    """A program of one call of T steps whose currents a batch norm gives out."""
+    torch.manual_seed(2)
+    weigh, norm = nn.Conv1d(2, shape[1], 3, padding=1, device=device), nn.BatchNorm1d(shape[1], affine=affine, device=device)
+    data, start = torch.randn(T, shape[0], 2, shape[2], device=device) + 0.5, torch.randn(shape, device=device)
+    if affine:
+        nn.init.uniform_(norm.weight, 0.5, 2.0)
+    norm.train(training)
+
+    def run() -> tuple[list[Tensor], list[Tensor]]:
+        currents = norm(layout(weigh(data.flatten(0, 1)) * 3 + 2)).unflatten(0, (T, shape[0]))
+        spikes, last, _ = sequence(dynamics, currents, start, Reversal())
+        assert_alive(spikes)
+        leaves = [weigh.weight, *norm.parameters(), *dynamics.parameters]
+        return [spikes, last], [each for each in leaves if each.requires_grad]
+
+    return run
+
+
+@pytest.fixture
+def norms_read(monkeypatch: pytest.MonkeyPatch) -> list[Normed]:
+    """The batch norms whose input a kernel has read in the place of their output."""
+    read, channels = [], Normed.channels
+
+    def seen(self: Normed) -> tuple[Tensor, Tensor, Tensor]:
+        read.append(self)
+        return channels(self)
+
+    def forbidden(self: Normed) -> None:
+        raise AssertionError("the norm's output was computed again")
+
+    monkeypatch.setattr(Normed, "channels", seen)
+    monkeypatch.setattr(Normed, "value", forbidden)
+    return read
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize(("T", "shape"), [(1, (2, 4, 6)), (2, (2, 3, 4)), (9, (2, 4, 5)), (33, (4, 2, 1))], ids=str)
+@pytest.mark.parametrize("name", [name for name in IN_SEQUENCES if "vectors" not in name])
+def test_a_sequence_reads_the_norms_input(
+    name: str, T: int, shape: tuple[int, ...], device: str, norms_read: list[Normed]
+) -> None:
+    # The currents differ in their last bits, and the bias's gradient is a sum over all neurons and steps, which may cancel.
+    assert_trains_alike(normed(CASES[name](device, torch.float32, shape[-1]), T, shape, device), 5e-5)
+    assert len(norms_read) == 1
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize("options", [
+    {"training": False}, {"affine": False}, {"training": False, "affine": False},
+    {"layout": lambda t: t.transpose(1, 2).contiguous().transpose(1, 2)},
+], ids=["evaluation", "no weight", "evaluation, no weight", "channels last"])  # fmt: skip
+@pytest.mark.parametrize("name", ["PLIF soft", "LIF hard -0.3"])
+def test_a_sequence_reads_any_norms_input(name: str, options: dict[str, Any], device: str, norms_read: list[Normed]) -> None:
+    assert_trains_alike(normed(CASES[name](device, torch.float32, 5), 9, (2, 4, 5), device, **options))
+    assert len(norms_read) == 1
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize("name", sorted(JUMPING))
+def test_a_derivative_that_jumps_is_taken_at_the_very_potential(name: str, device: str, norms_read: list[Normed]) -> None:
+    """... and so is anything where a step's spikes fill no whole bytes."""
+    given = {"sparse_fast_sigmoid": (25.0, 0.25), "piecewise_leaky_relu": (0.5, 0.01), "s2nn": (4.0, 1.0),
+             "leaky_k_relu": (0.1, 1.5), "heaviside": ()}.get(name, (2.5,))  # fmt: skip
+    dynamics = IntegrateAndFire(Surrogate(name, given, strict=False), 0.8, 0.0)
+    assert_trains_alike(normed(dynamics, 4, (2, 4, 5), device))
+    assert_trains_alike(normed(IntegrateAndFire(SIGMOID, 0.8, 0.0), 4, (1, 3, 5), device))
+    assert not norms_read
+
+
+@ON_EVERY_DEVICE
+def test_spikes_are_not_decided_again_by_the_norms_input(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Potentials on the threshold, and an input that is a little off: gradients are those of the spikes that were given."""
+    off = 1 + 1e-6
+    monkeypatch.setattr(Normed, "channels", lambda self, known=Normed.channels: tuple(each * off for each in known(self)))
+    dynamics = IntegrateAndFire(SIGMOID, 1.0, 0.0)
+    norm, data = nn.BatchNorm1d(2, device=device).eval(), torch.ones(5, 4, 2, device=device)
+    norm.running_var.fill_(1 - norm.eps)
+
+    def run() -> tuple[list[Tensor], list[Tensor]]:
+        currents = norm(data.flatten(0, 1)).view_as(data)  # exactly one: every neuron fires at every step
+        return list(sequence(dynamics, currents, torch.zeros_like(data[0]), Reversal())[:2]), list(norm.parameters())
+
+    assert_trains_alike(run)
 
 
 @ON_EVERY_DEVICE
@@ -546,64 +591,7 @@ def test_a_reversible_neuron_in_the_interpreter() -> None:
 # ------------------------------------------------------------------------------------------------------ ahead of time
 
 
-class Launch(NamedTuple):
-    """A launch as it was made."""
-
-    kernel: str
-    arguments: dict[str, Any]
-    constants: dict[str, Any]
-
-    @property
-    def kind(self) -> tuple:
-        return self.kernel, self.constants.get("PART"), *(value is None for value in self.arguments.values())
-
-
-def launches(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> dict[tuple, Launch]:
-    """What a program launches in the interpreter, one launch of every kind."""
-    seen: dict[tuple, Launch] = {}
-    interpreted = type(launch.kernels(True).forward_kernel)
-    original = interpreted.run
-
-    def spy(self: Any, *args: Any, grid: Any, warmup: bool, **constants: Any) -> Any:
-        made = Launch(self.__name__, dict(zip(self.arg_names, args, strict=False)), constants)
-        seen[made.kind] = made
-        return original(self, *args, grid=grid, warmup=warmup, **constants)
-
-    monkeypatch.setattr(interpreted, "run", spy)
-    run()
-    return seen
-
-
-class NoDevice:
-    """All that Triton asks of a device when it compiles for one."""
-
-    def __init__(self, capability: int) -> None:
-        self.capability = capability
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", self.capability, 32)
-
-    def get_current_device(self) -> int:
-        return self.capability  # what is compiled is remembered by device
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
-@pytest.fixture
-def capability(request: pytest.FixtureRequest, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Triton compiles for this compute capability."""
-    from triton.runtime.driver import driver
-
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    before = driver.active if torch.cuda.is_available() else None
-    driver.set_active(NoDevice(request.param))
-    yield request.param
-    driver.set_active(before)
-
-
+@pytest.mark.ahead_of_time
 @pytest.mark.parametrize("capability", [80, 90], indirect=True)
 @pytest.mark.parametrize(("name", "dtype", "neurons"), [
     ("Leaky subtract vectors graded", torch.float32, 2**31 + 16), ("Leaky zero at once graded", torch.float32, 1),
@@ -619,6 +607,8 @@ def test_compiling_ahead_of_time(
         trained(steps(dynamics, 2, (2, 8), "cpu", dtype), "triton")
         if name in IN_SEQUENCES:
             trained(whole(dynamics, 2, (2, 8), "cpu", dtype=dtype, with_path=True), "triton")
+        if name in IN_SEQUENCES and dtype is torch.float32:
+            trained(normed(dynamics, 2, (3, 2, 8), "cpu"), "triton")
         code = launch.kernels(True)
         bits = torch.empty(1, dtype=torch.uint8)
         launch.pack(code, torch.ones(8), bits)

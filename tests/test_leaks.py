@@ -12,7 +12,7 @@ import snntorch as snn
 import torch
 import torch.nn as nn
 from either_host import potential_of
-from live_bytes import LiveBytes
+from live_bytes import LiveBytes, after_launches
 from snntorch import surrogate as snn_surrogate
 from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import Tensor
@@ -223,6 +223,7 @@ def test_memory_returns_to_its_start(step: Callable[[Net, Tensor], None], kind: 
             step(net, torch.randn(T, 3, 2, 8, requires_grad=True))
             net.zero_grad()
             net.clear()
+            after_launches()
             readings.append((live.now, objects_of_ours()))
     # The first step leaves behind what is made once: equations, ledgers, the answer about a surrogate.
     assert readings[2] == readings[1]
@@ -253,6 +254,7 @@ def test_the_state_that_is_left_after_backward_holds_no_more_than_the_hosts(kind
         with LiveBytes(*net.parameters(), x) as live:
             whole_step(net, x)
             net.zero_grad()
+            after_launches()
             left.append(live.now)
     assert left[1] <= left[0]
 
@@ -265,6 +267,7 @@ def test_less_is_held_after_forward_than_by_the_host(kind: str) -> None:
         net, x = Net(make), torch.randn(10 * T, 3, 2, 8)
         with LiveBytes(*net.parameters(), x) as live:
             y = net(x)
+            after_launches()
             held.append(live.now)
             del y
     times = 2 if kind.startswith("coupled") else 3  # a coupled neuron's outputs are no bits but numbers

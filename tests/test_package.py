@@ -19,10 +19,11 @@ import snn_revplugin
 ROOT = Path(__file__).parents[1]
 HOSTS = "snntorch", "spikingjelly"
 HEAVY = (*HOSTS, "triton", "torchvision", "matplotlib", "sklearn", "typer", "rich")
+WITH_TRITON = [f"snn_revplugin.kernels.{name}" for name in ("coupled", "equations", "neuron")]
 LIBRARY = [
     each.name
     for each in pkgutil.walk_packages(snn_revplugin.__path__, "snn_revplugin.")
-    if not each.name.startswith(("snn_revplugin.adapters.", "snn_revplugin.cli", "snn_revplugin.kernels.neuron"))
+    if not each.name.startswith(("snn_revplugin.adapters.", "snn_revplugin.cli", *WITH_TRITON))
 ]
 
 

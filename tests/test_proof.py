@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 from snn_revplugin import Settings
-from snn_revplugin.dynamics import Dynamics, Leaky, LeakyIntegrateAndFire, ParametricLeakyIntegrateAndFire
+from snn_revplugin.coupled import Coupled
+from snn_revplugin.dynamics import Leaky, LeakyIntegrateAndFire, ParametricLeakyIntegrateAndFire
 from snn_revplugin.kernels import backend, proof
 from snn_revplugin.kernels.backend import arithmetic, takes_triton
 from snn_revplugin.kernels.fused import Fused
+from snn_revplugin.kernels.fused_coupled import FusedCoupled
 from snn_revplugin.kernels.proof import objection, objection_to_packing
 from snn_revplugin.ledger import Ledger
 from snn_revplugin.surrogate import Surrogate
@@ -40,6 +43,7 @@ NEURONS = {
     "Leaky that resets at once": lambda: leaky(delayed=False),
     "LIF": lambda: LeakyIntegrateAndFire(SIGMOID, 1.0, None, False, tau=2.0),
     "PLIF": plif,
+    "coupled": lambda: Coupled(split_dim=-1, surrogate=SIGMOID),
 }
 
 
@@ -70,27 +74,36 @@ def test_right_kernels_of_short_dtypes_pass(dtype: torch.dtype) -> None:
     assert objection(LeakyIntegrateAndFire(SIGMOID, 1.0, 0.0, True, tau=2.0), *tensors(dtype)) is None
 
 
+def mistaken(monkeypatch: pytest.MonkeyPatch, change: Callable[[Fused | FusedCoupled], None]) -> None:
+    """Let every kernel be launched with something changed."""
+    for kind in (Fused, FusedCoupled):
+
+        def make(self: Fused | FusedCoupled, *given: Any, made: Callable = kind.__init__) -> None:
+            made(self, *given)
+            change(self)
+
+        monkeypatch.setattr(kind, "__init__", make)
+
+
 @pytest.mark.parametrize("name", NEURONS)
 def test_a_kernel_whose_spikes_differ_is_not_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = Fused._given
+    def higher_threshold(kernels: Fused | FusedCoupled) -> None:
+        if isinstance(kernels, FusedCoupled):
+            kernels._numbers = (*kernels._numbers[:5], kernels.plain.v_threshold * 1.01, kernels._numbers[6])
+        else:
+            decay, threshold, factor = kernels._given(kernels._form(torch.float32, torch.float32, torch.zeros(1)))
+            kernels._given = lambda form: (decay, threshold * 1.01, factor)
 
-    def a_little_off(self: Fused, form: object) -> tuple:
-        decay, threshold, factor = given(self, form)
-        return decay, threshold * 1.01, factor
-
-    monkeypatch.setattr(Fused, "_given", a_little_off)
+    mistaken(monkeypatch, higher_threshold)
     assert "spikes or potentials differ" in objection(NEURONS[name](), *tensors())
 
 
 @pytest.mark.parametrize("name", NEURONS)
 def test_a_kernel_whose_gradients_differ_is_not_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Fused.__init__
+    def steeper_surrogate(kernels: Fused | FusedCoupled) -> None:
+        kernels._constants = (kernels._constants[0] * 1.01, *kernels._constants[1:])
 
-    def steeper(self: Fused, plain: Dynamics, interpreted: bool) -> None:
-        made(self, plain, interpreted)
-        self._constants = (self._constants[0] * 1.01, *self._constants[1:])
-
-    monkeypatch.setattr(Fused, "__init__", steeper)
+    mistaken(monkeypatch, steeper_surrogate)
     assert "gradients differ" in objection(NEURONS[name](), *tensors())
 
 

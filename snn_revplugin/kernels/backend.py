@@ -19,9 +19,14 @@ from torch import Tensor
 from ..settings import get_settings
 
 if TYPE_CHECKING:
+    from ..coupled import Coupled
     from ..dynamics import Dynamics
     from ..ledger import Ledger
     from .fused import Fused
+    from .fused_coupled import FusedCoupled
+
+    Equations = Dynamics | Coupled
+    Kernels = Fused | FusedCoupled
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON = "Triton kernels"
@@ -29,7 +34,7 @@ BY_SETTING = "torch code: the setting backend='torch'"
 NO_CUDA = "torch code: the tensors are not on CUDA"
 
 
-def arithmetic(dynamics: Dynamics, current: Tensor, potential: Tensor, ledger: Ledger) -> Dynamics | Fused:
+def arithmetic(dynamics: Equations, current: Tensor, potential: Tensor, ledger: Ledger) -> Equations | Kernels:
     """What computes a neuron's time steps: the dynamics themselves, or kernels behind the same interface.
 
     Args:
@@ -97,7 +102,7 @@ def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _why_not_for(dynamics: Dynamics, current: Tensor, potential: Tensor, on_trust: bool) -> str | None:
+def _why_not_for(dynamics: Equations, current: Tensor, potential: Tensor, on_trust: bool) -> str | None:
     from .form import why_none
     from .proof import CAPTURING, objection
 
@@ -112,11 +117,14 @@ def _why_not_for(dynamics: Dynamics, current: Tensor, potential: Tensor, on_trus
     return reason
 
 
-def _fused(dynamics: Dynamics) -> Fused:
+def _fused(dynamics: Equations) -> Kernels:
     """One for each dynamics, as chains of time steps go by identity."""
+    from ..coupled import Coupled
     from .fused import Fused
+    from .fused_coupled import FusedCoupled
 
     known = dynamics.__dict__.get("_fused")
     if known is None or known.plain is not dynamics or known.interpreted is not INTERPRETED:
-        known = dynamics.__dict__["_fused"] = Fused(dynamics, INTERPRETED)
+        kind = FusedCoupled if isinstance(dynamics, Coupled) else Fused
+        known = dynamics.__dict__["_fused"] = kind(dynamics, INTERPRETED)
     return known

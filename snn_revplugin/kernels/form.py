@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..coupled import Coupled
 from ..dynamics import (
     Dynamics,
     IntegrateAndFire,
@@ -29,6 +30,7 @@ CHARGES = {
     IntegrateAndFire: "integrate",
     LeakyIntegrateAndFire: "decay",
     ParametricLeakyIntegrateAndFire: "decay",
+    Coupled: "coupled",
 }
 
 # The surrogates that kernels know, and the constants that their derivatives are made of, from the parameters of
@@ -57,6 +59,11 @@ SURROGATES: dict[str, Callable[..., tuple[float, ...]]] = {
     "log_tailed_relu": lambda alpha: (alpha,),
     "rect": lambda alpha: (alpha, 0.5 / alpha),
 }
+# Those whose derivative jumps somewhere, and so must be taken at the very potential of the first time.
+JUMPING = frozenset((
+    "triangular", "heaviside", "sparse_fast_sigmoid", "piecewise_leaky_relu", "s2nn", "leaky_k_relu", "rect",
+    "fake_numerical_gradient", "log_tailed_relu",
+))  # fmt: skip
 ROUNDINGS = ("left", "decayed", "summed", "due", "charged", "difference_before", "difference", "spikes", "product", "after")
 
 
@@ -65,7 +72,8 @@ class Form:
     """The constants of a compilation. A dtype is a ``torch.dtype`` here and Triton's in the kernel.
 
     Attributes:
-        charge: "leaky" (snnTorch), "integrate" (IF), "decay_input" or "decay" (LIF with and without ``decay_input``).
+        charge: "leaky" (snnTorch), "integrate" (IF), "decay_input" or "decay" (LIF with and without ``decay_input``),
+            "coupled".
         reset: "subtract", "zero", "none" (snnTorch), "soft", "hard" (SpikingJelly).
         delayed: whether the reset waits for the next charge.
         detached: whether the reset carries no gradient.
@@ -107,7 +115,7 @@ class Form:
     after: Any
 
 
-def why_none(dynamics: Dynamics, current: Tensor, potential: Tensor) -> str | None:
+def why_none(dynamics: Dynamics | Coupled, current: Tensor, potential: Tensor) -> str | None:
     """Why no kernel can take these dynamics, or None if one can."""
     if type(dynamics) not in CHARGES:
         return f"there is no kernel for {type(dynamics).__name__}"
@@ -123,12 +131,13 @@ def why_none(dynamics: Dynamics, current: Tensor, potential: Tensor) -> str | No
             return f"tensors are on two devices, {each.device} and {current.device}"
     if not isinstance(dynamics, Leaky):
         one = {each.dtype for each in (current, potential, *dynamics.parameters)}
-        if len(one) > 1 or not (surrogate.keeps_dtype or one == {torch.float32}):
+        keeps_dtype = surrogate.keeps_dtype or isinstance(dynamics, Coupled)
+        if len(one) > 1 or not (keeps_dtype or one == {torch.float32}):
             return "current, potential and spikes are of several dtypes"
     return None
 
 
-def form_of(dynamics: Dynamics, current: torch.dtype, potential: torch.dtype, on_cuda: bool) -> Form:
+def form_of(dynamics: Dynamics | Coupled, current: torch.dtype, potential: torch.dtype, on_cuda: bool) -> Form:
     """The form of dynamics that :func:`why_none` has nothing against, for a current and a potential of these dtypes."""
     surrogate = dynamics.surrogate
     common = {"surrogate": surrogate.name, "strict": surrogate.strict, "on_cuda": on_cuda}
@@ -143,7 +152,7 @@ def form_of(dynamics: Dynamics, current: torch.dtype, potential: torch.dtype, on
             graded=False,
             # torch divides by a number on a CPU; on CUDA it multiplies with the reciprocal, where dynamics.py lets it
             divides=leaks and not parametric and not (on_cuda and current is not torch.float32),
-            rests=bool(dynamics.rest),
+            rests=leaks and bool(dynamics.rest),
             to_zero=not dynamics.v_reset,
             decay_held="scalar" if parametric else "number",
             threshold_held="number",

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ..dynamics import Dynamics, Leaky, LeakyIntegrateAndFire, ParametricLeakyIntegrateAndFire
-from ..spikes import PackedSpikes
-from .form import SURROGATES, Form, form_of
-from .launch import Layout, Parameters, Total, arranged, contiguous, empty, kernels, launch, parameters_in
+from ..replay import Normed, Value, normed
+from ..spikes import PackedSpikes, contiguous
+from .form import JUMPING, SURROGATES, Form, form_of
+from .launch import Layout, Parameters, Total, arranged, empty, kernels, launch, parameters_in
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -97,6 +98,23 @@ class Fused:
         form = self._form(dtype, v.dtype, v)  # one whose steps change the dtype of the potential cannot be looped over
         return v.numel() > 0 and v.dim() > 0 and form.after == form.charged == v.dtype
 
+    def had_again(self, value: Value | None, currents: Tensor, v: Tensor) -> Value | None:
+        """The way in which a sequence's backward has its currents: by a batch norm's input, if they are what a norm gives out,
+        and nothing depends on their last bit. Spikes are kept as bits, an error in the potentials does not grow (no decay is
+        above one), and the surrogate's derivative is continuous; so the gradients are those of the currents, to rounding.
+
+        Args:
+            value: the currents ``[T, ...]``, as they can be had.
+            v: the potential before the first step.
+        """
+        count = v.numel()
+        if currents.dtype is not torch.float32 or self.plain.surrogate.name in JUMPING or count % 8:
+            return value
+        if not self.takes_sequence(v, currents.dtype):
+            return value
+        by_input = normed(value, currents)
+        return value if by_input is None or count % by_input.period else by_input
+
     def sequence(
         self, currents: Tensor, v: Tensor, keeps_charged: bool, with_path: bool
     ) -> tuple[PackedSpikes, Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -141,7 +159,7 @@ class Fused:
         return self._through_charge("charge", None, grad_h, moment, learned)
 
     def gradient_of_fire(self, grad_spikes: Tensor, moment: Any, learned: tuple[bool, ...]) -> Any:
-        layout = _layout_of(moment)
+        layout = _layout_of(moment.state.fired)
         if layout is None:
             return self.plain.gradient_of_fire(grad_spikes, moment, learned)
         h, bits = moment.charged, moment.state.fired.bits
@@ -152,7 +170,7 @@ class Fused:
         return grad_h, totals
 
     def gradient_of_reset(self, grad_v: Tensor, moment: Any, learned: tuple[bool, ...]) -> Any:
-        layout = _layout_of(moment)
+        layout = _layout_of(moment.state.fired)
         if layout is None:
             return self.plain.gradient_of_reset(grad_v, moment, learned)
         h, before, bits = moment.charged, moment.before, moment.state.fired.bits
@@ -168,10 +186,10 @@ class Fused:
     def _through_charge(
         self, part: str, grad_spikes: Tensor | None, grad: Tensor | None, moment: Any, learned: tuple[bool, ...]
     ) -> Any:
-        plain, state, layout = self.plain, moment.state, _layout_of(moment)
+        plain, state, layout = self.plain, moment.state, _layout_of(moment.state.fired)
         below, leaky = state.before, isinstance(plain, Leaky)
         reverses = moment.invertible and not moment.anchored and "before" not in moment.__dict__
-        if reverses and (below.residue is not None or layout is None or not has_bits(below.fired, layout)):
+        if reverses and (below.residue is not None or layout is None or not _lies_in(layout, below.fired)):
             moment.hand_down()
             reverses = False
         if layout is None:
@@ -180,13 +198,13 @@ class Fused:
             return plain.gradient_of_charge(grad, moment, learned)
 
         needs_resets = leaky and plain.has_resets
-        resets_from_bits = needs_resets and plain.delayed and has_bits(below.fired, layout)
+        resets_from_bits = needs_resets and plain.delayed and _lies_in(layout, below.fired)
         given: dict[str, Tensor | None] = {"grad": grad, "grad_spikes": grad_spikes}
         if part == "step" or reverses:
             given["h"] = moment.charged
         if part == "step" and plain.v_reset is not None:
             given["bits"] = state.fired.bits
-        if resets_from_bits or (reverses and has_bits(below.fired, layout)):
+        if resets_from_bits or (reverses and _lies_in(layout, below.fired)):
             given["bits_before"] = below.fired.bits
         reads_current = not leaky and any(learned) and plain.decay_input
         if reverses or reads_current:
@@ -239,6 +257,7 @@ class Fused:
     def gradient_of_sequence(
         self, currents: Any, charged: Tensor | None, start: Tensor, dtype: torch.dtype,
         grad_spikes: Tensor | None, grad_last: Tensor | None, grad_path: Tensor | None, learned: tuple[bool, ...],
+        fired: PackedSpikes,
     ) -> tuple[Tensor, Tensor, Gradients]:  # fmt: skip
         """T time steps backward in one launch; see :meth:`takes_sequence`.
 
@@ -246,11 +265,16 @@ class Fused:
             currents: the :class:`~snn_revplugin.replay.Value` of the currents ``[T, ...]``, or None where ``charged`` is kept.
             start: the potential before the first step.
             dtype: of the currents and of the gradient at them.
+            fired: the spikes.
 
         Returns:
             The gradients at the currents, at the potential before and at the parameters.
         """
-        given, owned = (charged, False) if currents is None else currents.take()
+        by_norm = isinstance(currents, Normed)
+        if by_norm:
+            given, owned = currents.input.value().reshape(currents.shape), False
+        else:
+            given, owned = (charged, False) if currents is None else currents.take()
         form = self._form(dtype, start.dtype, start)
         shape, flat, all_flat = start.shape, contiguous(start.shape), contiguous(given.shape)
 
@@ -258,6 +282,9 @@ class Fused:
             return None if tensor is None else arranged(tensor, layout)
 
         x, h = (None, flatly(given)) if currents is None else (flatly(given), None)
+        channels = (None, None, None, 1, 1, None)
+        if by_norm:
+            channels = (*(each.contiguous() for each in currents.channels()), *currents.geometry, fired.bits)
         if h is None:
             writable = owned or x.data_ptr() != given.data_ptr()
             h = x if writable and x.dtype == form.charged else empty(given.shape, all_flat, form.charged, start)
@@ -268,7 +295,7 @@ class Fused:
             wanted = learned[0], learned[1] and form.reset == "subtract", False
         totals = self._totals(form, wanted, shape, flat, start)
         launch(
-            self.code.sequence_backward_kernel, start.numel(), x, h, flatly(start, flat),
+            self.code.sequence_backward_kernel, start.numel(), x, *channels, h, flatly(start, flat),
             flatly(grad_spikes), flatly(grad_last, flat), flatly(grad_path),
             *self._arguments(form, shape, flat, start), *self._constants,
             grad_currents, grad_start, *(each.room for each in totals), len(given), start.numel(), like=start, form=form,
@@ -356,14 +383,10 @@ class Fused:
         return ((total * rate * (1 - rate)).to(self.plain.w.dtype),)
 
 
-def _layout_of(moment: Any) -> Layout | None:
-    """The layout in which a step's spikes were packed."""
-    fired = moment.state.fired
-    if 0 in fired.shape or len(fired.shape) == 0:
-        return None
-    return contiguous(fired.shape) if fired.strides is None else fired.strides
+def _layout_of(fired: PackedSpikes) -> Layout | None:
+    """The layout in which a step's spikes were packed; None where no kernel can take the step."""
+    return None if 0 in fired.shape or len(fired.shape) == 0 else fired.layout
 
 
-def has_bits(fired: PackedSpikes | None, layout: Layout) -> bool:
-    """Whether the bits of these spikes lie in a layout."""
-    return fired is not None and (contiguous(fired.shape) if fired.strides is None else fired.strides) == layout
+def _lies_in(layout: Layout, fired: PackedSpikes | None) -> bool:
+    return fired is not None and fired.layout == layout

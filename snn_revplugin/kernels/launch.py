@@ -6,7 +6,7 @@ have the same one; whatever has not is copied.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -30,18 +30,18 @@ Layout = tuple[int, ...]
 
 
 @cache
-def kernels(interpreted: bool) -> ModuleType:
-    """The module of the kernels, compiled or run by Triton's interpreter. Triton decides that when a kernel is defined, so the
-    module is executed once for each."""
-    name = f"{__package__}.neuron" + ("_interpreted" if interpreted else "")
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("neuron.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+def kernels(interpreted: bool, name: str = "neuron") -> ModuleType:
+    """A module of kernels, compiled or run by Triton's interpreter. Triton decides that when a kernel is defined, so the
+    modules are executed once for each, in a package of their own."""
+    package = f"{__package__}.{'interpreted' if interpreted else 'compiled'}"
+    if package not in sys.modules:
+        sys.modules[package] = ModuleType(package)
+        sys.modules[package].__path__ = [str(Path(__file__).parent)]
     before = _set_interpreter("1" if interpreted else "0")
     try:
-        spec.loader.exec_module(module)
+        return importlib.import_module(f"{package}.{name}")
     finally:
         _set_interpreter(before)
-    return module
 
 
 def _set_interpreter(value: str | None) -> str | None:
@@ -62,7 +62,7 @@ def launch(kernel: Any, count: int, *arguments: Any, like: Tensor, form: Form | 
     Multiplications and additions are not fused: a potential on its threshold must round as the host's does.
     """
     if form is not None:
-        constants |= {"NEURON": _for_triton(form), "WIDE": count + BITS * ROWS >= 2**31}
+        constants = {"NEURON": _for_triton(form), "WIDE": count + BITS * ROWS >= 2**31} | constants
     with _surroundings(like):
         kernel[(blocks(count),)](*arguments, **constants, ROWS=ROWS, num_warps=WARPS, enable_fp_fusion=False)
 
@@ -83,15 +83,6 @@ def _for_triton(form: Form) -> Form:
 
 
 # --------------------------------------------------------------------------------------------------------------- layouts
-
-
-def contiguous(shape: Sequence[int]) -> Layout:
-    """The strides of a contiguous tensor."""
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
 
 
 def has_layout(tensor: Tensor, layout: Layout) -> bool:

@@ -1,320 +1,31 @@
 """The neurons of :mod:`snn_revplugin.dynamics` in Triton: one kernel for steps forward, two backward, and spikes to bits.
 
-Every kernel walks a flat stretch of N neurons in tiles of ``ROWS`` by 8, so that a row of a tile is one byte of packed
-spikes. What a neuron does is told by ``NEURON``, a :class:`.form.Form`: each branch on it is taken when the kernel is
-compiled. A pointer that is None is not read or written.
-
-Arithmetic is in float32, in the host's order of operations; after every operation that torch would round to a shorter dtype,
-:func:`rounded` rounds to it. A scalar that meets a shorter dtype is rounded first, or is not: torch does it if the scalar is
-added or is the first factor, and on CUDA if it is a tensor; that is what ``NEURON.on_cuda`` is for. Multiplications and
-additions must not be contracted (launch with ``enable_fp_fusion=False``), or a potential next to its threshold would fire
-here and not there.
-
-Offsets of a tile are 32 bits from a 64-bit base, so a tensor may have more than 2**31 elements. Only Triton's builtins are
-used, no function of its library: the interpreter runs those whether or not Triton itself was imported for it.
+The equations, and how they round, are in :mod:`.equations`. A pointer that is None is not read or written.
 """
 
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def rounded(value, DTYPE: tl.constexpr):
-    """A float32 as ``DTYPE`` would hold it, to nearest even."""
-    if tl.bfloat16 == DTYPE:  # by hand: Triton's interpreter cuts off where the hardware rounds
-        bits = value.to(tl.uint32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-        value = tl.where(value == value, bits.to(tl.float32, bitcast=True), value)
-    return value.to(DTYPE).to(tl.float32)
-
-
-@triton.jit
-def load(pointer, tile, mask):
-    return tl.load(pointer + tile, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def store(pointer, tile, value, mask):
-    DTYPE: tl.constexpr = pointer.dtype.element_ty
-    tl.store(pointer + tile, rounded(value, DTYPE).to(DTYPE), mask=mask)
-
-
-@triton.jit
-def number(given):
-    """A number of Python's: the interpreter would hand on a float with more bits than the hardware's."""
-    return tl.full((), given, tl.float32)
-
-
-@triton.jit
-def parameter(given, index, mask, HELD: tl.constexpr):
-    """A decay, threshold or factor: the number itself, one in memory for all neurons, or one for each."""
-    if HELD == "number":
-        return number(given)
-    elif HELD == "scalar":
-        return tl.load(given).to(tl.float32)
-    else:
-        return tl.load(given + index, mask=mask, other=1.0).to(tl.float32)
-
-
-@triton.jit
-def index_of_parameter(first, tile, inner, size, WIDE: tl.constexpr):
-    """Where the parameters of a tile's neurons stand: ``size`` of them, each for ``inner`` neurons in a row, over and over."""
-    neuron = first + tile
-    if not WIDE:
-        neuron = neuron.to(tl.int32)
-    return (neuron // inner) % size
-
-
-@triton.jit
-def packed(fired, ROWS: tl.constexpr):
-    """A tile of ones and zeros to a column of bytes, lowest bit first."""
-    shifted = fired.to(tl.int32) << tl.arange(0, 8)[None, :]
-    return tl.reduce(shifted, 1, tl.standard._sum_combine).to(tl.uint8)
-
-
-@triton.jit
-def unpacked(pointer, rows, mask):
-    """A column of bytes in memory to a tile of ones and zeros."""
-    octets = tl.load(pointer + rows, mask=mask, other=0).to(tl.int32)
-    return ((octets[:, None] >> tl.arange(0, 8)[None, :]) & 1).to(tl.float32)
-
-
-@triton.jit
-def give_total(pointer, first, tile, mask, value, EACH: tl.constexpr):
-    """A parameter's gradient: of every neuron, or summed over the block."""
-    if EACH:
-        tl.store(pointer + first + tile, value, mask=mask)
-    else:
-        rows = tl.reduce(tl.where(mask, value, 0.0), 1, tl.standard._sum_combine)
-        tl.store(pointer + tl.program_id(0), tl.reduce(rows, 0, tl.standard._sum_combine))
-
-
-# ------------------------------------------------------------------------------------------------------------- equations
-
-
-@triton.jit
-def above(h, threshold, DTYPE: tl.constexpr, NEURON: tl.constexpr):
-    """``h - threshold`` in ``DTYPE``; it rounds to zero for equal numbers alone."""
-    if NEURON.threshold_held != "number" or not NEURON.on_cuda:
-        threshold = rounded(threshold, DTYPE)
-    return rounded(h - threshold, DTYPE)
-
-
-@triton.jit
-def fires(z, NEURON: tl.constexpr):
-    if NEURON.strict:
-        return (z > 0).to(tl.float32)
-    else:
-        return (z >= 0).to(tl.float32)
-
-
-@triton.jit
-def leak(difference, rate, NEURON: tl.constexpr):
-    if NEURON.divides:  # rate is tau, and the host divides by it
-        return rounded(tl.div_rn(difference, rate), NEURON.charged)
-    else:
-        return rounded(difference * rate, NEURON.charged)
-
-
-@triton.jit
-def clamped(beta):
-    beta = tl.where(beta < 0, 0.0, beta)
-    return tl.where(beta > 1, 1.0, beta)
-
-
-@triton.jit
-def charge(x, v, r, decay, threshold, rest, NEURON: tl.constexpr):
-    if NEURON.charge == "leaky":
-        beta = rounded(clamped(decay), NEURON.decayed)
-        if NEURON.reset == "zero":
-            v = rounded((1 - r) * v, NEURON.left)
-        h = rounded(rounded(beta * v, NEURON.decayed) + x, NEURON.summed)
-        if NEURON.reset == "subtract":
-            h = rounded(h - rounded(r * threshold, NEURON.due), NEURON.charged)
-    elif NEURON.charge == "integrate":
-        h = rounded(v + x, NEURON.charged)
-    else:
-        over = v
-        if NEURON.rests:
-            if not NEURON.on_cuda:
-                rest = rounded(rest, NEURON.charged)
-            over = rounded(v - rest, NEURON.charged)
-        if NEURON.charge == "decay_input":
-            h = rounded(v + leak(rounded(x - over, NEURON.charged), decay, NEURON), NEURON.charged)
-        else:
-            h = rounded(rounded(v - leak(over, decay, NEURON), NEURON.charged) + x, NEURON.charged)
-    return h
-
-
-@triton.jit
-def still_due(s, r, factor, NEURON: tl.constexpr):
-    """What snnTorch's reset at once has left to do: the spikes less those that the charge has seen to."""
-    if NEURON.graded:
-        if NEURON.on_cuda:
-            factor = rounded(factor, NEURON.spikes)
-        given = rounded(s * factor, NEURON.spikes)
-        s = rounded(tl.div_rn(given, factor), NEURON.spikes)
-    return s - r
-
-
-@triton.jit
-def reset(h, s, r, threshold, factor, v_reset, NEURON: tl.constexpr):
-    if NEURON.delayed or NEURON.reset == "none":
-        return h
-    elif NEURON.reset == "soft":
-        return rounded(h - rounded(s * threshold, NEURON.charged), NEURON.charged)
-    elif NEURON.reset == "hard":
-        kept = rounded((1 - s) * h, NEURON.charged)
-        if not NEURON.to_zero:
-            kept = rounded(kept + rounded(s * v_reset, NEURON.charged), NEURON.charged)
-        return kept
-    elif NEURON.reset == "subtract":
-        return rounded(h - rounded(still_due(s, r, factor, NEURON) * threshold, NEURON.product), NEURON.after)
-    else:
-        return rounded(h - rounded(still_due(s, r, factor, NEURON) * h, NEURON.product), NEURON.after)
-
-
-@triton.jit
-def uncharge(h, x, r, decay, threshold, NEURON: tl.constexpr):
-    """The potential before the charge, of the neurons whose reset can be inverted."""
-    if NEURON.charge == "leaky":
-        v = h - x
-        if NEURON.reset == "subtract":
-            v = v + r * threshold
-        return tl.div_rn(v, clamped(decay))
-    elif NEURON.charge == "integrate":
-        return h - x
-    else:
-        if NEURON.divides:
-            kept = 1 - tl.div_rn(1.0, decay)
-        else:
-            kept = 1 - decay
-        if NEURON.charge == "decay_input":
-            return tl.div_rn(h - leak(x, decay, NEURON), kept)
-        else:
-            return tl.div_rn(h - x, kept)
-
-
-@triton.jit
-def surrogate_gradient(grad, z, c0, c1, c2, NAME: tl.constexpr):
-    """:data:`snn_revplugin.surrogate.GRADIENTS` in closed form, with the constants of :data:`.form.SURROGATES`."""
-    if NAME == "atan":
-        y = z * c0
-        return grad / (y * y + c1)
-    elif NAME == "straight_through":
-        return grad
-    elif NAME == "fast_sigmoid":
-        y = tl.abs(z) * c0 + 1
-        return grad / (y * y)
-    elif NAME == "triangular":
-        return grad * tl.where(z >= 0, -c0, c0)
-    elif NAME == "heaviside":
-        return grad * (z > 0).to(tl.float32)
-    elif NAME == "sigmoid_of_exp":
-        e = tl.exp(-c0 * z)
-        return grad * c0 * e / ((e + 1) * (e + 1))
-    elif NAME == "spike_rate_escape":
-        return grad * c1 * tl.exp(-c0 * tl.abs(z - 1))
-    elif NAME == "sparse_fast_sigmoid":
-        y = tl.abs(z) * c0 + 1
-        return grad * (z > c1).to(tl.float32) / (y * y)
-    elif NAME == "piecewise_quadratic":
-        return tl.where(tl.abs(z) > c2, 0.0, (c0 - c1 * tl.abs(z)) * grad)
-    elif NAME == "piecewise_exp":
-        return tl.exp(-c0 * tl.abs(z)) * c1 * grad
-    elif NAME == "sigmoid":
-        s = 1 / (1 + tl.exp(-c0 * z))
-        return (1 - s) * s * c0 * grad
-    elif NAME == "soft_sign":
-        y = tl.abs(z) + c0
-        return grad / (y * y * c1)
-    elif NAME == "super_spike":
-        y = tl.abs(z) + 1
-        return c0 * grad / (y * y)
-    elif NAME == "nonzero_sign_log_abs":
-        return grad / (tl.abs(z) + c0)
-    elif NAME == "erf":
-        y = z * c0
-        return tl.exp(-(y * y)) * c1 * grad
-    elif NAME == "piecewise_leaky_relu":
-        return grad * tl.where(tl.abs(z) < c0, c1, c2)
-    elif NAME == "s2nn":
-        s = 1 / (1 + tl.exp(-c0 * z))
-        return grad * tl.where(z < 0, c0 * s * (1 - s), c1 / (z + 1))
-    elif NAME == "q_pseudo_spike":
-        return grad * tl.exp(-c1 * tl.log(tl.abs(z) * c0 + 1))
-    elif NAME == "leaky_k_relu":
-        return grad * tl.where(z >= 0, c1, c0)
-    elif NAME == "fake_numerical_gradient":
-        slope = tl.where(z >= 0, 1.0, -1.0) / z
-        return grad * tl.where(slope > c0, c0, slope)
-    elif NAME == "log_tailed_relu":
-        return grad * tl.where(z > 1, 1 / z, tl.where(z <= 0, c0, 1.0))
-    elif NAME == "rect":
-        return grad * (tl.abs(z) < c1).to(tl.float32) * c0
-    else:
-        tl.static_assert(False, "the surrogate has no kernel")
-
-
-@triton.jit
-def gradient_of_fire(grad_spikes, z, factor, c0, c1, c2, NEURON: tl.constexpr):
-    if NEURON.graded:
-        grad_spikes = grad_spikes * factor
-    return surrogate_gradient(grad_spikes, z, c0, c1, c2, NEURON.surrogate)
-
-
-@triton.jit
-def gradient_of_step(grad_spikes, grad_v, h, z, s, threshold, factor, v_reset, c0, c1, c2, NEURON: tl.constexpr):
-    """Fire, and a reset that needs no signal of the step before: the gradient at ``h``, and that through the spikes alone."""
-    grad_h = grad_v
-    if NEURON.reset == "soft":
-        if not NEURON.detached:
-            grad_spikes = grad_spikes - grad_v * threshold
-    elif NEURON.reset == "hard":
-        if not NEURON.detached:
-            grad_spikes = grad_spikes + grad_v * (v_reset - h)
-        grad_h = (1 - s) * grad_v
-    grad_z = gradient_of_fire(grad_spikes, z, factor, c0, c1, c2, NEURON)
-    return grad_z + grad_h, grad_z
-
-
-@triton.jit
-def gradient_of_charge(grad_h, r, decay, NEURON: tl.constexpr):
-    """The gradients at the current and at the potential before."""
-    if NEURON.charge == "leaky":
-        grad_before = grad_h * clamped(decay)
-        if NEURON.reset == "zero":
-            grad_before = grad_before * (1 - r)
-        return grad_h, grad_before
-    elif NEURON.charge == "integrate":
-        return grad_h, grad_h
-    else:
-        if NEURON.divides:
-            leaked = tl.div_rn(grad_h, decay)
-        else:
-            leaked = grad_h * decay
-        if NEURON.charge == "decay_input":
-            return leaked, grad_h - leaked
-        else:
-            return grad_h, grad_h - leaked
-
-
-@triton.jit
-def decay_of(h, v, r, x, rest, HAS_CURRENT: tl.constexpr, NEURON: tl.constexpr):
-    """What the gradient at ``h`` is multiplied with for that of the decay (of ``h - v``, ``rate`` is left to divide by)."""
-    if NEURON.charge == "leaky":
-        if NEURON.reset == "zero":
-            v = (1 - r) * v
-        return v
-    elif NEURON.charge == "decay":
-        return rest - v
-    elif HAS_CURRENT:
-        return x - (v - rest)
-    else:
-        return h - v
-
-
-# --------------------------------------------------------------------------------------------------------------- kernels
+from .equations import (
+    above,
+    charge,
+    decay_of,
+    fires,
+    give_total,
+    gradient_of_charge,
+    gradient_of_fire,
+    gradient_of_step,
+    index_of_parameter,
+    load,
+    packed,
+    parameters,
+    reset,
+    still_due,
+    store,
+    tile_of,
+    uncharge,
+    unpacked,
+)
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -327,15 +38,10 @@ def forward_kernel(
 
     ``bits`` asks for whole bytes a step: N divisible by 8, or T of 1.
     """
-    first = tl.program_id(0).to(tl.int64) * (ROWS * 8)
-    rows = tl.arange(0, ROWS)
-    tile = rows[:, None] * 8 + tl.arange(0, 8)[None, :]
-    mask, row_mask = tile < N - first, rows * 8 < N - first
-    index = index_of_parameter(first, tile, inner, size, WIDE)
-    a = parameter(decay, index, mask, NEURON.decay_held)
-    theta = parameter(threshold, index, mask, NEURON.threshold_held)
-    f = parameter(factor, index, mask, NEURON.factor_held)
-    v_reset, rest = number(v_reset), number(rest)
+    first, rows, tile, mask, row_mask = tile_of(N, ROWS)
+    a, theta, f, v_reset, rest = parameters(
+        decay, threshold, factor, inner, size, v_reset, rest, first, tile, mask, NEURON, WIDE
+    )
 
     v = load(v_ptr + first, tile, mask)
     x_ptr += first
@@ -389,15 +95,10 @@ def step_backward_kernel(
     ``charged_before`` asks for the reversal: the charged potential of the step before, from ``h``, ``x`` and the bits. The
     reset signal of a delayed reset is ``bits_before``, or else decided from ``before``.
     """
-    first = tl.program_id(0).to(tl.int64) * (ROWS * 8)
-    rows = tl.arange(0, ROWS)
-    tile = rows[:, None] * 8 + tl.arange(0, 8)[None, :]
-    mask, row_mask = tile < N - first, rows * 8 < N - first
-    index = index_of_parameter(first, tile, inner, size, WIDE)
-    a = parameter(decay, index, mask, NEURON.decay_held)
-    theta = parameter(threshold, index, mask, NEURON.threshold_held)
-    f = parameter(factor, index, mask, NEURON.factor_held)
-    v_reset, rest = number(v_reset), number(rest)
+    first, rows, tile, mask, row_mask = tile_of(N, ROWS)
+    a, theta, f, v_reset, rest = parameters(
+        decay, threshold, factor, inner, size, v_reset, rest, first, tile, mask, NEURON, WIDE
+    )
 
     zero = tl.full((ROWS, 8), 0.0, tl.float32)
     grad_spikes, grad, h, x, s, r, v = zero, zero, zero, zero, zero, zero, zero
@@ -461,9 +162,28 @@ def step_backward_kernel(
         give_total(grad_factor_ptr, first, tile, mask, of_factor, NEURON.factor_held == "each")
 
 
+@triton.jit
+def fired_at(h, threshold, bits_ptr, at, rows, row_mask, NEURON: tl.constexpr):
+    """The spikes of a step of a sequence: kept, or else decided from ``h``."""
+    if bits_ptr is not None:
+        return unpacked(bits_ptr + at // 8, rows, row_mask)
+    else:
+        return fires(above(h, threshold, NEURON.difference, NEURON), NEURON)
+
+
+@triton.jit
+def fired_before(v, s, threshold, bits_ptr, NEURON: tl.constexpr):
+    """What the reset of the next charge acts on: the spikes of the step before, kept or decided from ``v``."""
+    if bits_ptr is not None:
+        return s
+    else:
+        return fires(above(v, threshold, NEURON.difference_before, NEURON), NEURON)
+
+
 @triton.jit(do_not_specialize=["T"])
 def sequence_backward_kernel(
-    x_ptr, h_ptr, start_ptr, grad_spikes_ptr, grad_last_ptr, grad_path_ptr,
+    x_ptr, mean_ptr, scale_ptr, bias_ptr, channel, channels, bits_ptr, h_ptr, start_ptr,
+    grad_spikes_ptr, grad_last_ptr, grad_path_ptr,
     decay, threshold, factor, inner, size, v_reset, rest, c0, c1, c2,
     grad_x_ptr, grad_start_ptr, grad_decay_ptr, grad_threshold_ptr, grad_factor_ptr,
     T, N, NEURON: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
@@ -471,28 +191,33 @@ def sequence_backward_kernel(
     """T time steps backward: up to the charged potentials, written to ``h`` [T, N], and down again to the gradients.
 
     ``h`` may be ``x`` itself, and ``grad_x`` may be ``h``. With ``x`` None the charged potentials are there already.
+
+    With ``mean`` the current is ``(x - mean) scale + bias``, of each of ``channels`` channels, ``channel`` neurons in a row
+    each. Rounding may differ from that of the first time, so no spike is decided again: they are ``bits``, whole bytes a step.
     """
-    first = tl.program_id(0).to(tl.int64) * (ROWS * 8)
-    rows = tl.arange(0, ROWS)
-    tile = rows[:, None] * 8 + tl.arange(0, 8)[None, :]
-    mask = tile < N - first
-    index = index_of_parameter(first, tile, inner, size, WIDE)
-    a = parameter(decay, index, mask, NEURON.decay_held)
-    theta = parameter(threshold, index, mask, NEURON.threshold_held)
-    f = parameter(factor, index, mask, NEURON.factor_held)
-    v_reset, rest = number(v_reset), number(rest)
+    first, rows, tile, mask, row_mask = tile_of(N, ROWS)
+    a, theta, f, v_reset, rest = parameters(
+        decay, threshold, factor, inner, size, v_reset, rest, first, tile, mask, NEURON, WIDE
+    )
     start = load(start_ptr + first, tile, mask)
     zero = tl.full((ROWS, 8), 0.0, tl.float32)
 
     if x_ptr is not None:
-        v = start
+        v, r = start, fires(above(start, theta, NEURON.difference_before, NEURON), NEURON)
         up = first
+        if mean_ptr is not None:
+            index = index_of_parameter(first, tile, channel, channels, WIDE)
+            mean, scale = load(mean_ptr, index, mask), load(scale_ptr, index, mask)
+            bias = load(bias_ptr, index, mask)
         for _ in range(T):
             x = load(x_ptr + up, tile, mask)
-            r = fires(above(v, theta, NEURON.difference_before, NEURON), NEURON)
+            if mean_ptr is not None:
+                x = (x - mean) * scale + bias
             h = charge(x, v, r, a, theta, rest, NEURON)
             store(h_ptr + up, tile, h, mask)
-            v = reset(h, fires(above(h, theta, NEURON.difference, NEURON), NEURON), r, theta, f, v_reset, NEURON)
+            s = fired_at(h, theta, bits_ptr, up, rows, row_mask, NEURON)
+            v = reset(h, s, r, theta, f, v_reset, NEURON)
+            r = fired_before(v, s, theta, bits_ptr, NEURON)
             up += N
         tl.debug_barrier()  # a block's threads may meet again what others of them wrote
 
@@ -509,12 +234,15 @@ def sequence_backward_kernel(
         if grad_spikes_ptr is not None:
             grad_spikes = load(grad_spikes_ptr + down, tile, mask)
         z = above(h, theta, NEURON.difference, NEURON)
-        s = fires(z, NEURON)
+        s = fired_at(h, theta, bits_ptr, down, rows, row_mask, NEURON)
         more = down >= N  # there is a step before; at the first one, its own row is read once more for nothing
-        h_before = load(h_ptr + tl.where(more, down - N, down), tile, mask)
-        s_before = fires(above(h_before, theta, NEURON.difference, NEURON), NEURON)
+        below = tl.where(more, down - N, down)
+        h_before = load(h_ptr + below, tile, mask)
+        s_before = fired_at(h_before, theta, bits_ptr, below, rows, row_mask, NEURON)
         v = tl.where(more, reset(h_before, s_before, zero, theta, f, v_reset, NEURON), start)
-        r = fires(above(v, theta, NEURON.difference_before, NEURON), NEURON)
+        r = fired_before(v, s_before, theta, bits_ptr, NEURON)
+        if bits_ptr is not None:
+            r = tl.where(more, r, fires(above(start, theta, NEURON.difference_before, NEURON), NEURON))
         grad_h, grad_z = gradient_of_step(grad_spikes, grad, h, z, s, theta, f, v_reset, c0, c1, c2, NEURON)
         grad_x, grad = gradient_of_charge(grad_h, r, a, NEURON)
         store(grad_x_ptr + down, tile, grad_x, mask)
@@ -540,18 +268,14 @@ def sequence_backward_kernel(
 @triton.jit
 def pack_kernel(fired_ptr, bits_ptr, N, ROWS: tl.constexpr):
     """Zeros and ones of any dtype [N] to bits."""
-    first = tl.program_id(0).to(tl.int64) * (ROWS * 8)
-    rows = tl.arange(0, ROWS)
-    tile = rows[:, None] * 8 + tl.arange(0, 8)[None, :]
-    fired = tl.load(fired_ptr + first + tile, mask=tile < N - first, other=0) != 0
-    tl.store(bits_ptr + first // 8 + rows, packed(fired, ROWS), mask=rows * 8 < N - first)
+    first, rows, tile, mask, row_mask = tile_of(N, ROWS)
+    fired = tl.load(fired_ptr + first + tile, mask=mask, other=0) != 0
+    tl.store(bits_ptr + first // 8 + rows, packed(fired, ROWS), mask=row_mask)
 
 
 @triton.jit
 def unpack_kernel(bits_ptr, ones_ptr, N, ROWS: tl.constexpr):
     """Bits to zeros and ones of any dtype [N]."""
-    first = tl.program_id(0).to(tl.int64) * (ROWS * 8)
-    rows = tl.arange(0, ROWS)
-    tile = rows[:, None] * 8 + tl.arange(0, 8)[None, :]
-    ones = unpacked(bits_ptr + first // 8, rows, rows * 8 < N - first)
-    tl.store(ones_ptr + first + tile, ones.to(ones_ptr.dtype.element_ty), mask=tile < N - first)
+    first, rows, tile, mask, row_mask = tile_of(N, ROWS)
+    ones = unpacked(bits_ptr + first // 8, rows, row_mask)
+    tl.store(ones_ptr + first + tile, ones.to(ones_ptr.dtype.element_ty), mask=mask)

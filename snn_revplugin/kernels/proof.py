@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..coupled import Coupled
 from ..settings import use_settings
 from .form import Form, form_of
 
 if TYPE_CHECKING:
     from ..dynamics import Dynamics
 
+    Equations = Dynamics | Coupled
+
 STEPS = 5
-WIDTH = 37  # of the sample's dimensions where a parameter does not say: not a multiple of a byte's bits
+WIDTH = 38  # of the sample's dimensions where a parameter does not say: even, but no multiple of a byte's bits
 ROWS = 29  # together with WIDTH more than one program's share of a launch
 ROUNDING = {torch.float32: 1e-4}  # largest difference of gradients, in units of the largest gradient
 ROUNDING_OF_SHORT = 0.1  # the plain code rounds to the short dtype after every operation, a kernel once
@@ -31,7 +34,7 @@ CAPTURING = "a CUDA graph is being captured, and its kernel has not been tried o
 _verdicts: dict[tuple[Form | str, torch.device], str | None] = {}
 
 
-def objection(dynamics: Dynamics, current: Tensor, potential: Tensor) -> str | None:
+def objection(dynamics: Equations, current: Tensor, potential: Tensor) -> str | None:
     """What is wrong with the kernels of these dynamics on this device, or None if they have passed.
 
     Args:
@@ -58,14 +61,14 @@ def _verdict(key: tuple[Form | str, torch.device], compare: Callable[[], str | N
     return _verdicts[key]
 
 
-def _compare(dynamics: Dynamics, current: torch.dtype, potential: torch.dtype, device: torch.device) -> str | None:
-    plain = {each.name: getattr(dynamics, each.name) for each in fields(dynamics)}
+def _compare(dynamics: Equations, current: torch.dtype, potential: torch.dtype, device: torch.device) -> str | None:
+    given = {each.name: getattr(dynamics, each.name) for each in fields(dynamics)}
     leaves = {
         name: each.detach().clone().requires_grad_(each.requires_grad)
-        for name, each in plain.items()
+        for name, each in given.items()
         if isinstance(each, Tensor)
     }
-    dynamics = replace(dynamics, **leaves)
+    dynamics = replace(dynamics, **leaves, **({"split_dim": 1} if isinstance(dynamics, Coupled) else {}))
     learned = [each for each in dynamics.parameters if each.requires_grad]
     shape = (ROWS, *(WIDTH if n == 1 else n for n in torch.broadcast_shapes((1,), *(each.shape for each in leaves.values()))))
     drawn = torch.Generator().manual_seed(0)
@@ -77,7 +80,8 @@ def _compare(dynamics: Dynamics, current: torch.dtype, potential: torch.dtype, d
     weight = torch.full((1, 1), 1.5, dtype=current, device=device, requires_grad=True)
     upwards = [draw(*shape, dtype=torch.float32) for _ in range(STEPS + 1)]
     rounding = ROUNDING.get(current, ROUNDING_OF_SHORT) if current == potential else ROUNDING_OF_SHORT
-    ways = ("single steps",) if dynamics.reset_needs_resets else ("single steps", "a sequence")
+    looks_back = not isinstance(dynamics, Coupled) and dynamics.reset_needs_resets
+    ways = ("single steps",) if looks_back else ("single steps", "a sequence")
     for way in ways:
         results = []
         for backend in ("torch", "triton"):
@@ -94,8 +98,10 @@ def _compare(dynamics: Dynamics, current: torch.dtype, potential: torch.dtype, d
     return None
 
 
-def _outputs(way: str, dynamics: Dynamics, data: Tensor, weight: Tensor, start: Tensor) -> list[Tensor]:
+def _outputs(way: str, dynamics: Equations, data: Tensor, weight: Tensor, start: Tensor) -> list[Tensor]:
     """The spikes of every step and the last potential. The currents come from a layer, so that time can be reversed."""
+    from ..coupled_sequence import coupled_sequence
+    from ..coupled_step import coupled_step
     from ..neuron import Reversal
     from ..sequence import sequence
     from ..step import step
@@ -103,13 +109,13 @@ def _outputs(way: str, dynamics: Dynamics, data: Tensor, weight: Tensor, start: 
     def layer(given: Tensor) -> Tensor:
         return torch.nn.functional.linear(given.reshape(-1, 1), weight).view(given.shape)
 
-    reversal = Reversal()
+    reversal, is_coupled = Reversal(), isinstance(dynamics, Coupled)
     if way == "a sequence":
-        spikes, last, _ = sequence(dynamics, layer(data), start, reversal)
+        spikes, last, *_ = (coupled_sequence if is_coupled else sequence)(dynamics, layer(data), start, reversal)
         return [*spikes.unbind(0), last]
     spikes_of, v = [], start
     for x in data:
-        spikes, v = step(dynamics, layer(x), v, reversal)
+        spikes, v = (coupled_step if is_coupled else step)(dynamics, layer(x), v, reversal)
         spikes_of.append(spikes)
     return [*spikes_of, v]
 

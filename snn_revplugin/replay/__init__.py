@@ -2,6 +2,7 @@
 
 from . import linear, normalisation, pointwise, pooling, shape  # noqa: F401  (each fills the table)
 from .known import Known
+from .normalisation import Normed, normed
 from .operation import OPERATIONS, DecidedBy, Operation, register
 from .recipe import Kept, Output, Recipe, Spikes, Value
 from .walk import FIRED, give_back, recipe_of
@@ -12,12 +13,14 @@ __all__ = [
     "DecidedBy",
     "Kept",
     "Known",
+    "Normed",
     "Operation",
     "Output",
     "Recipe",
     "Spikes",
     "Value",
     "give_back",
+    "normed",
     "recipe_of",
     "register",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,34 +23,111 @@ def _batch_norm(node: Node) -> Replay:
     training, eps = attribute_of(node, "training"), attribute_of(node, "eps")
     if not training:
         return partial(_normalise_batch, torch.native_batch_norm, *_running_statistics(node), training, eps)
+    return _from_batch_statistics(node, torch.native_batch_norm, eps)
+
+
+def _from_batch_statistics(node: Node, function: Callable[..., tuple], eps: float) -> Replay:
     mean, deviation = (saved_by(node, name) for name in ("result1", "result2"))
-    if mean is None or deviation is None or mean.device.type != "cpu":
-        return partial(_normalise_batch, torch.native_batch_norm, None, None, training, eps)
-    return _FromBatchStatistics(mean.detach(), deviation.detach(), eps)
+    if mean is None or deviation is None:
+        return partial(_normalise_batch, function, None, None, True, eps)
+    return _FromBatchStatistics(mean.detach(), deviation.detach(), eps, function)
 
 
 class _FromBatchStatistics:
-    """Batch norm in training from the statistics that its node keeps: one pass over the input instead of three.
+    """Batch norm in training. On a CPU from the statistics that its node keeps: one pass over the input instead of three.
 
-    The kernel multiplies with ``weight / deviation`` and adds ``bias - mean weight / deviation``, in training as in
+    The kernel there multiplies with ``weight / deviation`` and adds ``bias - mean weight / deviation``, in training as in
     evaluation; so evaluation with that product for a weight, at a deviation of one, rounds alike. (Half precision does not:
     there the product is rounded.)
     """
 
-    __slots__ = ("deviation", "eps", "mean")
+    __slots__ = ("deviation", "eps", "function", "mean")
 
-    def __init__(self, mean: Tensor, deviation: Tensor, eps: float) -> None:
-        self.mean, self.deviation, self.eps = mean, deviation, eps  # the reciprocal of the deviation
+    def __init__(self, mean: Tensor, deviation: Tensor, eps: float, function: Callable[..., tuple]) -> None:
+        self.mean, self.deviation, self.eps, self.function = mean, deviation, eps, function  # the deviation's reciprocal
 
     @property
     def identity(self) -> tuple:
-        return type(self), self.eps  # the same input has the same statistics
+        return type(self), self.function, self.eps  # the same input has the same statistics
 
     def __call__(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        if self.mean.dtype not in (torch.float32, torch.float64):
-            return torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, self.eps)[0]
+        if self.mean.device.type != "cpu" or self.mean.dtype not in (torch.float32, torch.float64):
+            return self.function(x, weight, bias, None, None, True, 0.0, self.eps)[0]
         scale = self.deviation if weight is None else weight * self.deviation
         return torch.native_batch_norm(x, scale, bias, self.mean, torch.ones_like(self.mean), False, 0.0, 0.0)[0]
+
+
+class Normed(Value):
+    """What a batch norm made of its input, for a reader that takes the input itself and the map of each channel,
+    ``(input - mean) scale + bias``, so that the norm's output is not computed again.
+
+    It gives the output back to rounding only: the order of torch's operations differs between devices and its kernels.
+
+    Attributes:
+        input: the norm's input, its channels in dimension 1.
+        shape: of the output as the reader has it; the elements in their order.
+        geometry: how many elements of a channel lie in a row of a contiguous input, and how many channels there are.
+    """
+
+    __slots__ = ("_bias", "_norm", "_weight", "geometry", "input", "shape")
+    derived = True
+
+    def __init__(self, norm: Recipe, shape: torch.Size, shape_of_norm: Sequence[int]) -> None:
+        self.input, self._weight, self._bias = norm.inputs
+        self._norm, self.shape, self.geometry = norm.function, shape, (math.prod(shape_of_norm[2:]), shape_of_norm[1])
+
+    @property
+    def period(self) -> int:
+        """The elements after which the channels begin again."""
+        return self.geometry[0] * self.geometry[1]
+
+    @property
+    def depth(self) -> int:
+        return self.input.depth + 1
+
+    def expect(self) -> None:
+        self.input.expect()
+
+    def release(self) -> None:
+        self.input.release()
+
+    def channels(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``mean``, ``scale`` and ``bias`` of each channel."""
+        mean, scale = _mean_and_scale(self._norm)
+        if self._weight is not None:
+            scale = scale * self._weight.value()
+        return mean, scale, torch.zeros_like(mean) if self._bias is None else self._bias.value()
+
+    def value(self) -> Tensor:
+        given = self.input.value()
+        mean, scale, bias = (each.view(-1, *(1,) * (given.dim() - 2)) for each in self.channels())
+        return torch.addcmul(bias, given - mean, scale).reshape(self.shape)
+
+
+def _mean_and_scale(norm: Replay) -> tuple[Tensor, Tensor]:
+    """Of each channel, by the batch or by what has been learned of all batches: the mean and the deviation's reciprocal."""
+    if isinstance(norm, _FromBatchStatistics):
+        return norm.mean, norm.deviation
+    mean, var = (each.get("a batch norm") for each in norm.args[1:3])
+    return mean, (var + norm.args[-1]).rsqrt()
+
+
+def normed(value: Value | None, current: Tensor) -> Normed | None:
+    """The output of a batch norm, seen as another shape perhaps, by way of the norm's input; None for any other value, and
+    where statistics are not float32.
+
+    Args:
+        value: the current, as it can be had.
+    """
+    node = current.grad_fn
+    while isinstance(value, Recipe) and getattr(value.function, "func", None) is Tensor.reshape:
+        value, node = value.inputs[0], node.next_functions[0][0]
+    norm = getattr(value, "function", None)
+    of_batch = isinstance(norm, _FromBatchStatistics)
+    learned = getattr(norm, "func", None) is _normalise_batch and norm.args[1] is not None
+    if not (of_batch or learned) or _mean_and_scale(norm)[0].dtype is not torch.float32:
+        return None
+    return Normed(value, current.shape, shape_of_output(node))
 
 
 LARGEST_SHIFT = 4.0  # |bias / weight| up to which a batch norm is inverted: rounding grows by so much
@@ -96,8 +175,9 @@ def _unnormalise(
 def _cudnn_batch_norm(node: Node) -> Replay:
     """In training, from the batch again: the statistics come out the same, and no running one is touched."""
     training, eps = attribute_of(node, "training"), attribute_of(node, "epsilon")
-    mean, var = (None, None) if training else _running_statistics(node)
-    return partial(_normalise_batch, torch.cudnn_batch_norm, mean, var, training, eps)
+    if training:
+        return _from_batch_statistics(node, torch.cudnn_batch_norm, eps)
+    return partial(_normalise_batch, torch.cudnn_batch_norm, *_running_statistics(node), training, eps)
 
 
 def _running_statistics(node: Node) -> tuple[Versioned, Versioned]:

@@ -1,0 +1,231 @@
+"""The split-coupled neuron of :mod:`snn_revplugin.coupled` in Triton: one kernel for steps forward and for steps taken again,
+one for the inverse, one backward.
+
+A program takes pairs of neurons, one of either half: ``half`` elements of the first half of the split dimension lie in a row
+of memory, then as many of the second. ``N`` neurons are ``N / 2`` pairs. Spikes are bits where ``half`` fills whole bytes
+(``BITS``), and bytes otherwise. The equations are named as there, and how they round is told in :mod:`.equations`; ``leak``,
+``weight1``, ``weight2``, ``alpha``, ``beta``, ``threshold`` and ``v_reset`` are numbers.
+"""
+
+import triton
+import triton.language as tl
+
+from .equations import (
+    above,
+    fires,
+    gradient_of_step,
+    load,
+    number,
+    packed,
+    reset,
+    rounded,
+    store,
+    tile_of,
+    unpacked,
+)
+
+
+@triton.jit
+def pairs_of(N, half, ROWS: tl.constexpr, BITS: tl.constexpr, WIDE: tl.constexpr):
+    """This program's pairs of neurons: where the first of each pair stands, where the bytes of their rows do, and which of
+    both are there."""
+    first, rows, tile, mask, row_mask = tile_of(N // 2, ROWS)
+    if BITS:  # the eight of a row stand in a row of memory
+        pair = first + rows * 8
+        if not WIDE:
+            pair = pair.to(tl.int32)
+        start = tl.multiple_of(pair + pair // half * half, 8)
+        return start[:, None] + tl.arange(0, 8)[None, :], start // 8, mask, row_mask
+    else:
+        pair = first + tile
+        if not WIDE:
+            pair = pair.to(tl.int32)
+        place = pair + pair // half * half
+        return place, place, mask, mask
+
+
+@triton.jit
+def load_fired(pointer, rows, mask, BITS: tl.constexpr):
+    if BITS:
+        return unpacked(pointer, rows, mask)
+    else:
+        return tl.load(pointer + rows, mask=mask, other=0).to(tl.float32)
+
+
+@triton.jit
+def store_fired(pointer, rows, s, there, mask, ROWS: tl.constexpr, BITS: tl.constexpr):
+    if BITS:
+        tl.store(pointer + rows, packed(tl.where(there, s, 0.0), ROWS), mask=mask)
+    else:
+        tl.store(pointer + rows, s.to(tl.uint8), mask=mask)
+
+
+@triton.jit
+def plus_weighted(a, b, weight, NEURON: tl.constexpr):
+    """``a + weight b``"""
+    return rounded(a + rounded(b * weight, NEURON.charged), NEURON.charged)
+
+
+@triton.jit
+def passed_on(x, beta, NEURON: tl.constexpr):
+    """``beta x``, rounded so that it comes back from a sum with a spike."""
+    return rounded(plus_weighted(1.0, x, beta, NEURON) - 1.0, NEURON.charged)
+
+
+@triton.jit
+def charge(v, x, leak, weight, NEURON: tl.constexpr):
+    """``leak v + weight x``"""
+    return plus_weighted(rounded(v * leak, NEURON.charged), x, weight, NEURON)
+
+
+@triton.jit
+def after(m, s, other, alpha, threshold, v_reset, NEURON: tl.constexpr):
+    """``R(m, s) + alpha other``"""
+    return plus_weighted(reset(m, s, 0.0, threshold, 1.0, v_reset, NEURON), other, alpha, NEURON)
+
+
+@triton.jit
+def gradient_of_pair(
+    grad_y1, grad_y2, grad_v1, grad_v2, m1, m2, s1, s2,
+    leak, per_tau, alpha, beta, threshold, v_reset, c0, c1, c2, NEURON: tl.constexpr,
+):  # fmt: skip
+    """The gradients at ``x1``, ``x2``, ``v1`` and ``v2`` from those at ``y1``, ``y2``, ``v1'`` and ``v2'``."""
+    z1, z2 = above(m1, threshold, NEURON.charged, NEURON), above(m2, threshold, NEURON.charged, NEURON)
+    grad_m2, _ = gradient_of_step(grad_y2, grad_v2, m2, z2, s2, threshold, 1.0, v_reset, c0, c1, c2, NEURON)
+    all_v1 = grad_v1 + leak * grad_m2
+    all_y1 = grad_y1 + per_tau * grad_m2
+    grad_m1, _ = gradient_of_step(all_y1, all_v1, m1, z1, s1, threshold, 1.0, v_reset, c0, c1, c2, NEURON)
+    return per_tau * grad_m1 + beta * grad_y2, beta * all_y1, leak * grad_m1 + alpha * grad_v2, alpha * all_v1
+
+
+@triton.jit(do_not_specialize=["T"])
+def forward_kernel(
+    given_ptr, v_ptr, leak, weight1, weight2, alpha, beta, threshold, v_reset, y_ptr, fired_ptr, after_ptr,
+    T, N, half, AGAIN: tl.constexpr, NEURON: tl.constexpr, BITS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """T time steps: ``x`` [T, N] and ``v`` [N] to ``y``, spikes, and the last ``v'``.
+
+    With ``AGAIN`` they are steps that have been taken: given are ``y`` and the spikes, and ``v'`` alone is written.
+    """
+    place, rows, mask, row_mask = pairs_of(N, half, ROWS, BITS, WIDE)
+    leak, weight1, weight2, alpha, beta = number(leak), number(weight1), number(weight2), number(alpha), number(beta)
+    threshold, v_reset = number(threshold), number(v_reset)
+    half_rows = half // 8 if BITS else half
+    v1, v2 = load(v_ptr, place, mask), load(v_ptr + half, place, mask)
+    for _ in range(T):
+        given1, given2 = load(given_ptr, place, mask), load(given_ptr + half, place, mask)
+        if AGAIN:
+            s1 = load_fired(fired_ptr, rows, row_mask, BITS)
+            s2 = load_fired(fired_ptr + half_rows, rows, row_mask, BITS)
+            passed = given2 - s2
+        else:
+            passed = passed_on(given1, beta, NEURON)
+        m1 = charge(v1, passed, leak, weight1, NEURON)
+        if AGAIN:
+            y1 = given1
+        else:
+            s1 = fires(above(m1, threshold, NEURON.charged, NEURON), NEURON)
+            y1 = plus_weighted(s1, given2, beta, NEURON)
+        v1_before = v1
+        v1 = after(m1, s1, v2, alpha, threshold, v_reset, NEURON)
+        m2 = charge(v1, y1, leak, weight2, NEURON)
+        if not AGAIN:
+            s2 = fires(above(m2, threshold, NEURON.charged, NEURON), NEURON)
+            store(y_ptr, place, y1, mask)
+            store(y_ptr + half, place, s2 + passed, mask)
+            store_fired(fired_ptr, rows, s1, mask, row_mask, ROWS, BITS)
+            store_fired(fired_ptr + half_rows, rows, s2, mask, row_mask, ROWS, BITS)
+            y_ptr += N
+        v2 = after(m2, s2, v1_before, alpha, threshold, v_reset, NEURON)
+        given_ptr += N
+        fired_ptr += N // 8 if BITS else N
+    store(after_ptr, place, v1, mask)
+    store(after_ptr + half, place, v2, mask)
+
+
+@triton.jit(do_not_specialize=["T"])
+def inverse_kernel(
+    y_ptr, fired_ptr, after_ptr, leak, weight1, weight2, alpha, beta, threshold, v_reset, x_ptr, v_ptr,
+    T, N, half, NEURON: tl.constexpr, BITS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """The inputs of T time steps from ``y`` [T, N] and spikes; of one step, from ``v'`` too, the potential before it."""
+    place, rows, mask, row_mask = pairs_of(N, half, ROWS, BITS, WIDE)
+    leak, weight1, weight2, alpha, beta = number(leak), number(weight1), number(weight2), number(alpha), number(beta)
+    threshold, v_reset = number(threshold), number(v_reset)
+    half_rows = half // 8 if BITS else half
+    for _ in range(T):
+        y1, y2 = load(y_ptr, place, mask), load(y_ptr + half, place, mask)
+        s1 = load_fired(fired_ptr, rows, row_mask, BITS)
+        s2 = load_fired(fired_ptr + half_rows, rows, row_mask, BITS)
+        store(x_ptr, place, tl.div_rn(y2 - s2, beta), mask)
+        store(x_ptr + half, place, tl.div_rn(y1 - s1, beta), mask)
+        if v_ptr is not None:
+            after1, after2 = load(after_ptr, place, mask), load(after_ptr + half, place, mask)
+            m2 = charge(after1, y1, leak, weight2, NEURON)
+            v1 = tl.div_rn(after2 - reset(m2, s2, 0.0, threshold, 1.0, v_reset, NEURON), alpha)
+            m1 = charge(v1, y2 - s2, leak, weight1, NEURON)
+            v2 = tl.div_rn(after1 - reset(m1, s1, 0.0, threshold, 1.0, v_reset, NEURON), alpha)
+            store(v_ptr, place, v1, mask)
+            store(v_ptr + half, place, v2, mask)
+        y_ptr += N
+        x_ptr += N
+        fired_ptr += N // 8 if BITS else N
+
+
+@triton.jit(do_not_specialize=["T"])
+def backward_kernel(
+    y_ptr, fired_ptr, start_ptr, grad_y_ptr, grad_last_ptr,
+    leak, weight1, weight2, alpha, beta, threshold, v_reset, c0, c1, c2, grad_x_ptr, grad_start_ptr,
+    T, N, half, NEURON: tl.constexpr, BITS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """T time steps backward: up by ``y`` and the spikes to the charged potentials, which wait in ``grad_x``, and down again to
+    the gradients that take their place. Those of the last step, or of the only one, never leave registers."""
+    place, rows, mask, row_mask = pairs_of(N, half, ROWS, BITS, WIDE)
+    leak, weight1, weight2, alpha, beta = number(leak), number(weight1), number(weight2), number(alpha), number(beta)
+    threshold, v_reset = number(threshold), number(v_reset)
+    half_rows = half // 8 if BITS else half
+    bytes_a_step = N // 8 if BITS else N
+    v1, v2 = load(start_ptr, place, mask), load(start_ptr + half, place, mask)
+    m1, m2 = v1, v2
+    for t in range(T):
+        y1, y2 = load(y_ptr, place, mask), load(y_ptr + half, place, mask)
+        s1 = load_fired(fired_ptr, rows, row_mask, BITS)
+        s2 = load_fired(fired_ptr + half_rows, rows, row_mask, BITS)
+        m1 = charge(v1, y2 - s2, leak, weight1, NEURON)
+        v1_before = v1
+        v1 = after(m1, s1, v2, alpha, threshold, v_reset, NEURON)
+        m2 = charge(v1, y1, leak, weight2, NEURON)
+        v2 = after(m2, s2, v1_before, alpha, threshold, v_reset, NEURON)
+        if t < T - 1:
+            store(grad_x_ptr, place, m1, mask)
+            store(grad_x_ptr + half, place, m2, mask)
+            grad_x_ptr += N
+            fired_ptr += bytes_a_step
+        y_ptr += N
+    tl.debug_barrier()  # a block's threads may meet again what others of them wrote
+
+    zero = tl.full((ROWS, 8), 0.0, tl.float32)
+    grad_v1, grad_v2 = zero, zero
+    if grad_last_ptr is not None:
+        grad_v1, grad_v2 = load(grad_last_ptr, place, mask), load(grad_last_ptr + half, place, mask)
+    if grad_y_ptr is not None:
+        grad_y_ptr += (tl.cast(T, tl.int64) - 1) * N
+    for t in range(T):
+        s1 = load_fired(fired_ptr, rows, row_mask, BITS)
+        s2 = load_fired(fired_ptr + half_rows, rows, row_mask, BITS)
+        grad_y1, grad_y2 = zero, zero
+        if grad_y_ptr is not None:
+            grad_y1, grad_y2 = load(grad_y_ptr, place, mask), load(grad_y_ptr + half, place, mask)
+            grad_y_ptr -= N
+        grad_x1, grad_x2, grad_v1, grad_v2 = gradient_of_pair(
+            grad_y1, grad_y2, grad_v1, grad_v2, m1, m2, s1, s2,
+            leak, weight2, alpha, beta, threshold, v_reset, c0, c1, c2, NEURON,
+        )  # fmt: skip
+        store(grad_x_ptr, place, grad_x1, mask)
+        store(grad_x_ptr + half, place, grad_x2, mask)
+        if t < T - 1:
+            grad_x_ptr -= N
+            fired_ptr -= bytes_a_step
+            m1, m2 = load(grad_x_ptr, place, mask), load(grad_x_ptr + half, place, mask)
+    store(grad_start_ptr, place, grad_v1, mask)
+    store(grad_start_ptr + half, place, grad_v2, mask)

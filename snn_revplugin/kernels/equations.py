@@ -1,0 +1,339 @@
+"""What the kernels are made of: tiles of neurons in memory, rounding, and the equations of :mod:`snn_revplugin.dynamics` on
+them, forward and backward.
+
+Every kernel walks a flat stretch of N neurons in tiles of ``ROWS`` by 8, so that a row of a tile is one byte of packed
+spikes. What a neuron does is told by ``NEURON``, a :class:`.form.Form`: each branch on it is taken when the kernel is
+compiled.
+
+Arithmetic is in float32, in the host's order of operations; after every operation that torch would round to a shorter dtype,
+:func:`rounded` rounds to it. A scalar that meets a shorter dtype is rounded first, or is not: torch does it if the scalar is
+added or is the first factor, and on CUDA if it is a tensor; that is what ``NEURON.on_cuda`` is for. Multiplications and
+additions must not be contracted (launch with ``enable_fp_fusion=False``), or a potential next to its threshold would fire
+here and not there.
+
+Offsets of a tile are 32 bits from a 64-bit base, so a tensor may have more than 2**31 elements. Only Triton's builtins are
+used, no function of its library: the interpreter runs those whether or not Triton itself was imported for it.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tile_of(N, ROWS: tl.constexpr):
+    """This program's part of N neurons: the first of them, the rows of its tile, the tile, and which of both are there."""
+    first = tl.program_id(0).to(tl.int64) * (ROWS * 8)
+    rows = tl.arange(0, ROWS)
+    tile = rows[:, None] * 8 + tl.arange(0, 8)[None, :]
+    return first, rows, tile, tile < N - first, rows * 8 < N - first
+
+
+@triton.jit
+def rounded(value, DTYPE: tl.constexpr):
+    """A float32 as ``DTYPE`` would hold it, to nearest even."""
+    if tl.bfloat16 == DTYPE:  # by hand: Triton's interpreter cuts off where the hardware rounds
+        bits = value.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        value = tl.where(value == value, bits.to(tl.float32, bitcast=True), value)
+    return value.to(DTYPE).to(tl.float32)
+
+
+@triton.jit
+def load(pointer, tile, mask):
+    return tl.load(pointer + tile, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store(pointer, tile, value, mask):
+    DTYPE: tl.constexpr = pointer.dtype.element_ty
+    tl.store(pointer + tile, rounded(value, DTYPE).to(DTYPE), mask=mask)
+
+
+@triton.jit
+def number(given):
+    """A number of Python's: the interpreter would hand on a float with more bits than the hardware's."""
+    return tl.full((), given, tl.float32)
+
+
+@triton.jit
+def parameter(given, index, mask, HELD: tl.constexpr):
+    """A decay, threshold or factor: the number itself, one in memory for all neurons, or one for each."""
+    if HELD == "number":
+        return number(given)
+    elif HELD == "scalar":
+        return tl.load(given).to(tl.float32)
+    else:
+        return tl.load(given + index, mask=mask, other=1.0).to(tl.float32)
+
+
+@triton.jit
+def index_of_parameter(first, tile, inner, size, WIDE: tl.constexpr):
+    """Where the parameters of a tile's neurons stand: ``size`` of them, each for ``inner`` neurons in a row, over and over."""
+    neuron = first + tile
+    if not WIDE:
+        neuron = neuron.to(tl.int32)
+    return (neuron // inner) % size
+
+
+@triton.jit
+def parameters(
+    decay, threshold, factor, inner, size, v_reset, rest, first, tile, mask, NEURON: tl.constexpr, WIDE: tl.constexpr
+):
+    """Decay, threshold, factor, ``v_reset`` and ``rest`` of a tile's neurons."""
+    index = index_of_parameter(first, tile, inner, size, WIDE)
+    a = parameter(decay, index, mask, NEURON.decay_held)
+    theta = parameter(threshold, index, mask, NEURON.threshold_held)
+    f = parameter(factor, index, mask, NEURON.factor_held)
+    return a, theta, f, number(v_reset), number(rest)
+
+
+@triton.jit
+def packed(fired, ROWS: tl.constexpr):
+    """A tile of ones and zeros to a column of bytes, lowest bit first."""
+    shifted = fired.to(tl.int32) << tl.arange(0, 8)[None, :]
+    return tl.reduce(shifted, 1, tl.standard._sum_combine).to(tl.uint8)
+
+
+@triton.jit
+def unpacked(pointer, rows, mask):
+    """A column of bytes in memory to a tile of ones and zeros."""
+    octets = tl.load(pointer + rows, mask=mask, other=0).to(tl.int32)
+    return ((octets[:, None] >> tl.arange(0, 8)[None, :]) & 1).to(tl.float32)
+
+
+@triton.jit
+def give_total(pointer, first, tile, mask, value, EACH: tl.constexpr):
+    """A parameter's gradient: of every neuron, or summed over the block."""
+    if EACH:
+        tl.store(pointer + first + tile, value, mask=mask)
+    else:
+        rows = tl.reduce(tl.where(mask, value, 0.0), 1, tl.standard._sum_combine)
+        tl.store(pointer + tl.program_id(0), tl.reduce(rows, 0, tl.standard._sum_combine))
+
+
+# ------------------------------------------------------------------------------------------------------------- equations
+
+
+@triton.jit
+def above(h, threshold, DTYPE: tl.constexpr, NEURON: tl.constexpr):
+    """``h - threshold`` in ``DTYPE``; it rounds to zero for equal numbers alone."""
+    if NEURON.threshold_held != "number" or not NEURON.on_cuda:
+        threshold = rounded(threshold, DTYPE)
+    return rounded(h - threshold, DTYPE)
+
+
+@triton.jit
+def fires(z, NEURON: tl.constexpr):
+    if NEURON.strict:
+        return (z > 0).to(tl.float32)
+    else:
+        return (z >= 0).to(tl.float32)
+
+
+@triton.jit
+def leak(difference, rate, NEURON: tl.constexpr):
+    if NEURON.divides:  # rate is tau, and the host divides by it
+        return rounded(tl.div_rn(difference, rate), NEURON.charged)
+    else:
+        return rounded(difference * rate, NEURON.charged)
+
+
+@triton.jit
+def clamped(beta):
+    beta = tl.where(beta < 0, 0.0, beta)
+    return tl.where(beta > 1, 1.0, beta)
+
+
+@triton.jit
+def charge(x, v, r, decay, threshold, rest, NEURON: tl.constexpr):
+    if NEURON.charge == "leaky":
+        beta = rounded(clamped(decay), NEURON.decayed)
+        if NEURON.reset == "zero":
+            v = rounded((1 - r) * v, NEURON.left)
+        h = rounded(rounded(beta * v, NEURON.decayed) + x, NEURON.summed)
+        if NEURON.reset == "subtract":
+            h = rounded(h - rounded(r * threshold, NEURON.due), NEURON.charged)
+    elif NEURON.charge == "integrate":
+        h = rounded(v + x, NEURON.charged)
+    else:
+        over = v
+        if NEURON.rests:
+            if not NEURON.on_cuda:
+                rest = rounded(rest, NEURON.charged)
+            over = rounded(v - rest, NEURON.charged)
+        if NEURON.charge == "decay_input":
+            h = rounded(v + leak(rounded(x - over, NEURON.charged), decay, NEURON), NEURON.charged)
+        else:
+            h = rounded(rounded(v - leak(over, decay, NEURON), NEURON.charged) + x, NEURON.charged)
+    return h
+
+
+@triton.jit
+def still_due(s, r, factor, NEURON: tl.constexpr):
+    """What snnTorch's reset at once has left to do: the spikes less those that the charge has seen to."""
+    if NEURON.graded:
+        if NEURON.on_cuda:
+            factor = rounded(factor, NEURON.spikes)
+        given = rounded(s * factor, NEURON.spikes)
+        s = rounded(tl.div_rn(given, factor), NEURON.spikes)
+    return s - r
+
+
+@triton.jit
+def reset(h, s, r, threshold, factor, v_reset, NEURON: tl.constexpr):
+    if NEURON.delayed or NEURON.reset == "none":
+        return h
+    elif NEURON.reset == "soft":
+        return rounded(h - rounded(s * threshold, NEURON.charged), NEURON.charged)
+    elif NEURON.reset == "hard":
+        if NEURON.charge == "coupled":
+            kept = h - h * s  # of an infinite potential NaN is left, as by torch's addcmul
+        else:
+            kept = rounded((1 - s) * h, NEURON.charged)
+        if not NEURON.to_zero:
+            kept = rounded(kept + rounded(s * v_reset, NEURON.charged), NEURON.charged)
+        return kept
+    elif NEURON.reset == "subtract":
+        return rounded(h - rounded(still_due(s, r, factor, NEURON) * threshold, NEURON.product), NEURON.after)
+    else:
+        return rounded(h - rounded(still_due(s, r, factor, NEURON) * h, NEURON.product), NEURON.after)
+
+
+@triton.jit
+def uncharge(h, x, r, decay, threshold, NEURON: tl.constexpr):
+    """The potential before the charge, of the neurons whose reset can be inverted."""
+    if NEURON.charge == "leaky":
+        v = h - x
+        if NEURON.reset == "subtract":
+            v = v + r * threshold
+        return tl.div_rn(v, clamped(decay))
+    elif NEURON.charge == "integrate":
+        return h - x
+    else:
+        if NEURON.divides:
+            kept = 1 - tl.div_rn(1.0, decay)
+        else:
+            kept = 1 - decay
+        if NEURON.charge == "decay_input":
+            return tl.div_rn(h - leak(x, decay, NEURON), kept)
+        else:
+            return tl.div_rn(h - x, kept)
+
+
+@triton.jit
+def surrogate_gradient(grad, z, c0, c1, c2, NAME: tl.constexpr):
+    """:data:`snn_revplugin.surrogate.GRADIENTS` in closed form, with the constants of :data:`.form.SURROGATES`."""
+    if NAME == "atan":
+        y = z * c0
+        return grad / (y * y + c1)
+    elif NAME == "straight_through":
+        return grad
+    elif NAME == "fast_sigmoid":
+        y = tl.abs(z) * c0 + 1
+        return grad / (y * y)
+    elif NAME == "triangular":
+        return grad * tl.where(z >= 0, -c0, c0)
+    elif NAME == "heaviside":
+        return grad * (z > 0).to(tl.float32)
+    elif NAME == "sigmoid_of_exp":
+        e = tl.exp(-c0 * z)
+        return grad * c0 * e / ((e + 1) * (e + 1))
+    elif NAME == "spike_rate_escape":
+        return grad * c1 * tl.exp(-c0 * tl.abs(z - 1))
+    elif NAME == "sparse_fast_sigmoid":
+        y = tl.abs(z) * c0 + 1
+        return grad * (z > c1).to(tl.float32) / (y * y)
+    elif NAME == "piecewise_quadratic":
+        return tl.where(tl.abs(z) > c2, 0.0, (c0 - c1 * tl.abs(z)) * grad)
+    elif NAME == "piecewise_exp":
+        return tl.exp(-c0 * tl.abs(z)) * c1 * grad
+    elif NAME == "sigmoid":
+        s = 1 / (1 + tl.exp(-c0 * z))
+        return (1 - s) * s * c0 * grad
+    elif NAME == "soft_sign":
+        y = tl.abs(z) + c0
+        return grad / (y * y * c1)
+    elif NAME == "super_spike":
+        y = tl.abs(z) + 1
+        return c0 * grad / (y * y)
+    elif NAME == "nonzero_sign_log_abs":
+        return grad / (tl.abs(z) + c0)
+    elif NAME == "erf":
+        y = z * c0
+        return tl.exp(-(y * y)) * c1 * grad
+    elif NAME == "piecewise_leaky_relu":
+        return grad * tl.where(tl.abs(z) < c0, c1, c2)
+    elif NAME == "s2nn":
+        s = 1 / (1 + tl.exp(-c0 * z))
+        return grad * tl.where(z < 0, c0 * s * (1 - s), c1 / (z + 1))
+    elif NAME == "q_pseudo_spike":
+        return grad * tl.exp(-c1 * tl.log(tl.abs(z) * c0 + 1))
+    elif NAME == "leaky_k_relu":
+        return grad * tl.where(z >= 0, c1, c0)
+    elif NAME == "fake_numerical_gradient":
+        slope = tl.where(z >= 0, 1.0, -1.0) / z
+        return grad * tl.where(slope > c0, c0, slope)
+    elif NAME == "log_tailed_relu":
+        return grad * tl.where(z > 1, 1 / z, tl.where(z <= 0, c0, 1.0))
+    elif NAME == "rect":
+        return grad * (tl.abs(z) < c1).to(tl.float32) * c0
+    else:
+        tl.static_assert(False, "the surrogate has no kernel")
+
+
+@triton.jit
+def gradient_of_fire(grad_spikes, z, factor, c0, c1, c2, NEURON: tl.constexpr):
+    if NEURON.graded:
+        grad_spikes = grad_spikes * factor
+    return surrogate_gradient(grad_spikes, z, c0, c1, c2, NEURON.surrogate)
+
+
+@triton.jit
+def gradient_of_step(grad_spikes, grad_v, h, z, s, threshold, factor, v_reset, c0, c1, c2, NEURON: tl.constexpr):
+    """Fire, and a reset that needs no signal of the step before: the gradient at ``h``, and that through the spikes alone."""
+    grad_h = grad_v
+    if NEURON.reset == "soft":
+        if not NEURON.detached:
+            grad_spikes = grad_spikes - grad_v * threshold
+    elif NEURON.reset == "hard":
+        if not NEURON.detached:
+            grad_spikes = grad_spikes + grad_v * (v_reset - h)
+        grad_h = (1 - s) * grad_v
+    grad_z = gradient_of_fire(grad_spikes, z, factor, c0, c1, c2, NEURON)
+    return grad_z + grad_h, grad_z
+
+
+@triton.jit
+def gradient_of_charge(grad_h, r, decay, NEURON: tl.constexpr):
+    """The gradients at the current and at the potential before."""
+    if NEURON.charge == "leaky":
+        grad_before = grad_h * clamped(decay)
+        if NEURON.reset == "zero":
+            grad_before = grad_before * (1 - r)
+        return grad_h, grad_before
+    elif NEURON.charge == "integrate":
+        return grad_h, grad_h
+    else:
+        if NEURON.divides:
+            leaked = tl.div_rn(grad_h, decay)
+        else:
+            leaked = grad_h * decay
+        if NEURON.charge == "decay_input":
+            return leaked, grad_h - leaked
+        else:
+            return grad_h, grad_h - leaked
+
+
+@triton.jit
+def decay_of(h, v, r, x, rest, HAS_CURRENT: tl.constexpr, NEURON: tl.constexpr):
+    """What the gradient at ``h`` is multiplied with for that of the decay (of ``h - v``, ``rate`` is left to divide by)."""
+    if NEURON.charge == "leaky":
+        if NEURON.reset == "zero":
+            v = (1 - r) * v
+        return v
+    elif NEURON.charge == "decay":
+        return rest - v
+    elif HAS_CURRENT:
+        return x - (v - rest)
+    else:
+        return h - v

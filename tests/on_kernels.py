@@ -1,0 +1,91 @@
+"""What the tests of the kernels share: devices, training steps compared between backends, launches that are looked into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from compare import assert_close, assert_exact
+from torch import Tensor
+
+from snn_revplugin import use_settings
+from snn_revplugin.kernels import launch
+
+DEVICES = [
+    pytest.param("cpu", id="interpreter", marks=pytest.mark.interpreter),
+    pytest.param(
+        "cuda",
+        id="gpu",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")],
+    ),
+]
+ON_EVERY_DEVICE = pytest.mark.parametrize("device", DEVICES)
+
+
+def trained(run: Callable[[], tuple[list[Tensor], list[Tensor]]], backend_: str) -> tuple[list[Tensor], list[Tensor | None]]:
+    """The outputs of a program and the gradients of its leaves, under a backend."""
+    with use_settings(backend=backend_):
+        outputs, leaves = run()
+        torch.manual_seed(7)
+        loss = sum((each.double() * torch.randn(each.shape, dtype=torch.float64).to(each.device)).sum() for each in outputs)
+        for leaf in leaves:
+            leaf.grad = None
+        loss.backward()
+    return [each.detach() for each in outputs], [leaf.grad for leaf in leaves]
+
+
+def assert_trains_alike(run: Callable[[], tuple[list[Tensor], list[Tensor]]], tolerance: float | None = None) -> None:
+    (plain, grads), (ours, our_grads) = trained(run, "torch"), trained(run, "triton")
+    for i, (a, b) in enumerate(zip(plain, ours, strict=True)):
+        assert_exact(f"output {i}", a, b)
+    largest = max(each.abs().max().item() for each in grads if each is not None)
+    for i, (a, b) in enumerate(zip(grads, our_grads, strict=True)):
+        assert_close(f"leaf {i}", a, b, tolerance, floor=largest)
+
+
+class Launch(NamedTuple):
+    """A launch as it was made."""
+
+    kernel: str
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+
+    @property
+    def kind(self) -> tuple:
+        return self.kernel, self.constants.get("PART"), *(value is None for value in self.arguments.values())
+
+
+def launches(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> dict[tuple, Launch]:
+    """What a program launches in the interpreter, one launch of every kind."""
+    seen: dict[tuple, Launch] = {}
+    interpreted = type(launch.kernels(True).forward_kernel)
+    original = interpreted.run
+
+    def spy(self: Any, *args: Any, grid: Any, warmup: bool, **constants: Any) -> Any:
+        made = Launch(self.__name__, dict(zip(self.arg_names, args, strict=False)), constants)
+        seen[made.kind] = made
+        return original(self, *args, grid=grid, warmup=warmup, **constants)
+
+    monkeypatch.setattr(interpreted, "run", spy)
+    run()
+    return seen
+
+
+class NoDevice:
+    """All that Triton asks of a device when it compiles for one."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.capability  # what is compiled is remembered by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
