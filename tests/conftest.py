@@ -41,14 +41,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line("TRITON_INTERPRET=1: the neurons of all other tests too, where a kernel could take them")
 
 
-@pytest.fixture(autouse=INTERPRETED)
-def _neurons_in_the_interpreter() -> Iterator[None]:
-    from snn_revplugin import use_settings
-
-    with use_settings(backend="auto"):
-        yield
-
-
 @pytest.fixture(autouse=True)
 def _forget_snntorch_neurons() -> Iterator[None]:
     """snnTorch remembers every neuron for ever and resets all of them at once: a test must not meet those of another."""
