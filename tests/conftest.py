@@ -36,6 +36,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             counts[outcome] = sum(marker in getattr(each, "keywords", ()) for each in reports)
         skipped = counts.pop("skipped")
         told.append(f"{sum(counts.values())} {where}{f' ({skipped} skipped)' * bool(skipped)}")
+    terminalreporter.ensure_newline()
     terminalreporter.write_line("kernel tests: " + ", ".join(told))
     if INTERPRETED:
         terminalreporter.write_line("TRITON_INTERPRET=1: the neurons of all other tests too, where a kernel could take them")
