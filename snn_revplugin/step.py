@@ -1,8 +1,8 @@
 """One time step of a reversible neuron in autograd Functions: for snnTorch, and for SpikingJelly's step mode 's'.
 
-A gradient can be taken, or changed by a hook, wherever the host's graph has an edge. SpikingJelly's step is one node with two
-outputs; snnTorch's spikes are computed from the potential that it gives out, so there charge, fire and reset are nodes of
-their own.
+A gradient can be taken, or changed by a hook, wherever the host's graph has an edge. SpikingJelly 2's step is one node with
+two outputs; snnTorch's spikes are computed from the potential that it gives out, and SpikingJelly 0.0.0.0.14's potential from
+the spikes, so there charge, fire and reset are nodes of their own.
 
 Forward keeps the spikes as bits, the input current as a recipe and a link in the chain of states. Backward has the step's
 potential from the chain, applies the derivative in closed form, and hands the potential of the step before down. No
@@ -57,7 +57,7 @@ def step(dynamics: Dynamics, current: Tensor, potential: Tensor, reversal: Rever
     else:
         charged = after = _Charge.apply(current, potential, state, *parameters)
         spikes = _Fire.apply(charged, state, *parameters)
-        if dynamics.reset_needs_resets:
+        if not dynamics.charged_is_kept:
             after = _Reset.apply(charged, spikes, state, potential.detach(), *parameters)
     if potential.is_cpu:
         heap.chain_has_grown(state.index, potential.nbytes)
@@ -126,7 +126,7 @@ class _Step(torch.autograd.Function):
 
 class _Charge(torch.autograd.Function):
     """The current and the potential, to the charged potential: the first of the nodes that stand for one time step of a host
-    whose spikes are computed from the potential that it gives out."""
+    whose spikes are computed from the potential that it gives out, or the other way round."""
 
     @staticmethod
     def forward(ctx: Any, current: Tensor, potential: Tensor, state: State, *parameters: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class _Charge(torch.autograd.Function):
             fits = resets is not None and resets.shape == charged.shape and resets.stride() == charged.stride()
             if fits and resets.dtype == dynamics.surrogate.dtype_of_spikes(charged):
                 state.spare = resets
-        if not dynamics.reset_needs_resets:
+        if dynamics.charged_is_kept:
             state.reach(charged, charged, output=0)
         setattr(ctx, STATE, state)
         return charged
