@@ -61,8 +61,8 @@ _SURROGATES = {
     "DeterministicPass": "straight_through",
     "Rect": "rect",
 }
-if not PURE:
-    del _SURROGATES["PiecewiseLeakyReLU"]  # whose derivative was another one
+if not PURE:  # their derivatives were others, or rounded in another way
+    del _SURROGATES["PiecewiseLeakyReLU"], _SURROGATES["LogTailedReLU"]
 SURROGATES: dict[type, str] = {
     getattr(host_surrogate, name): ours for name, ours in _SURROGATES.items() if hasattr(host_surrogate, name)
 }
@@ -178,6 +178,8 @@ class RevIFNode(_ReversibleNode, neuron.IFNode):
     memory. Takes the host's arguments, and ``reversible=False`` for the host's own path.
     """
 
+    scripted_charge = False
+
     def _equations(self, surrogate: AnySurrogate) -> Dynamics:
         return IntegrateAndFire(surrogate, *self._constants(), in_parts=self._in_parts)
 
@@ -206,7 +208,7 @@ class RevParametricLIFNode(_ReversibleNode, neuron.ParametricLIFNode):
     fraction of the memory. Takes the host's arguments, and ``reversible=False`` for the host's own path.
     """
 
-    scripted_in_eval = False
+    scripted_in_eval = scripted_charge = False
 
     def _constants(self) -> tuple:
         return *super()._constants(), self.decay_input

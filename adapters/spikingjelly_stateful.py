@@ -15,6 +15,8 @@ from torch import Tensor
 from snn_revplugin.sequence import sequence
 from snn_revplugin.step import step
 
+HALVES = torch.float16, torch.bfloat16
+
 
 def state_for(node: Any, x: Tensor) -> Any:
     """The potential that a step on ``x`` starts from, as the host's ``v_float_to_tensor`` has it."""
@@ -25,26 +27,30 @@ class StatefulTransitions:
     """One time step and T, taken reversibly where that can be done."""
 
     scripted_in_eval = True  # whether the host takes another arithmetic in eval()
+    scripted_charge = True  # whether TorchScript runs its charge, as it runs every reset
 
     def single_step_forward(self, x: Tensor) -> Tensor:
         """One time step, ``[N, ...]`` to spikes ``[N, ...]``."""
-        v = state_for(self, x)
-        dynamics = self._dynamics_for(x, v)
+        current, v = self._as_scripted(x, state_for(self, x))
+        dynamics = self._dynamics_for(current, v)
         if dynamics is None or not self._fits(v, x.shape):
             return super().single_step_forward(x)
-        spikes, self.v = step(dynamics, x, v, self.reversal)
+        spikes, self.v = step(dynamics, current, v, self.reversal)
         return spikes
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """T time steps, ``[T, N, ...]`` to spikes ``[T, N, ...]``; with ``store_v_seq`` the potentials are kept too."""
-        v = state_for(self, x_seq[0]) if len(x_seq) else self.v
-        dynamics = self._dynamics_for(x_seq, v)
+        try:
+            currents, v = self._as_scripted(x_seq, state_for(self, x_seq[0]))
+        except IndexError:  # no time step
+            return super().multi_step_forward(x_seq)
+        dynamics = self._dynamics_for(currents, v)
         if dynamics is not None and self.backend != "torch":
             self.note_plain(f"backend={self.backend!r} has kernels of its own, with their own rounding; take backend='torch'")
             dynamics = None
         if dynamics is None or not self._fits(v, x_seq.shape[1:]):
             return super().multi_step_forward(x_seq)
-        spikes, self.v, path = sequence(dynamics, x_seq, v, self.reversal, with_path=self.store_v_seq)
+        spikes, self.v, path = sequence(dynamics, currents, v, self.reversal, with_path=self.store_v_seq)
         if self.store_v_seq:
             self.v_seq = path
         return spikes
@@ -52,12 +58,26 @@ class StatefulTransitions:
     def _why_host(self, x: Tensor, v: Tensor) -> str | None:
         if self.scripted_in_eval and not self.training:
             return "in eval() this release of SpikingJelly gives spikes without a gradient"
+        if _autocast(x) and not x.dtype == v.dtype == torch.float32:
+            return "under autocast, a step of this release of SpikingJelly goes from one dtype to another"
         return None
+
+    def _as_scripted(self, x: Tensor, v: Any) -> tuple[Tensor, Any]:
+        """Current and potential as the host computes with them: under autocast TorchScript takes all to float32."""
+        if not (isinstance(x, Tensor) and isinstance(v, Tensor) and x.dtype in HALVES and _autocast(x)):
+            return x, v
+        taken = v.dtype is torch.float32 or (self.scripted_charge and v.dtype in HALVES)
+        return (x.float(), v.float()) if taken else (x, v)
 
     def _fits(self, v: Tensor, shape: torch.Size) -> bool:
         if v.shape != shape:
             self.note_plain("the state has another shape than the input")
         return v.shape == shape
+
+
+def _autocast(x: Tensor) -> bool:
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 class StatefulCoupled:

@@ -11,6 +11,7 @@ graph of the node is built again.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -81,6 +82,8 @@ def stretch_of(dynamics: Dynamics, dtype: torch.dtype) -> tuple[int, bool]:
 def state_of(potential: Tensor) -> State | None:
     """The state that a step left with the potential it returned, unless somebody has written into that since."""
     state = getattr(potential.grad_fn, STATE, None)
+    if type(state) is weakref.ref:
+        state = state()
     if state is None or potential.output_nr != state.output or potential._version != state.version:
         return None
     return state
@@ -200,13 +203,14 @@ class _Reset(torch.autograd.Function):
         else:
             after = dynamics.reset(charged, state.fired.binary(), dynamics.resets(potential))
         state.reach(after, charged, output=0)
-        setattr(ctx, STATE, state)
+        setattr(ctx, STATE, weakref.ref(state))  # the nodes below hold it; no loss may ever come by here and let go of it
         return after
 
     @staticmethod
     @differentiated_once
     def backward(ctx: Any, grad_potential: Tensor | None) -> tuple[Tensor | None, ...]:
-        state = _alive(getattr(ctx, STATE))
+        state = getattr(ctx, STATE)
+        state = _alive(state and state())
         if grad_potential is None:
             return (None,) * len(ctx.needs_input_grad)
         learned = ctx.needs_input_grad[4:]
