@@ -29,6 +29,7 @@ from snn_revplugin.step import step
 from snn_revplugin.surrogate import AnySurrogate, Surrogate, surrogate_of
 from snn_revplugin.swap import Swap, register_swap
 
+from .spikingjelly_stateful import StatefulCoupled, StatefulTransitions
 from .spikingjelly_tools import COUNTED, enter_in_tools, is_counted
 
 try:
@@ -39,25 +40,33 @@ except ImportError as error:
         "snn_revplugin.adapters.spikingjelly needs SpikingJelly: pip install 'snn-revplugin[spikingjelly]'"
     ) from error
 
+# Since 2.0 a neuron's transitions are pure functions; in 0.0.0.0.14 they read and write its state.
+PURE = hasattr(neuron.BaseNode, "single_step_functional_forward")
+
 # The surrogates of SpikingJelly whose derivative has a closed form: our name for it; the parameters go by their own names.
+_SURROGATES = {
+    "PiecewiseQuadratic": "piecewise_quadratic",
+    "PiecewiseExp": "piecewise_exp",
+    "Sigmoid": "sigmoid",
+    "SoftSign": "soft_sign",
+    "SuperSpike": "super_spike",
+    "ATan": "atan",
+    "NonzeroSignLogAbs": "nonzero_sign_log_abs",
+    "Erf": "erf",
+    "PiecewiseLeakyReLU": "piecewise_leaky_relu",
+    "SquarewaveFourierSeries": "squarewave_fourier_series",
+    "S2NN": "s2nn",
+    "QPseudoSpike": "q_pseudo_spike",
+    "LeakyKReLU": "leaky_k_relu",
+    "FakeNumericalGradient": "fake_numerical_gradient",
+    "LogTailedReLU": "log_tailed_relu",
+    "DeterministicPass": "straight_through",
+    "Rect": "rect",
+}
+if not PURE:  # their derivatives were others, or rounded in another way
+    del _SURROGATES["PiecewiseLeakyReLU"], _SURROGATES["LogTailedReLU"]
 SURROGATES: dict[type, str] = {
-    host_surrogate.PiecewiseQuadratic: "piecewise_quadratic",
-    host_surrogate.PiecewiseExp: "piecewise_exp",
-    host_surrogate.Sigmoid: "sigmoid",
-    host_surrogate.SoftSign: "soft_sign",
-    host_surrogate.SuperSpike: "super_spike",
-    host_surrogate.ATan: "atan",
-    host_surrogate.NonzeroSignLogAbs: "nonzero_sign_log_abs",
-    host_surrogate.Erf: "erf",
-    host_surrogate.PiecewiseLeakyReLU: "piecewise_leaky_relu",
-    host_surrogate.SquarewaveFourierSeries: "squarewave_fourier_series",
-    host_surrogate.S2NN: "s2nn",
-    host_surrogate.QPseudoSpike: "q_pseudo_spike",
-    host_surrogate.LeakyKReLU: "leaky_k_relu",
-    host_surrogate.FakeNumericalGradient: "fake_numerical_gradient",
-    host_surrogate.LogTailedReLU: "log_tailed_relu",
-    host_surrogate.DeterministicPass: "straight_through",
-    host_surrogate.Rect: "rect",
+    getattr(host_surrogate, name): ours for name, ours in _SURROGATES.items() if hasattr(host_surrogate, name)
 }
 
 
@@ -65,7 +74,7 @@ def surrogate_from(function: Any) -> AnySurrogate | None:
     """A surrogate function of SpikingJelly's or of the user's; None if it is not a plain step forward."""
     name = SURROGATES.get(type(function))
     if name is not None and function.spiking:
-        parameters = tuple(function._sg_params.values())
+        parameters = _parameters_of(function)
         if all(isinstance(each, int | float) for each in parameters):
             return Surrogate(name, parameters, strict=False)
     if isinstance(function, host_surrogate.nn.Module) and any(each.requires_grad for each in function.parameters()):
@@ -73,19 +82,22 @@ def surrogate_from(function: Any) -> AnySurrogate | None:
     return surrogate_of(function)
 
 
+def _parameters_of(function: Any) -> tuple:
+    """A surrogate function's parameters, in the order of its derivative's arguments."""
+    if PURE:
+        return tuple(getattr(function, "_sg_params", {}).values())
+    held = getattr(function, "__dict__", {})
+    return tuple(held[name] for name in ("alpha", "beta", "w", "c", "n", "T_period", "leak", "k") if name in held)
+
+
 def _surrogate_key(function: Any) -> tuple:
-    parameters = getattr(function, "_sg_params", {})
-    return function, getattr(function, "spiking", None), *parameters.values()
+    return function, getattr(function, "spiking", None), *_parameters_of(function)
 
 
-class _ReversibleNode(ReversibleNeuron):
-    """What the three neurons share: SpikingJelly's two pure transitions, taken reversibly where that can be done."""
+class _PureTransitions:
+    """SpikingJelly 2's two pure transitions, taken reversibly where that can be done."""
 
     saves_through_hooks = True
-
-    def __init__(self, *args: Any, reversible: bool = True, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.reversible = reversible
 
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object
@@ -123,13 +135,22 @@ class _ReversibleNode(ReversibleNeuron):
         spikes, self.v, self.v_seq = sequence(dynamics, x_seq, v, self.reversal, with_path=True)
         return spikes
 
+    def _why_host(self, x: Tensor, v: Tensor) -> str | None:
+        return None if self._neuron_precision is None else "SpikingJelly's mixed neuron precision needs its own kernels"
+
+
+class _ReversibleNode(_PureTransitions if PURE else StatefulTransitions, ReversibleNeuron):
+    """What the three neurons share, besides the transitions of the host that is installed."""
+
+    def __init__(self, *args: Any, reversible: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.reversible = reversible
+
     def _dynamics_for(self, x: Tensor, v: Tensor) -> Dynamics | None:
-        reason = self.why_plain(x, v, *self._learned())
+        reason = self.why_plain(x, v, *self._learned()) or self._why_host(x, v)
         dynamics = None
         if reason is None and is_counted():
             reason = COUNTED
-        if reason is None and self._neuron_precision is not None:
-            reason = "SpikingJelly's mixed neuron precision needs its own kernels"
         if reason is None and v.dtype != x.dtype:
             reason = "the state has another dtype than the input"
         if reason is None and any(isinstance(each, Tensor) for each in self._constants()):
@@ -137,7 +158,8 @@ class _ReversibleNode(ReversibleNeuron):
         if reason is None and any(each.dtype != x.dtype for each in self._learned()):
             reason = "the learned time constant has another dtype than the input"
         if reason is None:
-            key = *_surrogate_key(self.surrogate_function), *self._constants(), *version_key(*self._learned())
+            constants = *self._constants(), self._in_parts
+            key = *_surrogate_key(self.surrogate_function), *constants, *version_key(*self._learned())
             anew = v.grad_fn is None and bool(self._learned())  # where a chain of time steps starts
             dynamics = self.reversal.dynamics(key, self._build, anew)
             if dynamics is None:
@@ -156,14 +178,21 @@ class _ReversibleNode(ReversibleNeuron):
     def _learned(self) -> tuple[Tensor, ...]:
         return ()
 
+    @property
+    def _in_parts(self) -> bool:
+        """Whether the spikes that the host gives out are those that reset the potential, with a gradient."""
+        return not (PURE or self.detach_reset) and self.step_mode == "s"
+
 
 class RevIFNode(_ReversibleNode, neuron.IFNode):
     """``spikingjelly.activation_based.neuron.IFNode`` with the same spikes, potentials and gradients, and a fraction of the
     memory. Takes the host's arguments, and ``reversible=False`` for the host's own path.
     """
 
+    scripted_charge = False
+
     def _equations(self, surrogate: AnySurrogate) -> Dynamics:
-        return IntegrateAndFire(surrogate, *self._constants())
+        return IntegrateAndFire(surrogate, *self._constants(), in_parts=self._in_parts)
 
 
 class RevLIFNode(_ReversibleNode, neuron.LIFNode):
@@ -182,13 +211,15 @@ class RevLIFNode(_ReversibleNode, neuron.LIFNode):
         return *super()._constants(), self.tau, self.decay_input
 
     def _equations(self, surrogate: AnySurrogate) -> Dynamics:
-        return LeakyIntegrateAndFire(surrogate, *self._constants())
+        return LeakyIntegrateAndFire(surrogate, *self._constants(), in_parts=self._in_parts, by_factor=not PURE)
 
 
 class RevParametricLIFNode(_ReversibleNode, neuron.ParametricLIFNode):
     """``spikingjelly.activation_based.neuron.ParametricLIFNode`` with the same spikes, potentials and gradients, and a
     fraction of the memory. Takes the host's arguments, and ``reversible=False`` for the host's own path.
     """
+
+    scripted_in_eval = scripted_charge = False
 
     def _constants(self) -> tuple:
         return *super()._constants(), self.decay_input
@@ -197,11 +228,13 @@ class RevParametricLIFNode(_ReversibleNode, neuron.ParametricLIFNode):
         return (self.w,)
 
     def _equations(self, surrogate: AnySurrogate) -> Dynamics:
-        threshold, v_reset, detach_reset, decay_input = self._constants()
-        return ParametricLeakyIntegrateAndFire(surrogate, threshold, v_reset, detach_reset, decay_input=decay_input, w=self.w)
+        *constants, decay_input = self._constants()
+        return ParametricLeakyIntegrateAndFire(
+            surrogate, *constants, decay_input=decay_input, w=self.w, in_parts=self._in_parts, by_factor=not PURE
+        )
 
 
-class CoupledLIFNode(ReversibleNeuron, neuron.BaseNode):
+class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), ReversibleNeuron, neuron.BaseNode):
     """The split-coupled reversible node of :mod:`snn_revplugin.coupled` behind the API of SpikingJelly's neurons.
 
     Its outputs are real-valued: spikes, plus ``beta`` times what came in on the other half of the channels. The memory ``v``
@@ -242,7 +275,7 @@ class CoupledLIFNode(ReversibleNeuron, neuron.BaseNode):
         reversible: bool = True,
     ) -> None:
         surrogate_function = host_surrogate.Sigmoid() if surrogate_function is None else surrogate_function
-        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq)
+        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq=store_v_seq)
         self.tau, self.alpha, self.beta, self.split_dim, self.reversible = tau, alpha, beta, split_dim, reversible
         self._coupled()  # refuses what cannot be
 
@@ -297,9 +330,11 @@ _DYNAMICS = (
     "forward",
     "single_step_forward",
     "multi_step_forward",
-    "single_step_functional_forward",
-    "multi_step_functional_forward",
-    "materialize_states",
+    *(
+        ("single_step_functional_forward", "multi_step_functional_forward", "materialize_states")
+        if PURE
+        else ("neuronal_charge", "neuronal_fire", "neuronal_reset", "v_float_to_tensor")
+    ),
 )
 _PAIRS = {
     neuron.IFNode: RevIFNode,
@@ -308,5 +343,5 @@ _PAIRS = {
 }
 for _host, _reversible in _PAIRS.items():
     setattr(neuron, _reversible.__name__, _reversible)
-    register_swap(Swap(_host, _reversible, _DYNAMICS, swapped=functional.invalidate_reset_cache))
+    register_swap(Swap(_host, _reversible, _DYNAMICS, swapped=getattr(functional, "invalidate_reset_cache", None)))
 enter_in_tools(_PAIRS, alone=(CoupledLIFNode,))

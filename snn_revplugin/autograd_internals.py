@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
@@ -22,6 +23,8 @@ Node = Any  # torch.autograd.graph.Node, or None at the end of an edge
 Edge = tuple[Node, int]  # the node that made a tensor, and which of its outputs the tensor was
 
 NO_PASS = -1
+TELLS_HOOKS = hasattr(torch._C._autograd.SavedTensor, "unpack_hook")  # not in torch 2.6
+REPLACED = "snn_revplugin_replaced_"
 LEAF = "AccumulateGrad"  # the name of the node that accumulates a leaf's gradient; the leaf is its ``variable``
 # Functions that give out what they were given: a module's backward hook, and FSDP's notice that it may reshard.
 PASSING_ON = {"BackwardHookFunctionBackward", "RegisterPostBackwardFunctionBackward"}
@@ -56,10 +59,19 @@ def at_end_of_pass(callback: Callable[[], None]) -> None:
 
 def saved_tensor_hooks_active() -> bool:
     """Whether someone (a checkpoint, ``save_on_cpu``) decides at present how autograd saves tensors."""
-    return (
-        torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-        or not torch._C._autograd._saved_tensors_hooks_is_enabled()
-    )
+    return not torch._C._autograd._saved_tensors_hooks_is_enabled() or _default_hooks_are_set()
+
+
+def _default_hooks_are_set() -> bool:
+    if TELLS_HOOKS:
+        return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    try:  # torch 2.6 forbids hooks as ever, but complains where there are some already
+        torch._C._autograd._saved_tensors_hooks_disable("")
+    except RuntimeError:
+        return True
+    finally:
+        torch._C._autograd._saved_tensors_hooks_enable()
+    return False
 
 
 def is_transformed() -> bool:
@@ -127,6 +139,8 @@ def plain(value: Any) -> Any:
 def saved_by(node: Node, name: str) -> Tensor | None:
     """The tensor that ``node`` saved as ``name``, or None where it saved none or somebody's hook unpacks it."""
     try:
+        if not TELLS_HOOKS:
+            return _read_unless_hooked(node, "_saved_" + name)
         if getattr(getattr(node, "_raw_saved_" + name), "unpack_hook", None) is not None:
             return None  # asking would run it: a checkpoint would compute itself again in the middle of the forward
         return getattr(node, "_saved_" + name)
@@ -134,26 +148,65 @@ def saved_by(node: Node, name: str) -> Tensor | None:
         return None
 
 
+def _read_unless_hooked(node: Node, attribute: str) -> Tensor | None:
+    """A saved tensor, or None if a hook of Python code would have to run for it.
+
+    Torch 2.6 does not say whether a saved tensor has hooks. So it is read while a profile function refuses every call of
+    Python code; where somebody else profiles, it is not read at all.
+    """
+    if sys.getprofile() is not None:
+        return None
+    sys.setprofile(_refuse_calls)
+    try:
+        return getattr(node, attribute)
+    finally:
+        sys.setprofile(None)
+
+
+def _refuse_calls(frame: Any, event: str, argument: Any) -> None:
+    if event == "call":
+        raise RuntimeError("a saved tensor has hooks")
+
+
 def replace_saved(node: Node, name: str, unpack: Callable[[], Tensor]) -> bool:
     """Make autograd let go of a saved tensor now and call ``unpack`` when backward asks for it.
 
     Returns False where somebody else's hooks are set on it already.
     """
-    _handing.unpack = unpack
+    _handing.unpack = unpack = unpack if TELLS_HOOKS else _Replacement(unpack)
     try:
         getattr(node, "_raw_saved_" + name).register_hooks(_hand_over, _call)
     except RuntimeError:
         return False
+    if not TELLS_HOOKS:
+        node.metadata[REPLACED + name] = weakref.ref(unpack)
     return True
 
 
 def replacement_of(node: Node, name: str) -> Callable[[], Tensor] | None:
     """What :func:`replace_saved` put in the place of a saved tensor, or None if it did not."""
+    if not TELLS_HOOKS:
+        remembered = node.metadata.get(REPLACED + name)
+        replacement = remembered and remembered()
+        return replacement and replacement.unpack
     try:
         raw = getattr(node, "_raw_saved_" + name)
         return raw.data if getattr(raw, "unpack_hook", None) is _call else None
     except RuntimeError:  # freed
         return None
+
+
+class _Replacement:
+    """What torch 2.6, which does not say what a saved tensor's hooks hold, gives us to remember it by: as it lives in the hook
+    alone, a weak reference to it dies when autograd lets go of the saved tensor."""
+
+    __slots__ = ("__weakref__", "unpack")
+
+    def __init__(self, unpack: Callable[[], Tensor]) -> None:
+        self.unpack = unpack
+
+    def __call__(self) -> Tensor:
+        return self.unpack()
 
 
 _handing = threading.local()  # what the next hook is to pack: a closure for each would stay with the graph as long as the hook

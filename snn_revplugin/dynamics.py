@@ -24,7 +24,7 @@ says how many steps that may go on.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -67,7 +67,7 @@ class Dynamics:
     delayed = False  # whether a step's spikes reset the potential in the next step's charge
     has_resets = False  # whether resets() gives a signal at all
     reset_needs_resets = False  # whether reset() reads the signal of resets()
-    in_parts = False  # whether the host's spikes, and a reset at once, hang on graph nodes of their own
+    in_parts = False  # whether the host's spikes, and a reset at once, hang on graph nodes of their own, in single steps
     gradient_reads_current = False  # whether gradient_of_charge() reads the current
     gradient_reads_before = False  # whether it reads the potential that the step started from
     charged_is_kept = False  # whether the potential after a step is the charged one
@@ -201,7 +201,7 @@ class Leaky(Dynamics):
 
     @property
     def reset_needs_resets(self) -> bool:
-        return not self.delayed and self.reset_kind != "none"
+        return not self.charged_is_kept
 
     @cached_property
     def thresholds(self) -> tuple[float, float]:
@@ -337,6 +337,7 @@ class IntegrateAndFire(Dynamics):
     threshold: float
     v_reset: float | None
     detach_reset: bool = False
+    in_parts: bool = field(default=False, kw_only=True)  # True for SpikingJelly 0.0.0.0.14, whose spikes reset the potential
 
     decay = 1.0
 
@@ -379,7 +380,7 @@ class IntegrateAndFire(Dynamics):
     ) -> Derivative:
         h = moment.charged
         if grad_v is not None and not self.detach_reset:
-            through_reset = grad_v * (-self.threshold if self.v_reset is None else self.v_reset - h)
+            through_reset = grad_v * self._slope_of_reset(h)
             grad_spikes = through_reset if grad_spikes is None else through_reset.add_(grad_spikes)
         if grad_spikes is None:
             grad_h = grad_v if self.v_reset is None else grad_v * (1.0 - moment.fired)
@@ -389,8 +390,19 @@ class IntegrateAndFire(Dynamics):
                 grad_h = grad_h.add_(grad_v) if self.v_reset is None else grad_h.addcmul_(moment.silent, grad_v)
         return self.gradient_of_charge(grad_h, moment, learned, out)
 
+    def gradient_of_reset(self, grad_v: Tensor, moment: Moment, learned: Learned) -> tuple[Tensor, Tensor | None, Gradients]:
+        through_reset = None if self.detach_reset else grad_v * self._slope_of_reset(moment.charged)
+        return grad_v if self.v_reset is None else grad_v * moment.silent, through_reset, (None,) * len(learned)
+
+    def gradient_of_fire(self, grad_spikes: Tensor, moment: Moment, learned: Learned) -> tuple[Tensor, Gradients]:
+        return self.surrogate.gradient(grad_spikes, moment.charged - self.threshold), (None,) * len(learned)
+
     def gradient_of_charge(self, grad_h: Tensor, moment: Moment, learned: Learned, out: Tensor | None = None) -> Derivative:
         return grad_h, grad_h, ()
+
+    def _slope_of_reset(self, h: Tensor) -> Tensor | float:
+        """The derivative of the reset by the spikes."""
+        return -self.threshold if self.v_reset is None else self.v_reset - h
 
 
 @dataclass(eq=False)
@@ -400,11 +412,13 @@ class LeakyIntegrateAndFire(IntegrateAndFire):
         h = v + (x - (v - v_rest)) / tau        ``decay_input``
         h = v - (v - v_rest) / tau + x          otherwise
 
-    with ``v_rest = v_reset``, or 0 for a soft reset; fire and reset as in :class:`IntegrateAndFire`.
+    with ``v_rest = v_reset``, or 0 for a soft reset; fire and reset as in :class:`IntegrateAndFire`. SpikingJelly 0.0.0.0.14
+    has the second as ``(1 - 1 / tau) v + x`` where ``v_rest`` is 0, which rounds in another way: ``by_factor``.
     """
 
     tau: float = 2.0
     decay_input: bool = True
+    by_factor: bool = field(default=False, kw_only=True)
 
     @property
     def decay(self) -> float:
@@ -421,7 +435,18 @@ class LeakyIntegrateAndFire(IntegrateAndFire):
         above = v - self.rest if self.rest else v
         if self.decay_input:
             return torch.add(v, self.leak(torch.sub(x, above, out=out), out), out=out)
+        if self.multiplies:
+            return torch.add(self.left_of(v), x, out=out)
         return torch.add(v - self.leak(above), x, out=out)
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether the potential is multiplied with what the leak leaves of it."""
+        return self.by_factor and not self.decay_input and not self.rest
+
+    def left_of(self, v: Tensor) -> Tensor:
+        """What the leak leaves of a potential, where it is multiplied."""
+        return v * self.decay
 
     def uncharge(self, h: Tensor, x: Tensor, resets: None) -> Tensor:
         rest = self.rest
@@ -466,6 +491,9 @@ class ParametricLeakyIntegrateAndFire(LeakyIntegrateAndFire):
 
     def leak(self, difference: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.mul(difference, self.rate, out=out)
+
+    def left_of(self, v: Tensor) -> Tensor:
+        return v * (1.0 - self.rate)
 
     def gradient_of_charge(self, grad_h: Tensor, moment: Moment, learned: Learned, out: Tensor | None = None) -> Derivative:
         grad_w = None

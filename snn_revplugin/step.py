@@ -1,8 +1,8 @@
 """One time step of a reversible neuron in autograd Functions: for snnTorch, and for SpikingJelly's step mode 's'.
 
-A gradient can be taken, or changed by a hook, wherever the host's graph has an edge. SpikingJelly's step is one node with two
-outputs; snnTorch's spikes are computed from the potential that it gives out, so there charge, fire and reset are nodes of
-their own.
+A gradient can be taken, or changed by a hook, wherever the host's graph has an edge. SpikingJelly 2's step is one node with
+two outputs; snnTorch's spikes are computed from the potential that it gives out, and SpikingJelly 0.0.0.0.14's potential from
+the spikes, so there charge, fire and reset are nodes of their own.
 
 Forward keeps the spikes as bits, the input current as a recipe and a link in the chain of states. Backward has the step's
 potential from the chain, applies the derivative in closed form, and hands the potential of the step before down. No
@@ -11,6 +11,7 @@ graph of the node is built again.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ def step(dynamics: Dynamics, current: Tensor, potential: Tensor, reversal: Rever
     else:
         charged = after = _Charge.apply(current, potential, state, *parameters)
         spikes = _Fire.apply(charged, state, *parameters)
-        if dynamics.reset_needs_resets:
+        if not dynamics.charged_is_kept:
             after = _Reset.apply(charged, spikes, state, potential.detach(), *parameters)
     if potential.is_cpu:
         heap.chain_has_grown(state.index, potential.nbytes)
@@ -82,6 +83,8 @@ def stretch_of(dynamics: Dynamics, dtype: torch.dtype) -> tuple[int, bool]:
 def state_of(potential: Tensor) -> State | None:
     """The state that a step left with the potential it returned, unless somebody has written into that since."""
     state = getattr(potential.grad_fn, STATE, None)
+    if type(state) is weakref.ref:
+        state = state()
     if state is None or potential.output_nr != state.output or potential._version != state.version:
         return None
     return state
@@ -129,7 +132,7 @@ class _Step(torch.autograd.Function):
 @internals.with_slots(STATE)
 class _Charge(torch.autograd.Function):
     """The current and the potential, to the charged potential: the first of the nodes that stand for one time step of a host
-    whose spikes are computed from the potential that it gives out."""
+    whose spikes are computed from the potential that it gives out, or the other way round."""
 
     @staticmethod
     def forward(ctx: Any, current: Tensor, potential: Tensor, state: State, *parameters: Tensor) -> Tensor:
@@ -143,7 +146,7 @@ class _Charge(torch.autograd.Function):
             fits = resets is not None and resets.shape == charged.shape and resets.stride() == charged.stride()
             if fits and resets.dtype == dynamics.surrogate.dtype_of_spikes(charged):
                 state.spare = resets
-        if not dynamics.reset_needs_resets:
+        if dynamics.charged_is_kept:
             state.reach(charged, charged, output=0)
         setattr(ctx, STATE, state)
         return charged
@@ -205,13 +208,14 @@ class _Reset(torch.autograd.Function):
         else:
             after = dynamics.reset(charged, state.fired.binary(), dynamics.resets(potential))
         state.reach(after, charged, output=0)
-        setattr(ctx, STATE, state)
+        setattr(ctx, STATE, weakref.ref(state))  # the nodes below hold it; no loss may ever come by here and let go of it
         return after
 
     @staticmethod
     @differentiated_once
     def backward(ctx: Any, grad_potential: Tensor | None) -> tuple[Tensor | None, ...]:
-        state = _alive(getattr(ctx, STATE))
+        state = getattr(ctx, STATE)
+        state = _alive(state and state())
         if grad_potential is None:
             return (None,) * len(ctx.needs_input_grad)
         learned = ctx.needs_input_grad[4:]

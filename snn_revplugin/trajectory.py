@@ -117,8 +117,8 @@ class State:
     """
 
     __slots__ = (
-        "_held", "_kept_charged", "ahead", "before", "current", "dynamics", "fired", "index", "invertible", "is_anchor",
-        "output", "residue", "spare", "stretch", "version",
+        "__weakref__", "_held", "_kept_charged", "ahead", "before", "current", "dynamics", "fired", "index", "invertible",
+        "is_anchor", "output", "residue", "spare", "stretch", "version",
     )  # fmt: skip
 
     def __init__(

@@ -66,8 +66,8 @@ class LoudLIF(neuron.LIFNode):
 class OtherLIF(neuron.LIFNode):
     """A user's neuron with dynamics of its own."""
 
-    def single_step_functional_forward(self, inputs, states, **kwargs):
-        return super().single_step_functional_forward((inputs[0] * 0.5,), states, **kwargs)
+    def single_step_forward(self, x):
+        return super().single_step_forward(x * 0.5)
 
 
 class SnnTorchNet(nn.Module):
@@ -328,7 +328,7 @@ def test_neurons_made_as_ours_become_the_hosts() -> None:
 def test_dynamics_of_the_users_own_are_left_and_named() -> None:
     replaced, replaced_too = snn.Leaky(beta=0.9), neuron.LIFNode()
     replaced.fire = lambda mem: (mem > 0.5).float()
-    replaced_too.multi_step_functional_forward = lambda inputs, states: (inputs, states)
+    replaced_too.multi_step_forward = lambda x_seq: x_seq
     net = nn.ModuleDict(
         {"a": NoisyLeaky(beta=0.9), "b": OtherLIF(), "c": replaced, "d": replaced_too, "e": snn.Leaky(beta=0.5)}
     )
@@ -337,9 +337,9 @@ def test_dynamics_of_the_users_own_are_left_and_named() -> None:
     assert report.swapped == {"e": ("Leaky", "RevLeaky")}
     assert report.left == {
         "a": "NoisyLeaky overrides fire of Leaky",
-        "b": "OtherLIF overrides single_step_functional_forward of LIFNode",
+        "b": "OtherLIF overrides single_step_forward of LIFNode",
         "c": "Leaky overrides fire of Leaky",
-        "d": "LIFNode overrides multi_step_functional_forward of LIFNode",
+        "d": "LIFNode overrides multi_step_forward of LIFNode",
     }
     assert [type(each) for each in net.values()][:4] == kinds[:4]
     assert "  a: left, NoisyLeaky overrides fire of Leaky" in str(report)
@@ -352,7 +352,7 @@ def test_other_neurons_are_left_and_named() -> None:
             "recurrent": snn.RLeaky(beta=0.9, all_to_all=False),
             "lapicque": snn.Lapicque(beta=0.9),
             "qif": neuron.QIFNode(),
-            "simple": neuron.SimpleLIFNode(tau=2.0, decay_input=True),
+            "eif": neuron.EIFNode(),
         }
     )
     report = convert(net)

@@ -11,6 +11,7 @@ import pytest
 import snntorch as snn
 import torch
 from compare import assert_close, assert_exact
+from hosts import PURE
 from hypothesis import given
 from hypothesis import strategies as st
 from spikingjelly.activation_based import neuron, surrogate
@@ -24,8 +25,10 @@ from snn_revplugin.dynamics import (
     ParametricLeakyIntegrateAndFire,
     steps_between_anchors,
 )
+from snn_revplugin.neuron import Reversal
 from snn_revplugin.reference import reference_sequence, reference_step
 from snn_revplugin.spikes import PackedSpikes
+from snn_revplugin.step import step
 from snn_revplugin.surrogate import Surrogate
 
 
@@ -45,8 +48,23 @@ class Case:
 
 def _spikingjelly(node: neuron.BaseNode) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     def step(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        (spikes,), (v,) = node.single_step_functional_forward((x,), (v,))
-        return spikes, v
+        node.v = v
+        return node(x), node.v
+
+    return step
+
+
+def _by_factor(
+    left_of: Callable[[Tensor], Tensor], v_reset: float | None, detach: bool
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """One time step as SpikingJelly 0.0.0.0.14 writes it for an input that does not decay, wherever another is installed."""
+    fire = surrogate.Sigmoid(4.0)
+
+    def step(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        h = left_of(v) + x
+        s = fire(h - 0.8)
+        d = s.detach() if detach else s
+        return s, h - d * 0.8 if v_reset is None else (1.0 - d) * h + d * v_reset
 
     return step
 
@@ -84,16 +102,30 @@ def _cases() -> dict[str, Callable[[], Case]]:
 
             def lif(options=options, v_reset=v_reset, detach=detach, decay_input=decay_input) -> Case:
                 host = neuron.LIFNode(tau=1.7, decay_input=decay_input, **options)
-                equations = LeakyIntegrateAndFire(sigmoid, 0.8, v_reset, detach, tau=1.7, decay_input=decay_input)
+                equations = LeakyIntegrateAndFire(
+                    sigmoid, 0.8, v_reset, detach, tau=1.7, decay_input=decay_input, by_factor=not PURE
+                )
                 return Case(equations, _spikingjelly(host))
 
             def plif(options=options, v_reset=v_reset, detach=detach, decay_input=decay_input) -> Case:
                 host = neuron.ParametricLIFNode(init_tau=1.7, decay_input=decay_input, **options)
-                equations = ParametricLeakyIntegrateAndFire(sigmoid, 0.8, v_reset, detach, decay_input=decay_input, w=host.w)
+                others = {"decay_input": decay_input, "by_factor": not PURE, "w": host.w}
+                equations = ParametricLeakyIntegrateAndFire(sigmoid, 0.8, v_reset, detach, **others)
                 return Case(equations, _spikingjelly(host), (host.w,))
 
             cases[f"LIF {kind}{'' if decay_input else ' input kept'}"] = lif
             cases[f"PLIF {kind}{'' if decay_input else ' input kept'}"] = plif
+        if not v_reset:
+            w, factor = torch.tensor(0.4, requires_grad=True), {"decay_input": False, "by_factor": True}
+            cases[f"LIF {kind} by factor"] = lambda v_reset=v_reset, detach=detach, factor=factor: Case(
+                LeakyIntegrateAndFire(sigmoid, 0.8, v_reset, detach, tau=1.7, **factor),
+                _by_factor(lambda v: v * (1.0 - 1.0 / 1.7), v_reset, detach),
+            )
+            cases[f"PLIF {kind} by factor"] = lambda v_reset=v_reset, detach=detach, factor=factor, w=w: Case(
+                ParametricLeakyIntegrateAndFire(sigmoid, 0.8, v_reset, detach, w=w, **factor),
+                _by_factor(lambda v: v * (1.0 - w.sigmoid()), v_reset, detach),
+                (w,),
+            )
     return cases
 
 
@@ -189,8 +221,8 @@ def test_the_plain_node_is_the_hosts(name: str) -> None:
     case, (x, v) = CASES[name](), draw()
     weights = torch.randn(40, 6), torch.randn(40, 6)
     seen = []
-    for step in (case.host, lambda x, v: reference_step(case.dynamics, x, v)):
-        outputs = step(x, v)
+    for take in (case.host, lambda x, v: reference_step(case.dynamics, x, v)):
+        outputs = take(x, v)
         seen.append((outputs, torch.autograd.grad(outputs, (x, v, *case.learned), weights, allow_unused=True)))
     for theirs, ours in zip(*(outputs for outputs, _ in seen), strict=True):
         assert torch.equal(theirs, ours)
@@ -199,6 +231,27 @@ def test_the_plain_node_is_the_hosts(name: str) -> None:
             assert_close(str(i), theirs, ours, tolerance=3e-6)
         else:
             assert theirs is None or not theirs.count_nonzero()
+
+
+@pytest.mark.parametrize("v_reset", [None, 0.0, -0.3])
+def test_fire_and_reset_as_nodes_of_their_own(v_reset: float | None) -> None:
+    """The gradient at the spikes then has what comes through the reset, which a hook on them may change."""
+    dynamics, seen = IntegrateAndFire(Surrogate("sigmoid", (4.0,), strict=False), 0.8, v_reset, in_parts=True), []
+    for take in (lambda x, v: reference_step(dynamics, x, v), lambda x, v: step(dynamics, x, v, Reversal())):
+        torch.manual_seed(0)
+        x, v, given = torch.randn(7, 3, 4, requires_grad=True), torch.zeros(3, 4), []
+        for t, current in enumerate(x * 2):
+            spikes, v = take(current, v)
+            if t == 3:
+                spikes.register_hook(lambda grad: grad * 0.5)
+            spikes.retain_grad()
+            given.append(spikes)
+        (torch.stack(given) * torch.randn(7, 3, 4)).sum().backward()
+        seen.append((v, x.grad, torch.stack([each.grad for each in given])))
+    (v, *theirs), (our_v, *ours) = seen
+    assert torch.equal(v, our_v)
+    for name, a, b in zip(("x", "spikes"), theirs, ours, strict=True):
+        assert_close(name, a, b, tolerance=3e-6)
 
 
 def test_the_plain_node_over_time() -> None:

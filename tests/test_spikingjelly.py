@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn as nn
 from compare import MakeNeuron, Observed, agree, assert_alive
+from hosts import PURE, only_pure
 from spikingjelly.activation_based import base, functional, layer, monitor, neuron, surrogate
 from torch import Tensor
 
@@ -27,7 +28,7 @@ SURROGATES: dict[str, Callable[[], Callable]] = {
     "Sigmoid": lambda: surrogate.Sigmoid(2.0),
     "ATan": lambda: surrogate.ATan(1.5),
     "SoftSign": lambda: surrogate.SoftSign(2.0),
-    "SuperSpike": lambda: surrogate.SuperSpike(0.7),
+    "LeakyKReLU": lambda: surrogate.LeakyKReLU(leak=0.1, k=0.9),
     "Erf": lambda: surrogate.Erf(1.2),
     "PiecewiseLeakyReLU": lambda: surrogate.PiecewiseLeakyReLU(0.8, 0.05),
     "QPseudoSpike": lambda: surrogate.QPseudoSpike(1.7),
@@ -75,7 +76,7 @@ def train(net: Net, x: Tensor, calls: int = 1) -> Observed:
         exact[f"spikes1_{i}"], exact[f"spikes2_{i}"] = net.run(part)
         for name, node in (("1", net[1]), ("2", net[4])):
             exact[f"v{name}_{i}"] = node.v
-            if node.store_v_seq:
+            if node.store_v_seq and node.v_seq is not None:  # 0.0.0.0.14 stores it in step mode 'm' alone
                 exact[f"v_seq{name}_{i}"] = node.v_seq
     loss = sum((each * torch.randn(each.shape).to(each.dtype)).sum() for each in exact.values())
     loss.backward()
@@ -272,6 +273,7 @@ def test_scalar_and_empty_inputs(shape: tuple[int, ...], mode: str, node: str) -
     agree(program, *NODES[node])
 
 
+@only_pure
 @EVERY_NODE
 @EVERY_MODE
 def test_state_of_another_shape_or_dtype_starts_as_the_host_does(mode: str, node: str) -> None:
@@ -293,6 +295,7 @@ def test_state_of_another_shape_or_dtype_starts_as_the_host_does(mode: str, node
     agree(program, *NODES[node])
 
 
+@only_pure
 @EVERY_NODE
 @pytest.mark.parametrize("mixed", [(torch.float16, torch.float32), (torch.float32, torch.float64)], ids=str)
 def test_the_pure_transitions(mixed: tuple[torch.dtype, torch.dtype], node: str) -> None:
@@ -315,6 +318,7 @@ def test_the_pure_transitions(mixed: tuple[torch.dtype, torch.dtype], node: str)
     agree(program, *NODES[node], path="any")
 
 
+@only_pure
 @EVERY_NODE
 @EVERY_MODE
 def test_to_functional_forward(mode: str, node: str) -> None:
@@ -348,7 +352,7 @@ def test_monitors_record_what_they_record_of_the_host(mode: str) -> None:
             assert each.records
             observed.gradients |= {f"{name}{i}": record for i, record in enumerate(each.records)}
         for each in (outputs, inputs, states, grads_in, grads_out):
-            each.close()
+            each.close() if PURE else each.remove_hooks()
         return observed
 
     agree(program, *NODES["LIF"])

@@ -10,6 +10,7 @@ import snntorch as snn
 import torch
 import torch.nn as nn
 from compare import MakeNeuron, Observed, agree
+from hosts import PURE, only_pure
 from snntorch import surrogate as snn_surrogate
 from spikingjelly.activation_based import neuron
 from spikingjelly.activation_based import surrogate as sj_surrogate
@@ -123,9 +124,10 @@ SPIKINGJELLY: dict[str, Callable[[], Callable]] = {
     "LeakyKReLU": lambda: sj_surrogate.LeakyKReLU(0.1, 1.7),
     "FakeNumericalGradient": lambda: sj_surrogate.FakeNumericalGradient(0.3),
     "LogTailedReLU": lambda: sj_surrogate.LogTailedReLU(0.1),
-    "DeterministicPass": sj_surrogate.DeterministicPass,
+    "DeterministicPass": lambda: sj_surrogate.DeterministicPass(),
     "Rect": lambda: sj_surrogate.Rect(0.7),
 }
+SPIKINGJELLY = {name: make for name, make in SPIKINGJELLY.items() if hasattr(sj_surrogate, name.split()[0])}
 SPIKINGJELLY_DIFFERENTIATED: dict[str, Callable[[], Callable]] = {
     "sigmoid.apply": lambda: lambda z: sj_surrogate.sigmoid.apply(z, 3.0),
     "an alpha that is a tensor": lambda: sj_surrogate.ATan(torch.tensor(1.5)),
@@ -134,6 +136,10 @@ SPIKINGJELLY_DIFFERENTIATED: dict[str, Callable[[], Callable]] = {
     "user's that is silent on the threshold": lambda: lambda z: _UsersStep.apply(z, True),
     "user's of a whole layer": lambda: _WholeLayer.apply,
 }
+if not PURE:
+    SPIKINGJELLY.pop("NonzeroSignLogAbs")  # 0.0.0.0.14 itself fails in its backward
+    for each in ("PiecewiseLeakyReLU", "LogTailedReLU"):  # whose derivatives are others there, without a closed form here
+        SPIKINGJELLY_DIFFERENTIATED[each] = SPIKINGJELLY.pop(each)
 
 
 def points(dtype: torch.dtype) -> Tensor:
@@ -221,11 +227,11 @@ def test_no_surrogate_of_snntorch_is_missing_here() -> None:
 
 
 def test_no_surrogate_of_spikingjelly_is_missing_here() -> None:
-    graded = {"MultiLevelSpikeCount", "PoissonPass"}
-    offered = {
-        each.__name__ for each in sj_surrogate.SurrogateFunctionBase.__subclasses__() if "spikingjelly" in each.__module__
-    }
-    assert offered - graded == {name.split()[0] for name in SPIKINGJELLY}
+    graded = {"MultiLevelSpikeCount", "PoissonPass"} | (set() if PURE else {"NonzeroSignLogAbs"})
+    bases = sj_surrogate.SurrogateFunctionBase, getattr(sj_surrogate, "MultiArgsSurrogateFunctionBase", nn.Identity)
+    offered = {each.__name__ for base in bases for each in base.__subclasses__() if each.__module__ == sj_surrogate.__name__}
+    ours = {name.split()[0] for name in (*SPIKINGJELLY, *SPIKINGJELLY_DIFFERENTIATED)}
+    assert offered - graded == {name for name in ours if hasattr(sj_surrogate, name) and name[0].isupper()}
 
 
 def test_lso_raises_as_it_does_in_the_host() -> None:
@@ -251,6 +257,7 @@ def test_smooth_outputs_take_the_hosts_path(name: str) -> None:
     agree(program, neuron.IFNode, RevIFNode, path="host", reason="Heaviside")
 
 
+@only_pure
 @pytest.mark.parametrize("count", [2, 4])
 def test_graded_spike_counts_take_the_hosts_path(count: int) -> None:
     def program(make: MakeNeuron) -> Observed:
@@ -259,6 +266,7 @@ def test_graded_spike_counts_take_the_hosts_path(count: int) -> None:
     agree(program, neuron.IFNode, RevIFNode, path="host", reason="Heaviside")
 
 
+@only_pure
 def test_random_spikes_of_spikingjelly_take_the_hosts_path() -> None:
     def program(make: MakeNeuron) -> Observed:
         lif = make(v_threshold=1.0, surrogate_function=sj_surrogate.PoissonPass())

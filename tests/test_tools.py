@@ -15,6 +15,7 @@ import torch
 import torch.nn as nn
 from compare import MakeNeuron, Observed, agree, assert_path
 from either_host import clear, potential_of
+from hosts import PURE, only_pure
 from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -128,6 +129,9 @@ def test_hooks_around_a_part(part: str, name: str, kind: str) -> None:
 @EVERY_KIND
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_checkpoint_around_every_step(reentrant: bool, kind: str) -> None:
+    if kind.endswith(" m") and not (PURE or reentrant):
+        pytest.skip("the scripted steps of SpikingJelly 0.0.0.0.14 do not let a checkpoint stop early: the host itself fails")
+
     def program(net: Net) -> Observed:
         def afresh(frame: Tensor) -> Tensor:
             net.clear()
@@ -226,7 +230,7 @@ def test_memory_that_is_not_written_before_it_is_read(kind: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # those of the compiler
-@pytest.mark.parametrize("kind", ["Leaky", "LIF m"])
+@pytest.mark.parametrize("kind", ["Leaky", pytest.param("LIF m", marks=only_pure)])  # 0.0.0.0.14 itself does not compile
 def test_torch_compile(kind: str) -> None:
     """Inside of a compiled function the host's path is taken; the numbers are right and training goes on outside of it."""
 
@@ -238,6 +242,7 @@ def test_torch_compile(kind: str) -> None:
     check(kind, program, path="any")
 
 
+@only_pure
 @pytest.mark.filterwarnings("ignore")
 def test_torch_compile_in_full() -> None:
     """SpikingJelly's neurons compile without a graph break, and so do ours."""
@@ -277,8 +282,12 @@ def test_function_transforms(transform: str, kind: str) -> None:
         def function(x: Tensor, lif: nn.Module = lif) -> Tensor:
             if isinstance(lif, snn.SpikingNeuron):
                 return lif(x, torch.zeros(x.shape))[0].sum(-1)
+            v = torch.zeros(x.shape[1:] if lif.step_mode == "m" else x.shape)
+            if not PURE:
+                lif.v = v
+                return lif(x).sum(-1)
             step = lif.multi_step_functional_forward if lif.step_mode == "m" else lif.single_step_functional_forward
-            (spikes,), _ = step((x,), (torch.zeros(x.shape[1:] if lif.step_mode == "m" else x.shape),))
+            (spikes,), _ = step((x,), (v,))
             return spikes.sum(-1)
 
         try:

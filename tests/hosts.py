@@ -1,0 +1,11 @@
+"""Which releases of the hosts these tests run against, and marks for what only some of them have."""
+
+from __future__ import annotations
+
+import pytest
+from spikingjelly.activation_based import neuron
+
+PURE = hasattr(neuron.BaseNode, "single_step_functional_forward")  # SpikingJelly 2; 0.0.0.0.14's neurons write their state
+
+only_pure = pytest.mark.skipif(not PURE, reason="SpikingJelly 0.0.0.0.14 does not have what this test uses")
+only_stateful = pytest.mark.skipif(PURE, reason="for SpikingJelly 0.0.0.0.14, and a later release is installed")
