@@ -26,11 +26,11 @@ def _without_bias(node: Node) -> tuple[int, ...]:
 CONVOLUTION = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
 
 register(
-    Operation("AddmmBackward0", (None, "mat1", "mat2"), _scaled(torch.addmm)),
-    Operation("MmBackward0", ("self", "mat2"), lambda _: torch.mm),
-    Operation("MvBackward0", ("self", "vec"), lambda _: torch.mv),
-    Operation("BmmBackward0", ("self", "mat2"), lambda _: torch.bmm),
-    Operation("BaddbmmBackward0", (None, "batch1", "batch2"), _scaled(torch.baddbmm)),
+    Operation("AddmmBackward0", (None, "mat1", "mat2"), _scaled(torch.addmm), weighs=True),
+    Operation("MmBackward0", ("self", "mat2"), lambda _: torch.mm, weighs=True),
+    Operation("MvBackward0", ("self", "vec"), lambda _: torch.mv, weighs=True),
+    Operation("BmmBackward0", ("self", "mat2"), lambda _: torch.bmm, weighs=True),
+    Operation("BaddbmmBackward0", (None, "batch1", "batch2"), _scaled(torch.baddbmm), weighs=True),
     Operation(
         "ConvolutionBackward0",
         ("input", "weight", None),
