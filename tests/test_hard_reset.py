@@ -1,4 +1,4 @@
-"""A neuron that resets to a value forgets what it had charged: nothing can be reversed, and backward rebuilds forward, exactly.
+"""A neuron that resets to a value forgets what it had charged: it is not reversed but rebuilt forward, exactly.
 
 Single-step mode, the potential carried from step to step, over a hundred time steps: the way beginners' examples train.
 """
