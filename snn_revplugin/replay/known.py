@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from weakref import WeakValueDictionary
 
+import torch
 from torch import Tensor
 
 from .operation import Operation, Replay
@@ -20,6 +21,7 @@ class Known:
 
     def __init__(self) -> None:
         self._kept: WeakValueDictionary[int, Kept] = WeakValueDictionary()
+        self._made: WeakValueDictionary[tuple, Kept] = WeakValueDictionary()
         self._shapes: WeakValueDictionary[tuple, Shape] = WeakValueDictionary()
         self._recipes: WeakValueDictionary[tuple, Recipe] = WeakValueDictionary()
 
@@ -29,6 +31,22 @@ class Known:
         if kept is None or kept.held.tensor is not tensor or not kept.held.unchanged():
             kept = self._kept[id(tensor)] = Kept(tensor)
         return kept
+
+    def made(self, tensor: Tensor, place: tuple[str, int]) -> Kept | None:
+        """A tensor that was made of parameters: the one of an earlier time step, if that holds the same numbers.
+
+        Args:
+            place: which operand of which operation it is.
+
+        Returns:
+            None if the earlier one was another.
+        """
+        key = *place, tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+        earlier = self._made.get(key)
+        if earlier is None or not earlier.held.unchanged():
+            self._made[key] = kept = self.kept(tensor)
+            return kept
+        return earlier if earlier.held.tensor is tensor or torch.equal(earlier.value(), tensor.detach()) else None
 
     def shape(self, tensor: Tensor) -> Shape:
         """The shape of a tensor."""
@@ -40,12 +58,12 @@ class Known:
 
     def recipe(self, function: Replay, values: tuple[Value | None, ...], operation: Operation) -> Recipe:
         """A recipe; the same one again for an operation that an earlier time step did on the very same tensors."""
-        identity = _identity(function, values)
+        identity, flags = _identity(function, values), (operation.is_view, operation.remade, operation.weighs)
         if identity is None:
-            return Recipe(function, values, operation.is_view, operation.weighs)
+            return Recipe(function, values, *flags, None, operation.pointwise)
         recipe = self._recipes.get(identity)
         if recipe is None:
-            recipe = self._recipes[identity] = Recipe(function, values, operation.is_view, operation.weighs, identity)
+            recipe = self._recipes[identity] = Recipe(function, values, *flags, identity, operation.pointwise)
         return recipe
 
 
