@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 from snntorch import surrogate, utils
 
-options = digits.options(__doc__.partition("\n")[0], iterations=60, time_steps=20)
+options = digits.options(__doc__.partition("\n")[0], iterations=200, time_steps=20)
 torch.manual_seed(0)
 
 neuron = {"beta": 0.9, "spike_grad": surrogate.atan(), "init_hidden": True}

@@ -13,7 +13,7 @@ import torch.nn as nn
 from sklearn.datasets import load_diabetes
 from snntorch import surrogate
 
-options = digits.options(__doc__.partition("\n")[0], iterations=60, time_steps=20)
+options = digits.options(__doc__.partition("\n")[0], iterations=200, time_steps=20)
 torch.manual_seed(0)
 
 

@@ -39,11 +39,15 @@ class Value:
 
     __slots__ = ()
     derived = False  # whether it is computed, so that it costs memory at every time step if it is kept
-    driven = False  # whether it depends on spikes or data, not on parameters alone
     depth = 0  # operations between it and what is at hand
     cheap = False  # spikes or a view of spikes: to be had again for less than it costs to keep
     light = False  # made of spikes and of what is there by a few operations that go element by element
     identity: tuple | None = None  # equal for two values that are sure to be the same at every time step
+
+    @property
+    def driven(self) -> bool:
+        """Whether it depends on spikes or data, not on parameters alone."""
+        return self.derived
 
     def value(self) -> Tensor:
         raise NotImplementedError
@@ -132,7 +136,6 @@ class Spikes(Value):
 
     __slots__ = ("_counter", "_version", "factor", "packed", "state")
     derived = True
-    driven = True
     cheap = True
     light = True
 

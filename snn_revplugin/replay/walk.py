@@ -287,7 +287,8 @@ def _met(node: Node, operation: Operation | None) -> Recipe | Unmade | bool | No
 def _remember(node: Node, operation: Operation | None, recipe: Recipe | Unmade | bool | None) -> None:
     """... where its saved tensors do not tell."""
     if operation is None or not (operation.carriers or operation.is_view):
-        node.metadata[MEMO] = weakref.ref(recipe) if isinstance(recipe, Recipe) else recipe or BOUNDARY
+        is_value = recipe and not isinstance(recipe, Unmade)
+        node.metadata[MEMO] = weakref.ref(recipe) if is_value else recipe or BOUNDARY
 
 
 def _constant(saved: Tensor) -> Value:
