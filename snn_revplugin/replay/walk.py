@@ -235,7 +235,9 @@ class _Walk:
         if recipe is not None and derived:
             for name, position in operation.outputs.items():
                 _replace(node, name, Output(recipe, position) if operation.several else recipe)
-        return recipe if recipe is not None or driven or blocked else Unmade(operation.node)
+        if recipe is not None or driven or blocked:
+            return recipe
+        return next((each for each in values if isinstance(each, Unmade)), None) or Unmade(operation.node)
 
     def _recipe(
         self,
