@@ -72,7 +72,12 @@ def between_two_neurons(build: Callable[[], nn.Module]) -> Callable[[MakeNeuron]
 
 LAYERS = {
     "rounded": (lambda: Quantised(FEATURES), set()),
-    "rounded in another way at each step": (lambda: Quantised(FEATURES, (2.0, 3.0)), {"RoundedBackward"}),
+    "rounded in another way at each step": (
+        lambda: Quantised(FEATURES, tuple(map(float, range(1, STEPS + 1)))),
+        {"RoundedBackward"},
+    ),
+    "rounded in two ways in turn": (lambda: Quantised(FEATURES, (2.0, 3.0)), set()),
+    "two layers, rounded": (lambda: nn.Sequential(Quantised(FEATURES), Quantised(FEATURES)), set()),
     "weight norm": (lambda: weight_norm(linear()), set()),
     "orthogonal": (lambda: orthogonal(linear()), set()),
     "spectral norm, which changes at each step": (lambda: spectral_norm(linear()), set()),

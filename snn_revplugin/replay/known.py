@@ -15,6 +15,8 @@ from torch import Tensor
 from .operation import Operation, Replay
 from .recipe import Kept, Recipe, Shape, Value
 
+MOST_ALIKE = 4  # tensors made of parameters that may stand in the same place: of layers alike, or taking turns
+
 
 class Known:
     """The values that a neuron's walks have met before."""
@@ -39,14 +41,17 @@ class Known:
             place: which operand of which operation it is.
 
         Returns:
-            None if the earlier one was another.
+            None if there are enough others that do not.
         """
-        key = *place, tensor.shape, tensor.stride(), tensor.dtype, tensor.device
-        earlier = self._made.get(key)
-        if earlier is None or not earlier.held.unchanged():
-            self._made[key] = kept = self.kept(tensor)
-            return kept
-        return earlier if earlier.held.tensor is tensor or torch.equal(earlier.value(), tensor.detach()) else None
+        alike = *place, tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+        for i in range(MOST_ALIKE):
+            earlier = self._made.get((alike, i))
+            if earlier is None or not earlier.held.unchanged():
+                self._made[alike, i] = kept = self.kept(tensor)
+                return kept
+            if earlier.held.tensor is tensor or torch.equal(earlier.value(), tensor.detach()):
+                return earlier
+        return None
 
     def shape(self, tensor: Tensor) -> Shape:
         """The shape of a tensor."""
