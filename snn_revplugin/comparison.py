@@ -178,7 +178,10 @@ class Trace:
             each.remove()
 
     def _keep(self, neuron: nn.Module, inputs: tuple, output: Tensor | tuple[Tensor, Tensor]) -> None:
-        spikes, potential = output if isinstance(output, tuple) else (output, neuron.v)
+        if isinstance(output, tuple):
+            spikes, potential = output
+        else:
+            spikes, potential = output, neuron.mem if hasattr(neuron, "mem") else neuron.v
         self.spikes.append(spikes.detach().to(torch.int8))
         self.potentials.append(potential.detach())
 

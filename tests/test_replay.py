@@ -166,9 +166,9 @@ class TestReaders:
         below, one, other = (RevLeaky(**options(TIME_LOOP)) for _ in range(3))
         mem_below, mem_one, mem_other = (torch.zeros(BATCH, FEATURES) for _ in range(3))
         loss = torch.zeros(())
-        first = nn.Linear(FEATURES, FEATURES)
+        scale = nn.Parameter(torch.full((FEATURES,), 1.5))
         for x in x_seq:
-            spikes, mem_below = below(first(x), mem_below)
+            spikes, mem_below = below(x * scale, mem_below)
             current = fc(spikes)
             a, mem_one = one(current * current + F.relu(current), mem_one)
             b, mem_other = other(current, mem_other)

@@ -1,6 +1,6 @@
 """Computing again in backward what autograd would have kept: recipes, the walk that leaves them, the operations it knows."""
 
-from . import linear, normalisation, pointwise, pooling, shape  # noqa: F401  (each fills the table)
+from . import linear, lookup, normalisation, piecewise, pointwise, pooling, resampling, shape  # noqa: F401  (each fills the table)
 from .known import Known
 from .normalisation import Normed, normed
 from .operation import OPERATIONS, DecidedBy, Operation, register

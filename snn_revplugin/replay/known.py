@@ -9,10 +9,13 @@ from __future__ import annotations
 from functools import partial
 from weakref import WeakValueDictionary
 
+import torch
 from torch import Tensor
 
 from .operation import Operation, Replay
 from .recipe import Kept, Recipe, Shape, Value
+
+MOST_ALIKE = 4  # tensors made of parameters that may stand in the same place: of layers alike, or taking turns
 
 
 class Known:
@@ -20,6 +23,7 @@ class Known:
 
     def __init__(self) -> None:
         self._kept: WeakValueDictionary[int, Kept] = WeakValueDictionary()
+        self._made: WeakValueDictionary[tuple, Kept] = WeakValueDictionary()
         self._shapes: WeakValueDictionary[tuple, Shape] = WeakValueDictionary()
         self._recipes: WeakValueDictionary[tuple, Recipe] = WeakValueDictionary()
 
@@ -29,6 +33,25 @@ class Known:
         if kept is None or kept.held.tensor is not tensor or not kept.held.unchanged():
             kept = self._kept[id(tensor)] = Kept(tensor)
         return kept
+
+    def made(self, tensor: Tensor, place: tuple[str, int]) -> Kept | None:
+        """A tensor that was made of parameters: the one of an earlier time step, if that holds the same numbers.
+
+        Args:
+            place: which operand of which operation it is.
+
+        Returns:
+            None if there are enough others that do not.
+        """
+        alike = *place, tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+        for i in range(MOST_ALIKE):
+            earlier = self._made.get((alike, i))
+            if earlier is None or not earlier.held.unchanged():
+                self._made[alike, i] = kept = self.kept(tensor)
+                return kept
+            if earlier.held.tensor is tensor or torch.equal(earlier.value(), tensor.detach()):
+                return earlier
+        return None
 
     def shape(self, tensor: Tensor) -> Shape:
         """The shape of a tensor."""
@@ -40,12 +63,12 @@ class Known:
 
     def recipe(self, function: Replay, values: tuple[Value | None, ...], operation: Operation) -> Recipe:
         """A recipe; the same one again for an operation that an earlier time step did on the very same tensors."""
-        identity = _identity(function, values)
+        identity, flags = _identity(function, values), (operation.is_view, operation.remade, operation.weighs)
         if identity is None:
-            return Recipe(function, values, operation.is_view, operation.weighs)
+            return Recipe(function, values, *flags, None, operation.pointwise)
         recipe = self._recipes.get(identity)
         if recipe is None:
-            recipe = self._recipes[identity] = Recipe(function, values, operation.is_view, operation.weighs, identity)
+            recipe = self._recipes[identity] = Recipe(function, values, *flags, identity, operation.pointwise)
         return recipe
 
 

@@ -25,12 +25,24 @@ def _without_bias(node: Node) -> tuple[int, ...]:
 
 CONVOLUTION = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
 
+
+def _weight_norm(node: Node) -> Replay:
+    """``weight_norm`` of torch.nn.utils, the old one and the parametrisation: direction and length of a weight."""
+    return partial(_normalised, attribute_of(node, "dim"))
+
+
+def _normalised(dim: int, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.aten._weight_norm_interface(v, g, dim)
+
+
 register(
-    Operation("AddmmBackward0", (None, "mat1", "mat2"), _scaled(torch.addmm)),
-    Operation("MmBackward0", ("self", "mat2"), lambda _: torch.mm),
-    Operation("MvBackward0", ("self", "vec"), lambda _: torch.mv),
-    Operation("BmmBackward0", ("self", "mat2"), lambda _: torch.bmm),
-    Operation("BaddbmmBackward0", (None, "batch1", "batch2"), _scaled(torch.baddbmm)),
+    Operation("WeightNormInterfaceBackward0", ("v", "g"), _weight_norm, {"result1": 1}, remade=True, several=True),
+    Operation("AddmmBackward0", (None, "mat1", "mat2"), _scaled(torch.addmm), weighs=True),
+    Operation("MmBackward0", ("self", "mat2"), lambda _: torch.mm, weighs=True),
+    Operation("MvBackward0", ("self", "vec"), lambda _: torch.mv, remade=True),
+    Operation("VdotBackward0", ("self", "other"), lambda _: torch.vdot, remade=True),
+    Operation("BmmBackward0", ("self", "mat2"), lambda _: torch.bmm, weighs=True),
+    Operation("BaddbmmBackward0", (None, "batch1", "batch2"), _scaled(torch.baddbmm), weighs=True),
     Operation(
         "ConvolutionBackward0",
         ("input", "weight", None),

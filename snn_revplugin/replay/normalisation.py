@@ -33,12 +33,28 @@ def _from_batch_statistics(node: Node, function: Callable[..., tuple], eps: floa
     return _FromBatchStatistics(mean.detach(), deviation.detach(), eps, function)
 
 
+def _without_bias(replay: Callable[[Node], Replay]) -> Callable[[Node, Tensor], Replay | None]:
+    """A batch norm whose bias has no gradient: there is none, as in batch norm through time (BNTT), or it is frozen.
+
+    The node does not tell which; its input and its output do.
+    """
+
+    def without(node: Node, output: Tensor) -> Replay | None:
+        x, weight, function = saved_by(node, "input"), saved_by(node, "weight"), replay(node)
+        if x is None:
+            return None
+        with torch.no_grad():
+            return function if torch.equal(function(x, weight, None), output) else None
+
+    return without
+
+
 class _FromBatchStatistics:
     """Batch norm in training. On a CPU from the statistics that its node keeps: one pass over the input instead of three.
 
     The kernel there multiplies with ``weight / deviation`` and adds ``bias - mean weight / deviation``, in training as in
     evaluation; so evaluation with that product for a weight, at a deviation of one, rounds alike. (Half precision does not:
-    there the product is rounded.)
+    there the product is rounded; nor does a view with gaps in memory, for which there is another kernel.)
     """
 
     __slots__ = ("deviation", "eps", "function", "mean")
@@ -51,10 +67,16 @@ class _FromBatchStatistics:
         return type(self), self.function, self.eps  # the same input has the same statistics
 
     def __call__(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        if self.mean.device.type != "cpu" or self.mean.dtype not in (torch.float32, torch.float64):
+        if self.mean.device.type != "cpu" or self.mean.dtype not in (torch.float32, torch.float64) or not _is_packed(x):
             return self.function(x, weight, bias, None, None, True, 0.0, self.eps)[0]
         scale = self.deviation if weight is None else weight * self.deviation
         return torch.native_batch_norm(x, scale, bias, self.mean, torch.ones_like(self.mean), False, 0.0, 0.0)[0]
+
+
+def _is_packed(x: Tensor) -> bool:
+    """Whether the kernel for a tensor without gaps takes it: contiguous in one of the formats that it knows."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return x.is_contiguous() or (x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()]))
 
 
 class Normed(Value):
@@ -262,8 +284,12 @@ def _layer_norm_absent(node: Node) -> tuple[int, ...]:
 
 
 register(
-    Operation("NativeBatchNormBackward0", ("input", "weight", None), _batch_norm, absent=_without_affine, weighs=True),
-    Operation("CudnnBatchNormBackward0", ("input", "weight", None), _cudnn_batch_norm, absent=_without_affine, weighs=True),
+    *(
+        Operation(
+            node, ("input", "weight", None), replay, absent=_without_affine, weighs=True, of_output=_without_bias(replay)
+        )
+        for node, replay in (("NativeBatchNormBackward0", _batch_norm), ("CudnnBatchNormBackward0", _cudnn_batch_norm))
+    ),
     Operation("NativeLayerNormBackward0", ("input", "weight", "bias"), _layer_norm, absent=_layer_norm_absent, weighs=True),
     Operation("NativeGroupNormBackward0", ("input", "weight", None), _group_norm, absent=_without_affine, weighs=True),
 )

@@ -14,10 +14,16 @@ To add one, write its entry beside its kin in :mod:`.linear`, :mod:`.normalisati
 * ``absent``: which operands the call left out (a bias, an affine weight), to be passed as None;
 * ``weighs``: whether the first operand is an activation whatever it comes from, so that even an operation on plain data is
   computed again rather than kept (a convolution of the input image);
+* ``remade``: whether it is computed again also where it is made of parameters alone, for autograd not to keep one copy of a
+  parametrised weight a time step;
 * ``is_view``: whether the output shares memory with the first operand;
 * ``several``: whether the outputs are more than one, so that ``replay`` gives a tuple;
 * ``shape_only``: the saved inputs of which backward reads the shape and no element;
 * ``constant``: whether an operand may be a number that the node does not save;
+* ``of_output``: ``replay`` from the node and the output itself, for what the node does not tell otherwise; it is asked only
+  where somebody has the output at hand, and must not hold on to it;
+* ``before``: where the operation only moves elements about: takes the node, an operand's position and the output to that
+  operand, for an operation below it to look at;
 * ``pointwise``: whether the output has the strides of its operands;
 * ``layout``: whether the output's strides are the caller's choice, which the node does not tell (``contiguous``).
 """
@@ -75,12 +81,15 @@ class Operation:
     outputs: dict[str, int] = field(default_factory=dict)
     absent: Callable[[Node], tuple[int, ...]] = _nothing_absent
     weighs: bool = False
+    remade: bool = False
     is_view: bool = False
     several: bool = False
     shape_only: tuple[str, ...] = ()
     pointwise: bool = False
     layout: bool = False
     constant: bool = False
+    of_output: Callable[[Node, Tensor], Replay | None] | None = None
+    before: Callable[[Node, int, Tensor], Tensor] | None = None
     of_spikes: Callable[[Node], Replay | None] | None = None
 
     @cached_property

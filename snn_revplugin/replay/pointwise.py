@@ -75,13 +75,13 @@ def packed_mask(mask: Tensor) -> PackedSpikes | None:
 
 
 register(
-    Operation("AddBackward0", (None, None), _scaled(torch.add), constant=True, pointwise=True),
-    Operation("SubBackward0", (None, None), _scaled(torch.sub), constant=True, pointwise=True),
-    Operation("RsubBackward0", (None, None), _scaled(torch.rsub), pointwise=True),
-    Operation("RsubBackward1", (None, None), _scaled(torch.rsub), constant=True, pointwise=True),
-    Operation("MulBackward0", ("self", "other"), lambda _: torch.mul, pointwise=True),
-    Operation("DivBackward0", ("self", "other"), lambda _: torch.div, pointwise=True),
-    Operation("NegBackward0", ONE, lambda _: torch.neg, pointwise=True),
+    Operation("AddBackward0", (None, None), _scaled(torch.add), constant=True, pointwise=True, remade=True),
+    Operation("SubBackward0", (None, None), _scaled(torch.sub), constant=True, pointwise=True, remade=True),
+    Operation("RsubBackward0", (None, None), _scaled(torch.rsub), pointwise=True, remade=True),
+    Operation("RsubBackward1", (None, None), _scaled(torch.rsub), constant=True, pointwise=True, remade=True),
+    Operation("MulBackward0", ("self", "other"), lambda _: torch.mul, pointwise=True, remade=True),
+    Operation("DivBackward0", ("self", "other"), lambda _: torch.div, pointwise=True, remade=True),
+    Operation("NegBackward0", ONE, lambda _: torch.neg, pointwise=True, remade=True),
     Operation("ReluBackward0", ONE, lambda _: torch.relu, {"result": 0}, pointwise=True),
     Operation("ToCopyBackward0", ONE, _cast, layout=True, pointwise=True),
     Operation("CloneBackward0", ONE, lambda _: torch.clone, layout=True),

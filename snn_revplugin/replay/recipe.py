@@ -36,16 +36,23 @@ FREED = (
     "a tensor of shape {shape}, needed to compute an activation again, has no memory any more. Under FSDP, shard the block "
     "that a weight and its neuron are in: fully_shard(block)."
 )
+DEEPEST_LIGHT = 4  # operations that it is still worth while to do once more in forward
 
 
 class Value:
     """A tensor that can be had in backward."""
 
     __slots__ = ()
-    derived = False  # whether it depends on spikes or data, and so costs memory at every time step if it is kept
+    derived = False  # whether it is computed, so that it costs memory at every time step if it is kept
     depth = 0  # operations between it and what is at hand
     cheap = False  # spikes or a view of spikes: to be had again for less than it costs to keep
+    light = False  # made of spikes and of what is there by a few operations that go element by element
     identity: tuple | None = None  # equal for two values that are sure to be the same at every time step
+
+    @property
+    def driven(self) -> bool:
+        """Whether it depends on spikes or data, not on parameters alone."""
+        return self.derived
 
     def value(self) -> Tensor:
         raise NotImplementedError
@@ -71,6 +78,7 @@ class Kept(Value):
     """A tensor that is there anyway: data, a parameter, or what an operation that nobody knows gave out."""
 
     __slots__ = ("__weakref__", "held")
+    light = True
 
     def __init__(self, tensor: Tensor) -> None:
         self.held = Versioned(tensor)
@@ -88,6 +96,29 @@ class Kept(Value):
         if is_freed(tensor):
             raise RuntimeError(FREED.format(shape=tuple(tensor.shape)))
         return tensor.detach() if tensor.requires_grad else tensor
+
+
+class Made(Kept):
+    """A tensor that an operation which nobody knows made of parameters alone: a quantised weight, say.
+
+    Args:
+        kind: the operation's node.
+    """
+
+    __slots__ = ("kind",)
+
+    def __init__(self, tensor: Tensor, kind: str) -> None:
+        super().__init__(tensor)
+        self.kind = kind
+
+
+class Unmade(Value):
+    """The same where nobody has the tensor."""
+
+    __slots__ = ("kind",)
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
 
 
 class Shape(Value):
@@ -115,6 +146,7 @@ class Spikes(Value):
     __slots__ = ("_counter", "_version", "factor", "packed", "state")
     derived = True
     cheap = True
+    light = True
 
     def __init__(self, packed: PackedSpikes, given_out: Tensor | None = None, state: State | None = None) -> None:
         self.packed, self.state = packed, state
@@ -153,12 +185,13 @@ class Recipe(Value):
         function: takes the inputs' tensors to the output, or to a tuple of outputs.
         inputs: their values; None stands for an absent operand.
         is_view: whether the output shares memory with the first input.
-        weighs: whether it is derived whatever the inputs are.
+        pointwise: whether the function goes element by element.
+        derived, driven: whether it is so whatever the inputs are.
         identity: see :class:`Value`.
     """
 
     __slots__ = (
-        "__weakref__", "cheap", "depth", "derived", "function", "identity", "inputs", "is_view", "readers",
+        "__weakref__", "cheap", "depth", "derived", "driven", "function", "identity", "inputs", "is_view", "light", "readers",
     )  # fmt: skip
 
     def __init__(
@@ -166,16 +199,20 @@ class Recipe(Value):
         function: Replay,
         inputs: tuple[Value | None, ...],
         is_view: bool = False,
-        weighs: bool = False,
+        derived: bool = False,
+        driven: bool = False,
         identity: tuple | None = None,
+        pointwise: bool = False,
     ) -> None:
         self.function, self.inputs, self.identity, self.readers = function, inputs, identity, 0
         self.is_view, self.cheap = is_view, is_view and inputs[0].cheap
-        self.derived, self.depth = weighs, 1
+        self.derived, self.driven, self.depth, self.light = derived or driven, driven, 1, is_view or pointwise
         for each in inputs:
             if each is not None:
                 self.derived = self.derived or each.derived
+                self.driven = self.driven or each.driven
                 self.depth = max(self.depth, each.depth + 1)
+                self.light = self.light and each.light and self.depth <= DEEPEST_LIGHT
 
     def expect(self) -> None:
         if self.readers == 0:
@@ -249,6 +286,10 @@ class Output(Value):
     @property
     def derived(self) -> bool:
         return self.recipe.derived
+
+    @property
+    def driven(self) -> bool:
+        return self.recipe.driven
 
     def value(self) -> Tensor:
         return self.recipe.value()[self.index]

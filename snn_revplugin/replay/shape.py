@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..autograd_internals import Node, shape_of_output
+from ..autograd_internals import Node, attribute_of, shape_of_output
 from .operation import VARIADIC, DecidedBy, Operation, Replay, register
 
 ONE = (None,)
@@ -22,7 +22,7 @@ VIEW = DecidedBy(lambda shape: partial(Tensor.reshape, shape=shape), read=_outpu
 EXPAND = DecidedBy(lambda shape: partial(Tensor.expand, size=shape), read=_output_shape)
 
 
-def _with(function: Replay, *names: str) -> DecidedBy:
+def applying(function: Replay, *names: str) -> DecidedBy:
     """A replay that passes the named attributes on."""
     return DecidedBy(lambda *arguments: partial(_applied, function, arguments), *names)
 
@@ -39,25 +39,38 @@ def _join(function: Replay, dim: int, *tensors: Tensor) -> Tensor:
     return function(tensors, dim)
 
 
+def _unviewed(node: Node, position: int, output: Tensor) -> Tensor:
+    below, index = node.next_functions[position]
+    return output.reshape(tuple(shape_of_output(below, index)))
+
+
+def _unstacked(node: Node, position: int, output: Tensor) -> Tensor:
+    return output.select(attribute_of(node, "dim"), position)
+
+
 register(
-    Operation("ViewBackward0", ONE, VIEW, is_view=True),
-    Operation("UnsafeViewBackward0", ONE, VIEW, is_view=True),
-    Operation("ReshapeAliasBackward0", ONE, VIEW, is_view=True),
+    Operation("ViewBackward0", ONE, VIEW, is_view=True, before=_unviewed),
+    Operation("UnsafeViewBackward0", ONE, VIEW, is_view=True, before=_unviewed),
+    Operation("ReshapeAliasBackward0", ONE, VIEW, is_view=True, before=_unviewed),
     Operation("AliasBackward0", ONE, lambda _: lambda x: x, is_view=True),
     Operation("TBackward0", ONE, lambda _: torch.t, is_view=True),
-    Operation("TransposeBackward0", ONE, _with(torch.transpose, "dim0", "dim1"), is_view=True),
-    Operation("PermuteBackward0", ONE, _with(torch.permute, "dims"), is_view=True),
+    Operation("TransposeBackward0", ONE, applying(torch.transpose, "dim0", "dim1"), is_view=True),
+    Operation("PermuteBackward0", ONE, applying(torch.permute, "dims"), is_view=True),
     Operation("SqueezeBackward0", ONE, lambda _: torch.squeeze, is_view=True),
-    Operation("SqueezeBackward1", ONE, _with(torch.squeeze, "dim"), is_view=True),
-    Operation("SqueezeBackward2", ONE, _with(torch.squeeze, "dim"), is_view=True),
-    Operation("UnsqueezeBackward0", ONE, _with(torch.unsqueeze, "dim"), is_view=True),
+    Operation("SqueezeBackward1", ONE, applying(torch.squeeze, "dim"), is_view=True),
+    Operation("SqueezeBackward2", ONE, applying(torch.squeeze, "dim"), is_view=True),
+    Operation("UnsqueezeBackward0", ONE, applying(torch.unsqueeze, "dim"), is_view=True),
     Operation("ExpandBackward0", ONE, EXPAND, is_view=True),
-    Operation("SelectBackward0", ONE, _with(torch.select, "dim", "index"), is_view=True),
-    Operation("SliceBackward0", ONE, _with(torch.ops.aten.slice.Tensor, "dim", "start", "end", "step"), is_view=True),
-    Operation("UnbindBackward0", ONE, _with(torch.unbind, "dim"), is_view=True, several=True),
-    Operation("SplitBackward0", ONE, _with(torch.split, "split_size", "dim"), is_view=True, several=True),
-    Operation("SplitWithSizesBackward0", ONE, _with(torch.split, "split_sizes", "dim"), is_view=True, several=True),
-    Operation("RepeatBackward0", ONE, _with(Tensor.repeat, "repeats")),
-    Operation("StackBackward0", VARIADIC, _joined(torch.stack)),
+    Operation("SelectBackward0", ONE, applying(torch.select, "dim", "index"), is_view=True),
+    Operation("SliceBackward0", ONE, applying(torch.ops.aten.slice.Tensor, "dim", "start", "end", "step"), is_view=True),
+    Operation("UnbindBackward0", ONE, applying(torch.unbind, "dim"), is_view=True, several=True),
+    Operation("SplitBackward0", ONE, applying(torch.split, "split_size", "dim"), is_view=True, several=True),
+    Operation("SplitWithSizesBackward0", ONE, applying(torch.split, "split_sizes", "dim"), is_view=True, several=True),
+    Operation("FlipBackward0", ONE, applying(torch.flip, "dims")),
+    Operation("RollBackward0", ONE, applying(torch.roll, "shifts", "dims")),
+    Operation("PixelShuffleBackward0", ONE, applying(torch.pixel_shuffle, "upscale_factor")),
+    Operation("PixelUnshuffleBackward0", ONE, applying(torch.pixel_unshuffle, "downscale_factor")),
+    Operation("RepeatBackward0", ONE, applying(Tensor.repeat, "repeats")),
+    Operation("StackBackward0", VARIADIC, _joined(torch.stack), before=_unstacked),
     Operation("CatBackward0", VARIADIC, _joined(torch.cat)),
 )

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,17 +24,19 @@ from ..autograd_internals import Node
 from .normalisation import inverse_batch_norm
 from .operation import OPERATIONS, Operation
 from .pointwise import constant_of, packed_mask
-from .recipe import Kept, Operand, Output, Recipe, Spikes, Value
+from .recipe import Kept, Made, Operand, Output, Recipe, Spikes, Unmade, Value
 
 if TYPE_CHECKING:
     from ..neuron import Reversal
 
+Look = Callable[[], Tensor]
 FIRED = "snn_revplugin_fired"  # where a neuron's graph node offers its packed spikes, the node's first output
 MEMO = "snn_revplugin_recipe"  # where a node that saves nothing remembers its recipe, weakly: the readers own it
 EDITED = "an edit in place"
 FREED = "a weight that is freed too early"  # by FSDP: it is there in the backward of the module that it was sharded by, only
 BOUNDARY = False  # ... or that it has none
 NO_EDGE = (None, 0)
+NO_EDGES = (NO_EDGE,)
 UNKNOWN = Value()  # stands for an operand that cannot be had
 BATCH_NORM_INVERTED = "inverse of NativeBatchNormBackward0"
 SAME_ELEMENTS = {
@@ -52,7 +56,10 @@ def recipe_of(current: Tensor, reversal: Reversal) -> Value | None:
     node = current.grad_fn
     if node is None:
         return None
-    value = _Walk(reversal).value_of(node, current.output_nr, current, current.stride())
+    walk = _Walk(reversal)
+    value = walk.value_of(node, current.output_nr, current, current.stride())
+    if isinstance(value, Made):
+        walk.ledger.boundaries[value.kind] += 1
     return value if value is not None and value.derived else None
 
 
@@ -95,6 +102,7 @@ class _Walk:
         strides: tuple[int, ...] | None = None,
         down: int = 0,
         wanted: bool = True,
+        look: Look | None = None,
     ) -> Value | None:
         """The value of a node's output, or None if it cannot be had.
 
@@ -103,6 +111,7 @@ class _Walk:
             strides: its strides, where they are known.
             down: nodes between the neuron and here.
             wanted: False below a boundary, where only what was saved matters.
+            look: gives the output's elements from what was made of it, where nobody has the output itself; not to be kept.
         """
         kind = internals.name_of(node)
         if kind == internals.LEAF:
@@ -121,10 +130,12 @@ class _Walk:
         recipe = _met(node, operation)
         if recipe is None:
             if operation is not None and down < DEEPEST:
-                recipe = self._meet(node, operation, tensor, strides, down, wanted)
+                recipe = self._meet(node, operation, tensor, strides, down, wanted, look)
             else:
-                self._stop_at(node, kind, down, wanted)
+                recipe = self._stop_at(node, kind, down, wanted)
             _remember(node, operation, recipe)
+        if isinstance(recipe, Unmade):
+            return recipe if tensor is None else Made(tensor, recipe.kind)
         if not recipe:
             return None if tensor is None else Kept(tensor)
         value = Output(recipe, output) if operation.several else recipe
@@ -151,15 +162,20 @@ class _Walk:
         if wanted:
             account[name] += 1
 
-    def _stop_at(self, node: Node, kind: str, down: int, wanted: bool) -> None:
-        """A boundary: what lies below it is replaced all the same."""
+    def _stop_at(self, node: Node, kind: str, down: int, wanted: bool) -> Unmade | bool:
+        """A boundary: what lies below it is replaced all the same. Where that is parameters alone, nothing is lost yet."""
         if down == DEEPEST:
             self._note(self.ledger.boundaries, "a chain of operations without spikes", wanted)
-            return
-        self._note(self.ledger.boundaries, kind, wanted)
+            return BOUNDARY
+        driven = False
         for below, output in node.next_functions:
             if below is not None:
-                self.value_of(below, output, down=down + 1, wanted=False)
+                value = self.value_of(below, output, down=down + 1, wanted=False)
+                driven = driven or value is None or value.driven
+        if not driven:
+            return Unmade(kind)
+        self._note(self.ledger.boundaries, kind, wanted)
+        return BOUNDARY
 
     def _meet(
         self,
@@ -169,13 +185,16 @@ class _Walk:
         strides: tuple[int, ...] | None,
         down: int,
         wanted: bool,
-    ) -> Recipe | None:
-        """The recipe of a node that no walk has come to yet, after what it saved has been replaced."""
+        look: Look | None,
+    ) -> Recipe | Unmade | None:
+        """The recipe of a node that no walk has come to yet, after what it saved has been replaced; or why there is none."""
         edges = node.next_functions
+        look = look if tensor is None else lambda: tensor
         names = operation.inputs or (None,) * len(edges)
         absent = operation.absent(node)
         values: list[Value | None] = []
-        replaced, derived, freed = [], operation.weighs, False
+        replaced, derived, driven, freed = [], False, False, False
+        blocked = False  # whether spikes or data lie below, behind a boundary
         for position, name in enumerate(names):
             if position in absent:
                 values.append(None)
@@ -193,20 +212,33 @@ class _Walk:
                 value = self.value_of(below, output, saved, saved.stride(), down + 1)
             else:
                 same = operation.pointwise and internals.shape_of_output(below, output) == internals.shape_of_output(node)
-                value = self.value_of(below, output, None, strides if same else None, down + 1, wanted) or UNKNOWN
+                see = partial(_see, operation.before, node, position, look) if look and operation.before else None
+                value = self.value_of(below, output, None, strides if same else None, down + 1, wanted, see) or UNKNOWN
+            driven = driven or value.driven
             if value.derived:
                 derived = True
                 if saved is not None:
                     replaced.append((name, position, saved))
+            elif isinstance(value, Made):
+                kind, value = value.kind, self.known.made(saved, (operation.node, position))
+                if value is None:
+                    value = Kept(saved)
+                    self._note(self.ledger.boundaries, kind, wanted)
+                elif value.held.tensor is not saved:
+                    replaced.append((name, position, saved))
             elif saved is not None:
                 freed = freed or self._is_freed(saved)
+                blocked = blocked or (below is not None and type(value) is Kept)
                 # It may be cast or transposed; every time step shares it all the same.
                 value = UNKNOWN if freed else self.known.kept(saved)
+            else:
+                blocked = blocked or (below is not None and value is UNKNOWN)
             values.append(value)
-        recipe = self._recipe(node, operation, values, tensor, strides)
+        recipe = self._recipe(node, operation, values, tensor, strides, look)
         if recipe is not None:
             self._note(self.ledger.operations, operation.node, wanted)
-        elif derived:
+            derived = derived or operation.weighs or operation.remade
+        elif driven or freed:
             self._note(self.ledger.boundaries, FREED if freed else operation.node, wanted)
         for name, position, saved in replaced:
             value = values[position]
@@ -218,7 +250,9 @@ class _Walk:
         if recipe is not None and derived:
             for name, position in operation.outputs.items():
                 _replace(node, name, Output(recipe, position) if operation.several else recipe)
-        return recipe
+        if recipe is not None or driven or blocked or freed:
+            return recipe
+        return next((each for each in values if isinstance(each, Unmade)), None) or Unmade(operation.node)
 
     def _recipe(
         self,
@@ -227,13 +261,19 @@ class _Walk:
         values: list[Value | None],
         tensor: Tensor | None,
         strides: tuple[int, ...] | None,
+        look: Look | None,
     ) -> Recipe | None:
         function = None
-        if UNKNOWN not in values:
+        missing = [i for i, each in enumerate(values) if each is UNKNOWN or isinstance(each, Unmade)]
+        if not missing:
             of_spikes = operation.of_spikes is not None and values[0].cheap
             function = (operation.of_spikes if of_spikes else operation.replay)(node)
-        elif operation.constant and tensor is not None and values[0].cheap:
-            function, values = constant_of(node, values[0].peek(), tensor), values[:1]
+        edges = node.next_functions
+        if function is None and look is not None and all(edges[i : i + 1] in (NO_EDGES, ()) for i in missing):
+            if operation.of_output is not None:
+                function, values = operation.of_output(node, look()), [None if each is UNKNOWN else each for each in values]
+            elif operation.constant and tensor is not None and missing == [1] and values[0].light:
+                function, values = constant_of(node, values[0].peek(), tensor), values[:1]
         if function is None:
             return None
         if operation.layout and strides is not None:
@@ -242,8 +282,13 @@ class _Walk:
         return None if recipe.depth > DEEPEST else recipe
 
 
-def _met(node: Node, operation: Operation | None) -> Recipe | bool | None:
-    """The recipe of a node that a walk has come to before, ``BOUNDARY`` if it has none, or None for a node that is new."""
+def _see(before: Callable[[Node, int, Tensor], Tensor], node: Node, position: int, look: Look) -> Tensor:
+    with torch.no_grad():
+        return before(node, position, look())
+
+
+def _met(node: Node, operation: Operation | None) -> Recipe | Unmade | bool | None:
+    """The recipe of a node that a walk has come to before, or why there is none; None for a node that is new."""
     if operation is not None and operation.carriers:
         for name in operation.carriers:
             value = internals.replacement_of(node, name)
@@ -253,13 +298,14 @@ def _met(node: Node, operation: Operation | None) -> Recipe | bool | None:
     if operation is not None and operation.is_view:
         return None
     memo = node.metadata.get(MEMO)
-    return memo() if memo else memo
+    return memo() if isinstance(memo, weakref.ref) else memo
 
 
-def _remember(node: Node, operation: Operation | None, recipe: Recipe | None) -> None:
+def _remember(node: Node, operation: Operation | None, recipe: Recipe | Unmade | bool | None) -> None:
     """... where its saved tensors do not tell."""
     if operation is None or not (operation.carriers or operation.is_view):
-        node.metadata[MEMO] = BOUNDARY if recipe is None else weakref.ref(recipe)
+        is_value = recipe and not isinstance(recipe, Unmade)
+        node.metadata[MEMO] = weakref.ref(recipe) if is_value else recipe or BOUNDARY
 
 
 def _constant(saved: Tensor) -> Value:

@@ -1,0 +1,46 @@
+"""Functions that go element by element and in pieces: clamps, absolute value, the larger of two; and powers."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..autograd_internals import Node, attribute_of
+from .operation import DecidedBy, Operation, register
+from .shape import applying
+
+
+def _clamp(low: float | None, high: float | None, x: Tensor) -> Tensor:
+    return torch.clamp(x, low, high)
+
+
+def _bounds_absent(node: Node) -> tuple[int, ...]:
+    return tuple(i for i, name in ((1, "min"), (2, "max")) if attribute_of(node, name) is None)
+
+
+register(
+    Operation(
+        "ClampBackward0", ("self", "min", "max"), lambda _: torch.clamp, absent=_bounds_absent, remade=True, pointwise=True
+    ),
+    Operation(
+        "ClampBackward1",
+        ("self",),
+        DecidedBy(lambda low, high: partial(_clamp, low, high), "min", "max"),
+        remade=True,
+        pointwise=True,
+    ),
+    Operation("ClampMinBackward0", ("self",), applying(torch.clamp_min, "min"), remade=True, pointwise=True),
+    Operation("ClampMaxBackward0", ("self",), applying(torch.clamp_max, "max"), remade=True, pointwise=True),
+    Operation(
+        "HardtanhBackward0", ("self",), applying(torch.ops.aten.hardtanh, "min_val", "max_val"), remade=True, pointwise=True
+    ),
+    Operation(
+        "LeakyReluBackward0", ("self",), applying(torch.ops.aten.leaky_relu, "negative_slope"), remade=True, pointwise=True
+    ),
+    Operation("AbsBackward0", ("self",), lambda _: torch.abs, remade=True, pointwise=True),
+    Operation("MaximumBackward0", ("self", "other"), lambda _: torch.maximum, remade=True, pointwise=True),
+    Operation("MinimumBackward0", ("self", "other"), lambda _: torch.minimum, remade=True, pointwise=True),
+    Operation("PowBackward0", ("self",), applying(torch.pow, "exponent"), remade=True, pointwise=True),
+)
