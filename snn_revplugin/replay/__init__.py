@@ -1,6 +1,16 @@
 """Computing again in backward what autograd would have kept: recipes, the walk that leaves them, the operations it knows."""
 
-from . import linear, normalisation, pointwise, pooling, shape  # noqa: F401  (each fills the table)
+from . import (  # noqa: F401  (each fills the table)
+    activation,
+    attention,
+    in_place,
+    linear,
+    normalisation,
+    pointwise,
+    pooling,
+    reduction,
+    shape,
+)
 from .known import Known
 from .operation import OPERATIONS, DecidedBy, Operation, register
 from .recipe import Kept, Output, Recipe, Spikes, Value

@@ -20,7 +20,7 @@ from torch import Tensor
 from .. import autograd_internals as internals
 from ..autograd_internals import Node
 from .normalisation import inverse_batch_norm
-from .operation import OPERATIONS, Operation
+from .operation import OPERATIONS, WRITE_INTO_VIEW, Operation
 from .pointwise import constant_of, packed_mask
 from .recipe import Kept, Operand, Output, Recipe, Spikes, Value
 
@@ -120,7 +120,9 @@ class _Walk:
         if not recipe:
             return None if tensor is None else Kept(tensor)
         value = Output(recipe, output) if operation.several else recipe
-        return value if tensor is None or tensor._version == 0 else self._unless_edited(value, tensor, wanted)
+        if tensor is None or tensor._version == 0 or tensor._version == _writes_on_record(node):
+            return value
+        return self._unless_edited(value, tensor, wanted)
 
     def _unless_edited(self, value: Value, tensor: Tensor | None, wanted: bool) -> Value | None:
         """A value, if it still is that of a tensor which may have been written into since its memory was taken.
@@ -226,6 +228,19 @@ class _Walk:
             function = _laid_out(function, strides)
         recipe = self.known.recipe(function, tuple(values), operation)
         return None if recipe.depth > DEEPEST else recipe
+
+
+def _writes_on_record(node: Node) -> int:
+    """How many times autograd saw the memory of a node's output written into through views. Each time is one version."""
+    writes = 0
+    while node is not None:
+        kind = internals.name_of(node)
+        if kind == WRITE_INTO_VIEW:
+            writes += 1
+        elif kind not in OPERATIONS or not OPERATIONS[kind].is_view:
+            break
+        node = node.next_functions[0][0]
+    return writes
 
 
 def _met(node: Node, operation: Operation | None) -> Recipe | bool | None:
