@@ -37,6 +37,8 @@ class Value:
     __slots__ = ()
     derived = False  # whether it depends on spikes or data, and so costs memory at every time step if it is kept
     depth = 0  # operations between it and what is at hand
+    work = 0  # operations, other than views, that it takes to have it
+    exact = True  # whether it comes back bit for bit
     cheap = False  # spikes or a view of spikes: to be had again for less than it costs to keep
     identity: tuple | None = None  # equal for two values that are sure to be the same at every time step
 
@@ -147,7 +149,7 @@ class Recipe(Value):
     """
 
     __slots__ = (
-        "__weakref__", "cheap", "depth", "derived", "function", "identity", "inputs", "is_view", "readers",
+        "__weakref__", "cheap", "depth", "derived", "exact", "function", "identity", "inputs", "is_view", "readers", "work",
     )  # fmt: skip
 
     def __init__(
@@ -160,11 +162,13 @@ class Recipe(Value):
     ) -> None:
         self.function, self.inputs, self.identity, self.readers = function, inputs, identity, 0
         self.is_view, self.cheap = is_view, is_view and inputs[0].cheap
-        self.derived, self.depth = weighs, 1
+        self.derived, self.depth, self.work, self.exact = weighs, 1, int(not is_view), True
         for each in inputs:
             if each is not None:
                 self.derived = self.derived or each.derived
+                self.exact = self.exact and each.exact
                 self.depth = max(self.depth, each.depth + 1)
+                self.work += each.work
 
     def expect(self) -> None:
         if self.readers == 0:
@@ -253,6 +257,14 @@ class Output(Value):
     @property
     def depth(self) -> int:
         return self.recipe.depth
+
+    @property
+    def work(self) -> int:
+        return self.recipe.work
+
+    @property
+    def exact(self) -> bool:
+        return self.recipe.exact
 
     def peek(self, known: dict[int, Tensor] | None = None) -> Tensor:
         return self.recipe.peek(known)[self.index]

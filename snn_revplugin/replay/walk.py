@@ -23,6 +23,7 @@ from .normalisation import inverse_batch_norm
 from .operation import OPERATIONS, WRITE_INTO_VIEW, Operation
 from .pointwise import constant_of, packed_mask
 from .recipe import Kept, Operand, Output, Recipe, Spikes, Value
+from .stream import MOST_WORK, REVERSED, Stream
 
 if TYPE_CHECKING:
     from ..neuron import Reversal
@@ -41,8 +42,12 @@ DEEPEST = 64  # operations on the way down, and in a recipe: a chain through tim
 SMALLEST_MASK = 1024  # elements below which packing a dropout mask costs more than it saves
 
 
-def recipe_of(current: Tensor, reversal: Reversal) -> Value | None:
+def recipe_of(current: Tensor, reversal: Reversal, at_once: bool = False) -> Value | None:
     """How a neuron's current can be had again in backward; replaces what was saved on the way to it.
+
+    Args:
+        at_once: whether it is that of all time steps, for a neuron that will decide no spike again: then it may be part of a
+            residual stream, and come back up to rounding (``exact`` says whether).
 
     Returns:
         None if the current depends on neither spikes nor data through operations that are known, so that the neuron had
@@ -51,8 +56,8 @@ def recipe_of(current: Tensor, reversal: Reversal) -> Value | None:
     node = current.grad_fn
     if node is None:
         return None
-    value = _Walk(reversal).value_of(node, current.output_nr, current, current.stride())
-    return value if value is not None and value.derived else None
+    value = _Walk(reversal, at_once).value_of(node, current.output_nr, current, current.stride())
+    return value if value is not None and value.derived and (value.exact or at_once) else None
 
 
 def give_back(current: Tensor, given: Value, reversal: Reversal) -> None:
@@ -80,10 +85,10 @@ class _Walk:
     It is taken at every time step for every neuron: what does not change from step to step is looked up, not built again.
     """
 
-    __slots__ = ("known", "ledger")
+    __slots__ = ("at_once", "known", "ledger")
 
-    def __init__(self, reversal: Reversal) -> None:
-        self.ledger, self.known = reversal.ledger, reversal.known
+    def __init__(self, reversal: Reversal, at_once: bool = False) -> None:
+        self.ledger, self.known, self.at_once = reversal.ledger, reversal.known, at_once
 
     def value_of(
         self,
@@ -93,12 +98,14 @@ class _Walk:
         strides: tuple[int, ...] | None = None,
         down: int = 0,
         wanted: bool = True,
+        seen: Tensor | None = None,
     ) -> Value | None:
         """The value of a node's output, or None if it cannot be had.
 
         Args:
             tensor: the output itself, where somebody has it.
             strides: its strides, where they are known.
+            seen: the output as somebody has it who sees it through a view.
             down: nodes between the neuron and here.
             wanted: False below a boundary, where only what was saved matters.
         """
@@ -113,16 +120,21 @@ class _Walk:
         recipe = _met(node, operation)
         if recipe is None:
             if operation is not None and down < DEEPEST:
-                recipe = self._meet(node, operation, tensor, strides, down, wanted)
+                recipe = self._meet(node, operation, tensor, strides, down, wanted, tensor if seen is None else seen)
             else:
                 self._stop_at(node, kind, down, wanted)
             _remember(node, operation, recipe)
         if not recipe:
             return None if tensor is None else Kept(tensor)
         value = Output(recipe, output) if operation.several else recipe
-        if tensor is None or tensor._version == 0 or tensor._version == _writes_on_record(node):
+        if tensor is None:  # which state of it was read nobody can tell, once it has more than one
+            return None if node.metadata.get(EDITED) else value
+        if tensor._version == 0 or tensor._version == _writes_on_record(node):
             return value
-        return self._unless_edited(value, tensor, wanted)
+        as_it_is = self._unless_edited(value, tensor, wanted)
+        if as_it_is is not value:
+            node.metadata[EDITED] = True
+        return as_it_is
 
     def _unless_edited(self, value: Value, tensor: Tensor | None, wanted: bool) -> Value | None:
         """A value, if it still is that of a tensor which may have been written into since its memory was taken.
@@ -160,7 +172,8 @@ class _Walk:
         strides: tuple[int, ...] | None,
         down: int,
         wanted: bool,
-    ) -> Recipe | None:
+        seen: Tensor | None,
+    ) -> Recipe | Stream | None:
         """The recipe of a node that no walk has come to yet, after what it saved has been replaced."""
         edges = node.next_functions
         names = operation.inputs or (None,) * len(edges)
@@ -183,7 +196,8 @@ class _Walk:
                 value = self.value_of(below, output, saved, saved.stride(), down + 1)
             else:
                 same = operation.pointwise and internals.shape_of_output(below, output) == internals.shape_of_output(node)
-                value = self.value_of(below, output, None, strides if same else None, down + 1, wanted) or UNKNOWN
+                through = _seen_through(node, below, output, seen) if self.at_once else None
+                value = self.value_of(below, output, None, strides if same else None, down + 1, wanted, through) or UNKNOWN
             if value.derived:
                 derived = True
                 if saved is not None:
@@ -206,7 +220,27 @@ class _Walk:
         if recipe is not None and derived:
             for name, position in operation.outputs.items():
                 _replace(node, name, Output(recipe, position) if operation.several else recipe)
-        return recipe
+        return recipe if recipe is None or not self.at_once else self._stream_of(node, recipe, seen) or recipe
+
+    def _stream_of(self, node: Node, total: Recipe, seen: Tensor | None) -> Stream | None:
+        """A sum as part of a residual stream, if it is one and somebody has it; the sum that it goes on from is let go."""
+        if internals.name_of(node) != "AddBackward0" or seen is None or seen._version != 0 or len(total.inputs) != 2:
+            return None
+        below = next((each for each in total.inputs if isinstance(each, Stream)), None)
+        if (below is None and total.work <= MOST_WORK) or internals.attribute_of(node, "alpha") != 1:
+            return None
+        shape, kind = internals.shape_of_output(node), internals.type_of_output(node)
+        for operand, output in node.next_functions:
+            if internals.shape_of_output(operand, output) != shape or internals.type_of_output(operand, output) != kind:
+                return None
+        stream = Stream(seen, below)
+        if not stream.exact and kind[0] not in (torch.float32, torch.float64):  # shorter mantissas have no bits to lose
+            return None
+        if below is not None:
+            step = total.inputs[1] if total.inputs[0] is below else total.inputs[0]
+            if below.reverse(stream, step):
+                self._note(self.ledger.operations, REVERSED, True)
+        return stream
 
     def _recipe(
         self,
@@ -230,6 +264,13 @@ class _Walk:
         return None if recipe.depth > DEEPEST else recipe
 
 
+def _seen_through(node: Node, below: Node, output: int, seen: Tensor | None) -> Tensor | None:
+    """What a view makes visible of the tensor that it views, where that is all of it in the same order."""
+    if seen is None or internals.name_of(node) not in SAME_ELEMENTS or not seen.is_contiguous():
+        return None
+    return seen.detach().view(tuple(internals.shape_of_output(below, output)))
+
+
 def _writes_on_record(node: Node) -> int:
     """How many times autograd saw the memory of a node's output written into through views. Each time is one version."""
     writes = 0
@@ -243,7 +284,7 @@ def _writes_on_record(node: Node) -> int:
     return writes
 
 
-def _met(node: Node, operation: Operation | None) -> Recipe | bool | None:
+def _met(node: Node, operation: Operation | None) -> Recipe | Stream | bool | None:
     """The recipe of a node that a walk has come to before, ``BOUNDARY`` if it has none, or None for a node that is new."""
     if operation is not None and operation.carriers:
         for name in operation.carriers:
@@ -257,7 +298,7 @@ def _met(node: Node, operation: Operation | None) -> Recipe | bool | None:
     return memo() if memo else memo
 
 
-def _remember(node: Node, operation: Operation | None, recipe: Recipe | None) -> None:
+def _remember(node: Node, operation: Operation | None, recipe: Recipe | Stream | None) -> None:
     """... where its saved tensors do not tell."""
     if operation is None or not (operation.carriers or operation.is_view):
         node.metadata[MEMO] = BOUNDARY if recipe is None else weakref.ref(recipe)
