@@ -52,6 +52,7 @@ class Model:
         retained, peak: how many times less than the host's is kept for backward, and held at most.
         modes: the step modes that it has.
         neurons: the host's class and ours.
+        threshold: of the neurons, low enough for the deepest of them to fire.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Model:
     peak: float
     modes: str | tuple[str, ...] = "sm"
     neurons: tuple[type[nn.Module], type[nn.Module]] = LIF
+    threshold: float = 0.3
 
 
 def sew(connect: str, *blocks: int) -> Callable[..., nn.Module]:
@@ -111,6 +113,7 @@ SPIKE_DRIVEN = small(
 QKFORMER = small(qkformer.QKFormer, embed_dims=64, num_heads=(2, 2, 4), depths=(1, 2, 3), **OVER_TIME)
 MAXFORMER = small(maxformer.MaxFormer, embed_dims=64, depths=(1, 2, 3), **OVER_TIME)
 MAXFORMER_CIFAR = small(maxformer.MaxFormer, embed_dims=64, depths=(1, 1, 2), cifar=True, **OVER_TIME)
+MASNN = small(masnn.MASNN, input_size=(16, 16), channels=(16, 32), pools=(1, 2), reduction_t=3, **OVER_TIME)
 ATT_MS_RESNET = small(masnn.AttMSResNet, base_channels=16, layers=(2, 2, 2), **OVER_TIME)
 MODELS = (
     Model("spiking_resnet18", RESNET18, (3, 64, 64), 9.6, 1.1),
@@ -129,6 +132,7 @@ MODELS = (
     Model("QKFormer", QKFORMER, (3, 32, 32), 10.3, 3.5, (OWN,)),
     Model("MaxFormer", MAXFORMER, (3, 32, 32), 8.3, 4, (OWN,)),
     Model("MaxFormer for CIFAR", MAXFORMER_CIFAR, (3, 16, 16), 9.6, 3.3, (OWN,)),
+    Model("MASNN", MASNN, (2, 16, 16), 20.8, 1.5, (OWN,), threshold=0.02),
     Model("AttMSResNet", ATT_MS_RESNET, (3, 32, 32), 7, 2.3, (OWN,)),
 )
 ROWS = [pytest.param(each, mode, id=f"{each.name}-{mode or 'own'}") for each in MODELS for mode in each.modes]
@@ -139,7 +143,7 @@ def built(model: Model, kind: type[nn.Module] | None, mode: str) -> nn.Module:
     """The model, its norms' weights and biases not at the ones, zeros and halves that they start from."""
     torch.manual_seed(0)
     options = {} if kind is None else {"surrogate_function": surrogate.ATan(), "detach_reset": True}
-    net = model.build(kind, v_threshold=0.3, **options)
+    net = model.build(kind, v_threshold=model.threshold, **options)
     for each in net.modules():
         if isinstance(each, nn.modules.batchnorm._BatchNorm):
             nn.init.uniform_(each.weight, 0.5, 1.5)
