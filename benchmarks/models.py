@@ -68,7 +68,7 @@ def spikingjelly(
     image: tuple[int, int, int],
     *modes: str,
     builder: str = "",
-    batch: int = 8,
+    batch: int = 4,
     time_steps: int = 4,
     **options: Any,
 ) -> list[tuple[Workload, str]]:
@@ -105,7 +105,7 @@ MODELS = [
     *spikingjelly("sew_resnet18 ADD", "sew_resnet", (3, 64, 64), "s", "m", builder="sew_resnet18", cnf="ADD", **TEN),
     *spikingjelly("sew_resnet18 AND", "sew_resnet", (3, 64, 64), "s", "m", builder="sew_resnet18", cnf="AND", **TEN),
     *spikingjelly("sew_resnet18 IAND", "sew_resnet", (3, 64, 64), "s", "m", builder="sew_resnet18", cnf="IAND", **TEN),
-    *spikingjelly("sew_resnet101 ADD", "sew_resnet", (3, 64, 64), "m", builder="sew_resnet101", cnf="ADD", batch=4, **TEN),
+    *spikingjelly("sew_resnet101 ADD", "sew_resnet", (3, 64, 64), "m", builder="sew_resnet101", cnf="ADD", batch=2, **TEN),
     *spikingjelly("spiking_vgg11_bn", "spiking_vgg", (3, 64, 64), "s", "m", **TEN),
     *spikingjelly("CIFAR10Net", "parametric_lif_net", (3, 32, 32), "s", "m", channels=64),
     *spikingjelly("DVSGestureNet", "parametric_lif_net", (2, 128, 128), "s", "m", channels=32),

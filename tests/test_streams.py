@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from spikingjelly.activation_based import neuron as host
 from spikingjelly.activation_based import surrogate
 from torch import Tensor, nn
 
-from snn_revplugin.adapters.spikingjelly import RevLIFNode
+from snn_revplugin.adapters.spikingjelly import RevIFNode, RevLIFNode, RevParametricLIFNode
 from snn_revplugin.integers import PackedIntegers
 from snn_revplugin.memory import memory_report
 from snn_revplugin.replay import recipe_of
@@ -65,6 +66,12 @@ class Net(nn.Module):
 def residual(x: Tensor, branches: nn.ModuleList) -> Tensor:
     for branch in branches:
         x = x + branch(x)
+    return x
+
+
+def iand(x: Tensor, branches: nn.ModuleList) -> Tensor:
+    for branch in branches:
+        x = x * (1 - branch(x))
     return x
 
 
@@ -153,16 +160,18 @@ def spikes_and_floats(x: Tensor, branches: nn.ModuleList) -> Tensor:
 
 
 WAYS = [
-    residual, the_other_way_round, in_place, doubled_in_place_at_the_end, edited_on_the_way, scaled, with_smooth_steps,
+    residual, iand, the_other_way_round, in_place, doubled_in_place_at_the_end, edited_on_the_way, scaled, with_smooth_steps,
     with_long_skips, of_two_streams, branched, broadcast, pooled, spikes_and_floats,
 ]  # fmt: skip
 
 
-def trained(way: Callable, of_spikes: bool = False, blocks: int = 8, dtype: torch.dtype = torch.float32) -> Callable:
-    """A program for :func:`compare.agree`: one training step."""
+def trained(
+    way: Callable, of_spikes: bool = False, blocks: int = 8, dtype: torch.dtype = torch.float32, **options: Any
+) -> Callable:
+    """A program for :func:`compare.agree`: one training step of neurons with the given options."""
 
     def program(make: MakeNeuron) -> Observed:
-        net = Net(make, way, blocks, of_spikes).to(dtype)
+        net = Net(lambda **usual: make(**(usual | options)), way, blocks, of_spikes).to(dtype)
         x_seq = (2 * torch.randn(TIME_STEPS, BATCH, WIDTH, dtype=dtype)).requires_grad_()
         outputs = net(x_seq)
         (outputs * torch.randn_like(outputs)).sum().backward()
@@ -191,6 +200,39 @@ def test_sums_are_let_go(of_spikes: bool) -> None:
     reversals = sum(each.reversal.ledger.operations[REVERSED] for each in neurons)
     assert reversals >= 5
     assert not any(each.reversal.ledger.boundaries for each in neurons)
+
+
+NEURONS = [
+    pytest.param(host.IFNode, RevIFNode, {"v_threshold": 1.0}, id="IF"),
+    pytest.param(host.LIFNode, RevLIFNode, {"v_reset": None}, id="soft reset"),
+    pytest.param(host.LIFNode, RevLIFNode, {"v_reset": -0.2, "detach_reset": False}, id="reset to another potential"),
+    pytest.param(host.LIFNode, RevLIFNode, {"decay_input": False, "tau": 4.0, "detach_reset": False}, id="no decay of input"),
+    pytest.param(host.LIFNode, RevLIFNode, {"store_v_seq": True}, id="all potentials"),
+    pytest.param(host.ParametricLIFNode, RevParametricLIFNode, {"detach_reset": False}, id="learned time constant"),
+    pytest.param(host.ParametricLIFNode, RevParametricLIFNode, {"v_reset": None}, id="learned time constant, soft reset"),
+]
+
+
+@pytest.mark.parametrize(("kind", "ours", "options"), NEURONS)
+def test_every_kind_of_neuron(kind: type[nn.Module], ours: type[nn.Module], options: dict[str, Any]) -> None:
+    neurons = agree(trained(residual, **options), kind, ours)
+    assert sum(each.reversal.ledger.operations[REVERSED] for each in neurons) >= 5
+
+
+def test_a_spike_is_not_decided_again() -> None:
+    """One potential of each layer lies on its threshold, and the rounding of a difference would carry some under it."""
+
+    def program(make: MakeNeuron) -> Observed:
+        net = Net(make, residual, 12)
+        x = net.stem((2 * torch.randn(TIME_STEPS, BATCH, WIDTH)).requires_grad_())
+        for branch in net.branches:
+            branch[0].v_threshold = x[0].median().item() / 2  # in the first step the charge is x / 2
+            x = x + branch(x)
+        outputs = net.last(x)
+        (outputs * torch.randn_like(outputs)).sum().backward()
+        return Observed({"spikes": outputs.detach()}).see_gradients(**weights_of(net))
+
+    agree(program, host.LIFNode, RevLIFNode)
 
 
 def test_a_deep_stream() -> None:
@@ -271,12 +313,14 @@ def kept_of_a_block(x: Tensor) -> float:
     return x.numel() / 8 + x[0].nbytes + 4 * 4 * x.shape[-1]
 
 
-@pytest.mark.parametrize("of_spikes", [False, True], ids=["floats", "spikes"])
-def test_memory_does_not_grow_by_the_sums(of_spikes: bool) -> None:
+@pytest.mark.parametrize(
+    ("way", "of_spikes"), [(residual, False), (residual, True), (iand, True)], ids=["floats", "spikes", "products of spikes"]
+)
+def test_memory_does_not_grow_by_the_sums(way: Callable, of_spikes: bool) -> None:
     width, peaks = 256, []
     x = 2 * torch.randn(16, 16, width)
     for blocks in (8, 14):
-        net = Net(RevLIFNode, residual, blocks, of_spikes, width)
+        net = Net(RevLIFNode, way, blocks, of_spikes, width)
         for each in net.parameters():
             each.grad = torch.zeros_like(each)
         peaks.append(memory_report(lambda net=net: net(x).sum()).peak)

@@ -11,6 +11,9 @@ they are kept at a few bits each, and the difference is exact. Sums of floats ar
 every ``BETWEEN_ANCHORS`` sums, and the difference is rounded once a sum; a neuron whose current it becomes has its spikes from
 their bits and decides none again.
 
+A product of spikes with spikes with spikes (AND and IAND of SEW-ResNet) loses what it was made of and is not reversed; but it
+too is kept, at a bit an element, every few products rather than computed from all below.
+
 A single time step needs none of this: its values are small next to what all steps together keep.
 """
 

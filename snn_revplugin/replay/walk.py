@@ -34,6 +34,8 @@ EDITED = "an edit in place"
 BOUNDARY = False  # ... or that it has none
 NO_EDGE = (None, 0)
 UNKNOWN = Value()  # stands for an operand that cannot be had
+SUM = "AddBackward0"
+STREAMING = (SUM, "MulBackward0")  # what residual connections of spikes are made of
 BATCH_NORM_INVERTED = "inverse of NativeBatchNormBackward0"
 SAME_ELEMENTS = {
     f"{name}Backward0" for name in ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze")
@@ -223,18 +225,21 @@ class _Walk:
         return recipe if recipe is None or not self.at_once else self._stream_of(node, recipe, seen) or recipe
 
     def _stream_of(self, node: Node, total: Recipe, seen: Tensor | None) -> Stream | None:
-        """A sum as part of a residual stream, if it is one and somebody has it; the sum that it goes on from is let go."""
-        if internals.name_of(node) != "AddBackward0" or seen is None or seen._version != 0 or len(total.inputs) != 2:
+        """A sum as part of a residual stream, if it is one and somebody has it; the sum that it goes on from is let go. A
+        product of spikes with spikes with spikes is kept too, rather than computed from all of them."""
+        name = internals.name_of(node)
+        if name not in STREAMING or seen is None or seen._version != 0 or len(total.inputs) != 2:
             return None
-        below = next((each for each in total.inputs if isinstance(each, Stream)), None)
-        if (below is None and total.work <= MOST_WORK) or internals.attribute_of(node, "alpha") != 1:
+        is_sum = name == SUM and internals.attribute_of(node, "alpha") == 1
+        below = next((each for each in total.inputs if isinstance(each, Stream)), None) if is_sum else None
+        if (below is None and total.work <= MOST_WORK) or (seen.is_cuda and torch.cuda.is_current_stream_capturing()):
             return None
         shape, kind = internals.shape_of_output(node), internals.type_of_output(node)
         for operand, output in node.next_functions:
             if internals.shape_of_output(operand, output) != shape or internals.type_of_output(operand, output) != kind:
                 return None
         stream = Stream(seen, below)
-        if not stream.exact and kind[0] not in (torch.float32, torch.float64):  # shorter mantissas have no bits to lose
+        if not stream.exact and not (is_sum and kind[0] in (torch.float32, torch.float64)):  # halves have no bits to lose
             return None
         if below is not None:
             step = total.inputs[1] if total.inputs[0] is below else total.inputs[0]
