@@ -75,6 +75,12 @@ def iand(x: Tensor, branches: nn.ModuleList) -> Tensor:
     return x
 
 
+def masked(x: Tensor, branches: nn.ModuleList) -> Tensor:
+    for branch in branches:
+        x = torch.dropout(x + branch(x), 0.2, train=True)
+    return x
+
+
 def the_other_way_round(x: Tensor, branches: nn.ModuleList) -> Tensor:
     for branch in branches:
         x = branch(x) + x
@@ -160,8 +166,8 @@ def spikes_and_floats(x: Tensor, branches: nn.ModuleList) -> Tensor:
 
 
 WAYS = [
-    residual, iand, the_other_way_round, in_place, doubled_in_place_at_the_end, edited_on_the_way, scaled, with_smooth_steps,
-    with_long_skips, of_two_streams, branched, broadcast, pooled, spikes_and_floats,
+    residual, iand, masked, the_other_way_round, in_place, doubled_in_place_at_the_end, edited_on_the_way, scaled,
+    with_smooth_steps, with_long_skips, of_two_streams, branched, broadcast, pooled, spikes_and_floats,
 ]  # fmt: skip
 
 

@@ -16,16 +16,13 @@ from torch import Tensor
 from ..autograd_internals import Node, attribute_of, gradient_through, name_of, shape_of_output, wrapped_node
 from .operation import VARIADIC, WRITE_INTO_VIEW, Operation, Replay, register
 
-LARGEST = 1 << 24  # elements that float32 can number
 WRITES = {"AddBackward0": torch.add, "SubBackward0": torch.sub}
 
 
 def _seen_anew(node: Node) -> Replay | None:
     shape, below = tuple(shape_of_output(node)), tuple(shape_of_output(*node.next_functions[0]))
-    numbers = _numbers(shape)
-    if numbers is None or not _in_order(gradient_through(node, numbers)[0], below):
-        return None
-    return partial(Tensor.reshape, shape=shape)
+    in_order = _in_order(gradient_through(node, _numbers(shape))[0], below)
+    return partial(Tensor.reshape, shape=shape) if in_order else None
 
 
 def _written(node: Node) -> Replay | None:
@@ -35,10 +32,9 @@ def _written(node: Node) -> Replay | None:
         return None
     whole, part = tuple(shape_of_output(node)), tuple(shape_of_output(write))
     operand, output = node.next_functions[1]
-    numbers = _numbers(whole)
-    if numbers is None or operand is None or tuple(shape_of_output(operand, output)) != part:
+    if operand is None or tuple(shape_of_output(operand, output)) != part:
         return None
-    asked = gradient_through(node, numbers)[1]  # the gradient of what was written is that of the view's elements
+    asked = gradient_through(node, _numbers(whole))[1]  # the gradient of what was written is that of the view's elements
     return partial(_write, function, part) if _in_order(asked if function is torch.add else -asked, part) else None
 
 
@@ -49,9 +45,10 @@ def _write(function: Replay, part: tuple[int, ...], whole: Tensor, operand: Tens
     return result
 
 
-def _numbers(shape: tuple[int, ...]) -> Tensor | None:
+def _numbers(shape: tuple[int, ...]) -> Tensor:
+    """A number for each element, from 1 on."""
     count = torch.Size(shape).numel()
-    return None if count > LARGEST else torch.arange(1.0, count + 1).view(shape)
+    return torch.arange(1, count + 1, dtype=torch.int32 if count < 1 << 31 else torch.int64).view(shape)
 
 
 def _in_order(numbers: Tensor | None, shape: tuple[int, ...]) -> bool:

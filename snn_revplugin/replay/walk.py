@@ -236,7 +236,9 @@ class _Walk:
             return None
         shape, kind = internals.shape_of_output(node), internals.type_of_output(node)
         for operand, output in node.next_functions:
-            if internals.shape_of_output(operand, output) != shape or internals.type_of_output(operand, output) != kind:
+            if operand is None or internals.shape_of_output(operand, output) != shape:
+                return None
+            if internals.type_of_output(operand, output) != kind:
                 return None
         stream = Stream(seen, below)
         if not stream.exact and not (is_sum and kind[0] in (torch.float32, torch.float64)):  # halves have no bits to lose
