@@ -232,6 +232,19 @@ def type_of_output(node: Node, output: int = 0) -> tuple[torch.dtype, torch.devi
     return metadata.dtype, metadata.device
 
 
+def wrapped_node(node: Node) -> Node:
+    """The node of the operation that wrote into a view, from the ``CopySlices`` that stands for it; None where torch is too
+    old to tell."""
+    return getattr(node, "_wrapped_node", None)
+
+
+def gradient_through(node: Node, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """What a node of one output makes of a gradient: one for each of its inputs. No hook runs, and nothing is freed."""
+    with torch.no_grad():
+        result = node(gradient)
+    return result if isinstance(result, tuple) else (result,)
+
+
 def held_by_autograd_alone(tensor: Tensor, references: int) -> bool:
     """Whether Python code knows no other reference to a saved tensor than the ``references`` of our own frames."""
     return sys.getrefcount(tensor) <= references + 1 + REFERENCES_OF_AUTOGRAD and not tensor._is_view()

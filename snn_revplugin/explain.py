@@ -31,6 +31,7 @@ OPERATION_NAMES = {
     "ReshapeAliasBackward0": "reshape",
     "RsubBackward0": "sub",
     "RsubBackward1": "sub",
+    "reversal of AddBackward0": "a residual sum, reversed in depth",
     "CopySlices": "write into a slice",
     "AsStridedBackward0": "as_strided (or a view of what was written into)",
 }

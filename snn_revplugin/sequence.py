@@ -62,7 +62,7 @@ def sequence(
         raise ValueError(f"dynamics: {type(dynamics).__name__} with a reset at once that looks back is for single steps only")
     hooked, value = internals.saved_tensor_hooks_active(), None
     if not hooked:
-        value = recipe_of(currents, reversal)
+        value = recipe_of(currents, reversal, at_once=not dynamics.has_resets)
         dynamics = arithmetic(dynamics, currents, potential, reversal.ledger)
         if dynamics.fused:
             value = dynamics.had_again(value, currents, potential)
@@ -105,10 +105,10 @@ class _Sequence(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         call.dynamics.check_unchanged()
         charged, start = ctx.saved_tensors if call.hooked else (ctx.charged, ctx.potential.get(INITIAL))
-        fired = None if call.hooked else getattr(ctx, FIRED).packed
         gradients, learned = (grad_spikes, grad_last, grad_path), ctx.needs_input_grad[3:]
+        packed = None if call.hooked else getattr(ctx, FIRED).packed
         grad_currents, grad_v, totals = _backward(
-            call.dynamics, call.currents, charged, start, ctx.types[0], gradients, learned, fired
+            call.dynamics, call.currents, charged, start, ctx.types[0], gradients, learned, packed
         )
         let_go(ctx, "call", "charged", "potential", FIRED)
         return grad_currents, grad_v.to(ctx.types[1]), None, *totals
@@ -145,20 +145,24 @@ def _forward(
 
 def _backward(
     dynamics: Dynamics, currents: Value | None, charged: Tensor | None, start: Tensor | None, dtype: torch.dtype,
-    gradients: tuple[Tensor | None, Tensor | None, Tensor | None], learned: tuple[bool, ...], fired: PackedSpikes | None,
+    gradients: tuple[Tensor | None, Tensor | None, Tensor | None], learned: tuple[bool, ...], packed: PackedSpikes | None,
 ) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:  # fmt: skip
     """The gradients at the currents (in ``dtype``), at the first potential and at the parameters.
 
-    ``start`` may be None where the charged potentials are given and no derivative reads the one before the first step.
+    Args:
+        start: may be None where the charged potentials are given and no derivative reads the one before the first step.
+        packed: the spikes, for currents that come back up to rounding and so must not decide them again.
     """
+    exact = currents is None or currents.exact
     if dynamics.fused:
-        if dynamics.takes_sequence(start, dtype):
-            return dynamics.gradient_of_sequence(currents, charged, start, dtype, *gradients, learned, fired)
+        if (exact or dynamics.takes_inexact(currents)) and dynamics.takes_sequence(start, dtype):
+            return dynamics.gradient_of_sequence(currents, charged, start, dtype, *gradients, learned, packed)
         dynamics = dynamics.plain
     grad_spikes, grad_v, grad_path = gradients
     ours = currents is not None
+    fired = None if exact else packed.fired()
     if ours:
-        charged = _scan(dynamics, *currents.take(), start)
+        charged = _scan(dynamics, *currents.take(), start, fired)
     # A step's gradient takes the place of the potential that it was computed from.
     overwrite = ours and charged.dtype == dtype
     grad_currents = charged if overwrite else torch.empty_like(charged, dtype=dtype)
@@ -171,7 +175,7 @@ def _backward(
         if grad_s is None and grad_v is None:
             grad_currents[t] = 0
             continue
-        moment = _Moment(dynamics, charged, start, t)
+        moment = _Moment(dynamics, charged, start, t, fired)
         slot = grad_currents[t]
         grad_x, grad_v, grads = dynamics.gradient(grad_s, grad_v, moment, learned, out=slot if fits else None)
         if grad_x is not slot:
@@ -180,16 +184,20 @@ def _backward(
     return grad_currents, grad_v, totals
 
 
-def _scan(dynamics: Dynamics, currents: Tensor, owned: bool, v: Tensor) -> Tensor:
-    """The charged potentials ``[T, ...]`` of a sequence, over the currents themselves where those may be written into."""
+def _scan(dynamics: Dynamics, currents: Tensor, owned: bool, v: Tensor, fired: Tensor | None) -> Tensor:
+    """The charged potentials ``[T, ...]`` of a sequence, over the currents themselves where those may be written into.
+
+    Args:
+        fired: where the neurons fired, bool; None where the potentials decide it as they did in forward.
+    """
     in_place = owned and v.dtype == currents.dtype and 0 not in currents.stride()
     charged = currents if in_place else torch.empty_like(currents, dtype=torch.result_type(currents, v))
-    for x, h in zip(currents.unbind(0), charged.unbind(0), strict=True):
+    for t, (x, h) in enumerate(zip(currents.unbind(0), charged.unbind(0), strict=True)):
         resets = dynamics.resets(v)
         after_charge = dynamics.charge(x, v, resets, out=h)
         if after_charge is not h:
             h.copy_(after_charge)
-        v = dynamics.settle(h, resets)
+        v = dynamics.settle(h, resets) if fired is None else dynamics.reset(h, fired[t].to(h.dtype), resets)
     return charged
 
 
@@ -198,8 +206,8 @@ class _Moment:
 
     current = None  # the charged potentials may have been written over the currents
 
-    def __init__(self, dynamics: Dynamics, charged: Tensor, start: Tensor | None, t: int) -> None:
-        self.dynamics, self.path, self.start, self.t = dynamics, charged, start, t
+    def __init__(self, dynamics: Dynamics, charged: Tensor, start: Tensor | None, t: int, bits: Tensor | None = None) -> None:
+        self.dynamics, self.path, self.start, self.t, self.bits = dynamics, charged, start, t, bits
 
     @once
     def charged(self) -> Tensor:
@@ -207,18 +215,23 @@ class _Moment:
 
     @once
     def fired(self) -> Tensor:
-        return self.dynamics.fires(self.charged)
+        return self.dynamics.fires(self.charged) if self.bits is None else self._fired_at(self.t)
 
     @once
     def silent(self) -> Tensor:
-        return self.dynamics.surrogate.silent(self.charged, self.dynamics.threshold)
+        if self.bits is None:
+            return self.dynamics.surrogate.silent(self.charged, self.dynamics.threshold)
+        return 1.0 - self.fired
 
     @once
     def before(self) -> Tensor:
         if self.t == 0:
             return self.start
         h = self.path[self.t - 1]
-        return self.dynamics.settle(h)
+        return self.dynamics.settle(h) if self.bits is None else self.dynamics.reset(h, self._fired_at(self.t - 1))
+
+    def _fired_at(self, t: int) -> Tensor:
+        return self.bits[t].to(self.path.dtype)
 
     @once
     def resets(self) -> Tensor | None:

@@ -115,6 +115,10 @@ class Fused:
         by_input = normed(value, currents)
         return value if by_input is None or count % by_input.period else by_input
 
+    def takes_inexact(self, currents: Value) -> bool:
+        """Whether a kernel takes currents that come back up to rounding: those that it has by a norm's input."""
+        return isinstance(currents, Normed)
+
     def sequence(
         self, currents: Tensor, v: Tensor, keeps_charged: bool, with_path: bool
     ) -> tuple[PackedSpikes, Tensor, Tensor, Tensor | None, Tensor | None]:

@@ -1,6 +1,19 @@
 """Computing again in backward what autograd would have kept: recipes, the walk that leaves them, the operations it knows."""
 
-from . import linear, lookup, normalisation, piecewise, pointwise, pooling, resampling, shape  # noqa: F401  (each fills the table)
+from . import (  # noqa: F401  (each fills the table)
+    activation,
+    attention,
+    in_place,
+    linear,
+    lookup,
+    normalisation,
+    piecewise,
+    pointwise,
+    pooling,
+    reduction,
+    resampling,
+    shape,
+)
 from .known import Known
 from .normalisation import Normed, normed
 from .operation import OPERATIONS, DecidedBy, Operation, register

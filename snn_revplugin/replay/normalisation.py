@@ -93,6 +93,7 @@ class Normed(Value):
 
     __slots__ = ("_bias", "_norm", "_weight", "geometry", "input", "shape")
     derived = True
+    exact = False
 
     def __init__(self, norm: Recipe, shape: torch.Size, shape_of_norm: Sequence[int]) -> None:
         self.input, self._weight, self._bias = norm.inputs

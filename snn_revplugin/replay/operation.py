@@ -39,6 +39,7 @@ from torch import Tensor
 from ..autograd_internals import Node, attributes_of, plain
 
 VARIADIC = ()
+WRITE_INTO_VIEW = "CopySlices"  # autograd's name for an operation that wrote into a view
 MOST_MADE = 1024
 Replay = Callable[..., Tensor | tuple[Tensor, ...]]
 
@@ -101,7 +102,7 @@ class Operation:
         return (*self.outputs, *(name for name in self.inputs if name is not None and name not in self.shape_only))
 
     def __post_init__(self) -> None:
-        if "Backward" not in self.node:
+        if "Backward" not in self.node and self.node != WRITE_INTO_VIEW:
             raise ValueError(f"node: {self.node!r} is not the name of an autograd node")
         if self.is_view and (self.weighs or self.outputs):
             raise ValueError(f"{self.node}: a view computes nothing, so it can neither weigh nor save an output")

@@ -45,6 +45,8 @@ class Value:
     __slots__ = ()
     derived = False  # whether it is computed, so that it costs memory at every time step if it is kept
     depth = 0  # operations between it and what is at hand
+    work = 0  # operations, other than views, that it takes to have it
+    exact = True  # whether it comes back bit for bit
     cheap = False  # spikes or a view of spikes: to be had again for less than it costs to keep
     light = False  # made of spikes and of what is there by a few operations that go element by element
     identity: tuple | None = None  # equal for two values that are sure to be the same at every time step
@@ -191,7 +193,8 @@ class Recipe(Value):
     """
 
     __slots__ = (
-        "__weakref__", "cheap", "depth", "derived", "driven", "function", "identity", "inputs", "is_view", "light", "readers",
+        "__weakref__", "cheap", "depth", "derived", "driven", "exact", "function", "identity", "inputs", "is_view", "light",
+        "readers", "work",
     )  # fmt: skip
 
     def __init__(
@@ -206,12 +209,15 @@ class Recipe(Value):
     ) -> None:
         self.function, self.inputs, self.identity, self.readers = function, inputs, identity, 0
         self.is_view, self.cheap = is_view, is_view and inputs[0].cheap
-        self.derived, self.driven, self.depth, self.light = derived or driven, driven, 1, is_view or pointwise
+        self.derived, self.driven, self.exact = derived or driven, driven, True
+        self.depth, self.work, self.light = 1, int(not is_view), is_view or pointwise
         for each in inputs:
             if each is not None:
                 self.derived = self.derived or each.derived
                 self.driven = self.driven or each.driven
+                self.exact = self.exact and each.exact
                 self.depth = max(self.depth, each.depth + 1)
+                self.work += each.work
                 self.light = self.light and each.light and self.depth <= DEEPEST_LIGHT
 
     def expect(self) -> None:
@@ -305,6 +311,14 @@ class Output(Value):
     @property
     def depth(self) -> int:
         return self.recipe.depth
+
+    @property
+    def work(self) -> int:
+        return self.recipe.work
+
+    @property
+    def exact(self) -> bool:
+        return self.recipe.exact
 
     def peek(self, known: dict[int, Tensor] | None = None) -> Tensor:
         return self.recipe.peek(known)[self.index]

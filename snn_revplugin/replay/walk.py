@@ -22,9 +22,10 @@ from torch import Tensor
 from .. import autograd_internals as internals
 from ..autograd_internals import Node
 from .normalisation import inverse_batch_norm
-from .operation import OPERATIONS, Operation
+from .operation import OPERATIONS, WRITE_INTO_VIEW, Operation
 from .pointwise import constant_of, packed_mask
 from .recipe import Kept, Made, Operand, Output, Recipe, Spikes, Unmade, Value
+from .stream import MOST_WORK, REVERSED, Stream
 
 if TYPE_CHECKING:
     from ..neuron import Reversal
@@ -38,6 +39,8 @@ BOUNDARY = False  # ... or that it has none
 NO_EDGE = (None, 0)
 NO_EDGES = (NO_EDGE,)
 UNKNOWN = Value()  # stands for an operand that cannot be had
+SUM = "AddBackward0"
+STREAMING = (SUM, "MulBackward0")  # what residual connections of spikes are made of
 BATCH_NORM_INVERTED = "inverse of NativeBatchNormBackward0"
 SAME_ELEMENTS = {
     f"{name}Backward0" for name in ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze")
@@ -46,8 +49,12 @@ DEEPEST = 64  # operations on the way down, and in a recipe: a chain through tim
 SMALLEST_MASK = 1024  # elements below which packing a dropout mask costs more than it saves
 
 
-def recipe_of(current: Tensor, reversal: Reversal) -> Value | None:
+def recipe_of(current: Tensor, reversal: Reversal, at_once: bool = False) -> Value | None:
     """How a neuron's current can be had again in backward; replaces what was saved on the way to it.
+
+    Args:
+        at_once: whether it is that of all time steps, for a neuron that will decide no spike again: then it may be part of a
+            residual stream, and come back up to rounding (``exact`` says whether).
 
     Returns:
         None if the current depends on neither spikes nor data through operations that are known, so that the neuron had
@@ -56,11 +63,11 @@ def recipe_of(current: Tensor, reversal: Reversal) -> Value | None:
     node = current.grad_fn
     if node is None:
         return None
-    walk = _Walk(reversal)
+    walk = _Walk(reversal, at_once)
     value = walk.value_of(node, current.output_nr, current, current.stride())
     if isinstance(value, Made):
         walk.ledger.boundaries[value.kind] += 1
-    return value if value is not None and value.derived else None
+    return value if value is not None and value.derived and (value.exact or at_once) else None
 
 
 def give_back(current: Tensor, given: Value, reversal: Reversal) -> None:
@@ -88,10 +95,10 @@ class _Walk:
     It is taken at every time step for every neuron: what does not change from step to step is looked up, not built again.
     """
 
-    __slots__ = ("known", "ledger", "to_be_freed")
+    __slots__ = ("at_once", "known", "ledger", "to_be_freed")
 
-    def __init__(self, reversal: Reversal) -> None:
-        self.ledger, self.known = reversal.ledger, reversal.known
+    def __init__(self, reversal: Reversal, at_once: bool = False) -> None:
+        self.ledger, self.known, self.at_once = reversal.ledger, reversal.known, at_once
         self.to_be_freed: set[int] = set()  # storages of weights that may be gone when the neuron asks for its current
 
     def value_of(
@@ -103,12 +110,14 @@ class _Walk:
         down: int = 0,
         wanted: bool = True,
         look: Look | None = None,
+        seen: Tensor | None = None,
     ) -> Value | None:
         """The value of a node's output, or None if it cannot be had.
 
         Args:
             tensor: the output itself, where somebody has it.
             strides: its strides, where they are known.
+            seen: the output as somebody has it who sees it through a view.
             down: nodes between the neuron and here.
             wanted: False below a boundary, where only what was saved matters.
             look: gives the output's elements from what was made of it, where nobody has the output itself; not to be kept.
@@ -126,11 +135,12 @@ class _Walk:
             below, output = node.next_functions[output]
             if below is None:
                 return None if tensor is None else Kept(tensor)
-            return self.value_of(below, output, tensor, strides, down, wanted)
+            return self.value_of(below, output, tensor, strides, down, wanted, look, seen)
         recipe = _met(node, operation)
         if recipe is None:
             if operation is not None and down < DEEPEST:
-                recipe = self._meet(node, operation, tensor, strides, down, wanted, look)
+                seen = tensor if seen is None else seen
+                recipe = self._meet(node, operation, tensor, strides, down, wanted, look, seen)
             else:
                 recipe = self._stop_at(node, kind, down, wanted)
             _remember(node, operation, recipe)
@@ -139,7 +149,14 @@ class _Walk:
         if not recipe:
             return None if tensor is None else Kept(tensor)
         value = Output(recipe, output) if operation.several else recipe
-        return value if tensor is None or tensor._version == 0 else self._unless_edited(value, tensor, wanted)
+        if tensor is None:  # which state of it was read nobody can tell, once it has more than one
+            return None if node.metadata.get(EDITED) else value
+        if tensor._version == 0 or tensor._version == _writes_on_record(node):
+            return value
+        as_it_is = self._unless_edited(value, tensor, wanted)
+        if as_it_is is not value:
+            node.metadata[EDITED] = True
+        return as_it_is
 
     def _unless_edited(self, value: Value, tensor: Tensor | None, wanted: bool) -> Value | None:
         """A value, if it still is that of a tensor which may have been written into since its memory was taken.
@@ -186,7 +203,8 @@ class _Walk:
         down: int,
         wanted: bool,
         look: Look | None,
-    ) -> Recipe | Unmade | None:
+        seen: Tensor | None,
+    ) -> Recipe | Stream | Unmade | None:
         """The recipe of a node that no walk has come to yet, after what it saved has been replaced; or why there is none."""
         edges = node.next_functions
         look = look if tensor is None else lambda: tensor
@@ -213,7 +231,9 @@ class _Walk:
             else:
                 same = operation.pointwise and internals.shape_of_output(below, output) == internals.shape_of_output(node)
                 see = partial(_see, operation.before, node, position, look) if look and operation.before else None
-                value = self.value_of(below, output, None, strides if same else None, down + 1, wanted, see) or UNKNOWN
+                through = _seen_through(node, below, output, seen) if self.at_once else None
+                value = self.value_of(below, output, None, strides if same else None, down + 1, wanted, see, through)
+                value = UNKNOWN if value is None else value
             driven = driven or value.driven
             if value.derived:
                 derived = True
@@ -250,9 +270,36 @@ class _Walk:
         if recipe is not None and derived:
             for name, position in operation.outputs.items():
                 _replace(node, name, Output(recipe, position) if operation.several else recipe)
+        if recipe is not None and self.at_once:
+            return self._stream_of(node, recipe, seen) or recipe
         if recipe is not None or driven or blocked or freed:
             return recipe
         return next((each for each in values if isinstance(each, Unmade)), None) or Unmade(operation.node)
+
+    def _stream_of(self, node: Node, total: Recipe, seen: Tensor | None) -> Stream | None:
+        """A sum as part of a residual stream, if it is one and somebody has it; the sum that it goes on from is let go. A
+        product of spikes with spikes with spikes is kept too, rather than computed from all of them."""
+        name = internals.name_of(node)
+        if name not in STREAMING or seen is None or seen._version != 0 or len(total.inputs) != 2:
+            return None
+        is_sum = name == SUM and internals.attribute_of(node, "alpha") == 1
+        below = next((each for each in total.inputs if isinstance(each, Stream)), None) if is_sum else None
+        if (below is None and total.work <= MOST_WORK) or (seen.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return None
+        shape, kind = internals.shape_of_output(node), internals.type_of_output(node)
+        for operand, output in node.next_functions:
+            if operand is None or internals.shape_of_output(operand, output) != shape:
+                return None
+            if internals.type_of_output(operand, output) != kind:
+                return None
+        stream = Stream(seen, below)
+        if not stream.exact and not (is_sum and kind[0] in (torch.float32, torch.float64)):  # halves have no bits to lose
+            return None
+        if below is not None:
+            step = total.inputs[1] if total.inputs[0] is below else total.inputs[0]
+            if below.reverse(stream, step):
+                self._note(self.ledger.operations, REVERSED, True)
+        return stream
 
     def _recipe(
         self,
@@ -287,7 +334,27 @@ def _see(before: Callable[[Node, int, Tensor], Tensor], node: Node, position: in
         return before(node, position, look())
 
 
-def _met(node: Node, operation: Operation | None) -> Recipe | Unmade | bool | None:
+def _seen_through(node: Node, below: Node, output: int, seen: Tensor | None) -> Tensor | None:
+    """What a view makes visible of the tensor that it views, where that is all of it in the same order."""
+    if seen is None or internals.name_of(node) not in SAME_ELEMENTS or not seen.is_contiguous():
+        return None
+    return seen.detach().view(tuple(internals.shape_of_output(below, output)))
+
+
+def _writes_on_record(node: Node) -> int:
+    """How many times autograd saw the memory of a node's output written into through views. Each time is one version."""
+    writes = 0
+    while node is not None:
+        kind = internals.name_of(node)
+        if kind == WRITE_INTO_VIEW:
+            writes += 1
+        elif kind not in OPERATIONS or not OPERATIONS[kind].is_view:
+            break
+        node = node.next_functions[0][0]
+    return writes
+
+
+def _met(node: Node, operation: Operation | None) -> Recipe | Stream | Unmade | bool | None:
     """The recipe of a node that a walk has come to before, or why there is none; None for a node that is new."""
     if operation is not None and operation.carriers:
         for name in operation.carriers:
@@ -301,7 +368,7 @@ def _met(node: Node, operation: Operation | None) -> Recipe | Unmade | bool | No
     return memo() if isinstance(memo, weakref.ref) else memo
 
 
-def _remember(node: Node, operation: Operation | None, recipe: Recipe | Unmade | bool | None) -> None:
+def _remember(node: Node, operation: Operation | None, recipe: Recipe | Stream | Unmade | bool | None) -> None:
     """... where its saved tensors do not tell."""
     if operation is None or not (operation.carriers or operation.is_view):
         is_value = recipe and not isinstance(recipe, Unmade)
