@@ -416,8 +416,9 @@ def test_time_loop(row: Row, dtype: torch.dtype) -> None:
     assert_trains_alike(host, ours, row, dtype)
     ledger = ours.above.reversal.ledger
     if dtype is torch.float32:  # otherwise the cast of snnTorch's spikes is there too
-        others = set() if internals.TELLS_HOOKS else {"Slice", "View", "UnsafeView"}  # its other views
-        assert names(ledger.operations) - others == set(row.replayed.split()) - others
+        expected = set(row.replayed.replace("Unsafe", "").split())
+        found = {name.replace("Unsafe", "") for name in names(ledger.operations)}  # torch 2.11 and 2.15 differ in it
+        assert found - (set() if internals.TELLS_HOOKS else {"Slice"} - expected) == expected  # torch 2.6 slices to select
         assert names(ledger.boundaries) == set(row.boundaries.split())
     assert ledger.plain_calls == 0
 
@@ -523,8 +524,9 @@ def saved_tensors(nodes: list[internals.Node]) -> dict[tuple[int, str], Tensor]:
 @pytest.mark.parametrize("row", KNOWN_ROWS)
 def test_values_come_back_bit_for_bit(row: Row, dtype: torch.dtype) -> None:
     """The current itself, and all that autograd had saved on the way to it."""
-    if dtype is torch.bfloat16 and row.name in NOT_IN_BFLOAT16:
-        with pytest.raises(NotImplementedError):
+    lacking = row.name in NOT_IN_BFLOAT16 or (not internals.TELLS_HOOKS and row.name == "average pool 3d")  # torch 2.6
+    if dtype is torch.bfloat16 and lacking:
+        with pytest.raises(RuntimeError, match="not implemented"):
             current_of(row, dtype)
         return
     current = current_of(row, dtype)
