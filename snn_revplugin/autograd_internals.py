@@ -6,6 +6,7 @@ file to mend. What the functions rely on is tested in ``tests/test_autograd_inte
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import weakref
@@ -156,15 +157,20 @@ def _read_unless_hooked(node: Node, attribute: str) -> Tensor | None:
     """
     if sys.getprofile() is not None:
         return None
+    collects = gc.isenabled()
+    gc.disable()  # or a finaliser's call could be refused
     sys.setprofile(_refuse_calls)
     try:
         return getattr(node, attribute)
     finally:
         sys.setprofile(None)
+        if collects:
+            gc.enable()
 
 
 def _refuse_calls(frame: Any, event: str, argument: Any) -> None:
-    if event == "call":
+    called_here = frame.f_back is not None and frame.f_back.f_code is _read_unless_hooked.__code__
+    if event == "call" and called_here and frame.f_code.co_name != "__torch_dispatch__":  # a dispatch mode sees the reading
         raise RuntimeError("a saved tensor has hooks")
 
 

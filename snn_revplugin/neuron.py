@@ -69,10 +69,10 @@ class ReversibleNeuron:
         """Why a call has to take the host's own path, or None if it need not."""
         if not torch.is_grad_enabled():
             return NO_GRADIENT
+        if internals.is_transformed():  # before the settings: torch 2.6 cannot compile what looks them up
+            return "torch.compile, tracing or a function transform is at work"
         if not self.reversible or not get_settings().reversible:
             return "switched off (reversible=False)"
-        if internals.is_transformed():
-            return "torch.compile, tracing or a function transform is at work"
         if not self.saves_through_hooks and internals.saved_tensor_hooks_active():
             return "another tool (a checkpoint, save_on_cpu) decides here how tensors are saved"
         if not isinstance(current, Tensor) or not current.is_floating_point():

@@ -20,6 +20,7 @@ import snntorch as snn
 import torch
 import torch.nn as nn
 from compare import MakeNeuron, Observed, agree, assert_agree, assert_alive, assert_close
+from hosts import only_pure
 from live_bytes import LiveBytes
 from snntorch import surrogate as snn_surrogate
 from snntorch import utils
@@ -839,7 +840,7 @@ class TestSpikingJelly:
         functional.detach_net(net)
         assert net[1].v.shape == (2, 6)
 
-    @pytest.mark.parametrize("mode", ["s", "m"])
+    @pytest.mark.parametrize("mode", [pytest.param("s", marks=only_pure), "m"])
     def test_the_potentials_of_every_step(self, mode: str) -> None:
         def program(make: MakeNeuron) -> Observed:
             node, x = make(step_mode=mode, store_v_seq=True), torch.randn(5, 2, 4, requires_grad=True)
@@ -849,6 +850,7 @@ class TestSpikingJelly:
 
         agree(program, PLAIN_LIF, CoupledLIFNode, tolerance=1e-6)
 
+    @only_pure
     def test_pure_transitions(self) -> None:
         net = nn.Sequential(layer.Linear(4, 6), CoupledLIFNode(), CoupledLIFNode())
         functional.set_step_mode(net, "m")

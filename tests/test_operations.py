@@ -606,7 +606,9 @@ def test_time_loop(row: Row, dtype: torch.dtype) -> None:
     assert_trains_alike(host, ours, row, dtype)
     ledger = ours.above.reversal.ledger
     if dtype is torch.float32:  # otherwise the cast of snnTorch's spikes is there too
-        assert names(ledger.operations) == set(row.replayed.split())
+        expected = set(row.replayed.replace("Unsafe", "").split())
+        found = {name.replace("Unsafe", "") for name in names(ledger.operations)}  # torch 2.11 and 2.15 differ in it
+        assert found - (set() if internals.TELLS_HOOKS else {"Slice"} - expected) == expected  # torch 2.6 slices to select
         assert names(ledger.boundaries) == set(row.boundaries.split())
     assert ledger.plain_calls == 0
 
@@ -658,7 +660,10 @@ def retained(neuron: type[snntorch.Leaky], row: Row) -> int:
 
 @pytest.mark.parametrize("row", KNOWN_ROWS)
 def test_less_is_retained(row: Row) -> None:
-    assert retained(RevLeaky, row) < row.retained * retained(snntorch.Leaky, row)
+    share = row.retained
+    if not internals.TELLS_HOOKS and "NativeGroupNorm" in row.replayed:
+        share = max(share, 0.6)  # torch 2.6 keeps more of it
+    assert retained(RevLeaky, row) < share * retained(snntorch.Leaky, row)
 
 
 @pytest.mark.parametrize("between", [nn.GELU(), nn.SiLU(), Using(own_relu)], ids=["gelu", "silu", "a user's own"])
@@ -709,8 +714,9 @@ def saved_tensors(nodes: list[internals.Node]) -> dict[tuple[int, str], Tensor]:
 @pytest.mark.parametrize("row", KNOWN_ROWS)
 def test_values_come_back_bit_for_bit(row: Row, dtype: torch.dtype) -> None:
     """The current itself, and all that autograd had saved on the way to it."""
-    if dtype is torch.bfloat16 and row.name in NOT_IN_BFLOAT16:
-        with pytest.raises(NotImplementedError):
+    lacking = row.name in NOT_IN_BFLOAT16 or (not internals.TELLS_HOOKS and row.name == "average pool 3d")  # torch 2.6
+    if dtype is torch.bfloat16 and lacking:
+        with pytest.raises(RuntimeError, match="not implemented"):
             current_of(row, dtype)
         return
     current = current_of(row, dtype)
