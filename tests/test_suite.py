@@ -1,4 +1,4 @@
-"""``snn-revplugin bench --suite gpu``: its code runs, in small and on a CPU; what it would measure on a GPU is not tested here."""
+"""``snn-revplugin bench --suite gpu``: its code runs, in small and on a CPU. What a GPU would show is not tested here."""
 
 from __future__ import annotations
 

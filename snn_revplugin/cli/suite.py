@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,23 +82,31 @@ class Sizes:
     longest: int = 2**20  # of T and of the batch, where a search ends
 
 
-QUICK = Sizes((256,), 4, (("digits-snntorch", (2, 3)), ("digits-spikingjelly", (2, 3))), 2, 2, 4 * MIB, 64)
+QUICK = Sizes((256,), 2, (("digits-snntorch", (2,)), ("digits-spikingjelly", (2,))), 2, 1, MIB // 2, 8)
 
 
-def run(say: Callable[[str], None], device: str, out: Path, quick: bool) -> None:
-    """Measure everything, write ``gpu.csv`` and ``gpu.png`` into the folder ``out``."""
+def run(
+    say: Callable[[str], None], device: str, out: Path, quick: bool, measured: Callable[[Case], dict[str, Any]] | None = None
+) -> None:
+    """Measure everything, write ``gpu.csv`` and ``gpu.png`` into the folder ``out``.
+
+    Args:
+        say: takes a line to read for every case.
+        measured: measures a case; by default :func:`in_a_fresh_process`.
+    """
+    measured = measured or in_a_fresh_process
     sizes = QUICK if quick else Sizes()
     out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     for case in cases(sizes, device):
-        found = in_a_fresh_process(case)
+        found = measured(case)
         rows += rows_of(case, found)
         say(line_of(case, found))
     for work, several in sizes.works:
         for axis in ("time_steps", "batch"):
             for way in (HOST, OURS):
                 case = Case("fit", work, way, several[0], sizes.batch, device, 1, sizes.limit)
-                largest = largest_that_fits(case, axis, sizes.longest)
+                largest = largest_that_fits(case, axis, sizes.longest, measured)
                 rows.append(Row.of([float(largest)], case.setup, way, f"largest_{axis}", "1"))
                 say(f"{work}, {way}: the largest {axis} that fits is {largest}")
     write_csv(rows, out / "gpu.csv")
@@ -119,7 +127,7 @@ def cases(sizes: Sizes, device: str) -> list[Case]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------------ in a process of its own
+# ----------------------------------------------------------------------------------------------------- in a process of its own
 
 
 def in_a_fresh_process(case: Case) -> dict[str, Any]:
@@ -259,7 +267,7 @@ def measure_fit(case: Case) -> dict[str, Any]:
     return {"fits": case.limit is None or peak <= case.limit}
 
 
-def largest_that_fits(case: Case, axis: str, longest: int) -> int:
+def largest_that_fits(case: Case, axis: str, longest: int, measured: Callable[[Case], dict[str, Any]]) -> int:
     """The largest T or batch with which a training step fits, found by doubling and then by bisecting.
 
     Returns:
@@ -267,7 +275,7 @@ def largest_that_fits(case: Case, axis: str, longest: int) -> int:
     """
 
     def fits(size: int) -> bool:
-        return in_a_fresh_process(Case(**(asdict(case) | {axis: size}))).get("fits", False)
+        return measured(replace(case, **{axis: size})).get("fits", False)
 
     low, high = 0, 1
     while high <= longest and fits(high):
@@ -284,7 +292,7 @@ def largest_that_fits(case: Case, axis: str, longest: int) -> int:
 def rows_of(case: Case, found: dict[str, Any]) -> list[Row]:
     """A case's figures as rows; none for one that could not run."""
     work = "lif_kernel" if case.part == "kernel" else ""
-    units = {"copy_bandwidth": "B/s", **{name: "s" for name in ("forward", "backward", "step")}}
+    units = {"copy_bandwidth": "B/s", **dict.fromkeys(("forward", "backward", "step"), "s")}
 
     def unit(name: str) -> str:
         return units.get(name, "1" if name.endswith("_floor") else "B")
@@ -300,9 +308,8 @@ def line_of(case: Case, found: dict[str, Any]) -> str:
         return head + f"not measured, {found['why']}"
     parts = [f"{name} {1000 * statistics.median(found[name]):.3g} ms" for name in ("forward", "backward", "step")]
     parts += [f"{name} {mib(found[name][0])}" for name in ("retained", "peak", "peak_reserved") if name in found]
-    parts += [
-        f"{name} over the floor {found[f'{name}_over_floor'][0]:.3g}x" for name in FLOOR if f"{name}_over_floor" in found
-    ]
+    floors = [name for name in FLOOR if f"{name}_over_floor" in found]
+    parts += [f"{name} {statistics.median(found[f'{name}_over_floor']):.3g}x the floor" for name in floors]
     return head + ", ".join(parts)
 
 
