@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snn_revplugin import capture, coupled_operators
 from snn_revplugin.autograd_internals import is_overwritten_by_ddp
 from snn_revplugin.coupled import Coupled
 from snn_revplugin.coupled_step import coupled_step
@@ -17,6 +18,7 @@ from snn_revplugin.coupled_step import state_of as coupled_state_of
 from snn_revplugin.dynamics import Dynamics
 from snn_revplugin.dynamics import Leaky as LeakyDynamics
 from snn_revplugin.neuron import ReversibleNeuron, version_key
+from snn_revplugin.operators import STEP_KEEPS, equations_of_leaky
 from snn_revplugin.reference import reference_coupled_step
 from snn_revplugin.spikes import PackedSpikes
 from snn_revplugin.step import state_of, step
@@ -44,21 +46,33 @@ SURROGATES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+# The reset by the method that the host binds for it.
+RESETS = {
+    snntorch.Leaky._base_sub: "subtract",
+    snntorch.Leaky._base_zero: "zero",
+    snntorch.Leaky._base_int: "none",
+}
 PARAMETERS = ("beta", "threshold", "graded_spikes_factor")
 
 
 def surrogate_from(spike_grad: Any) -> AnySurrogate | None:
     """A ``spike_grad`` of snnTorch's or of the user's as a surrogate; None if it is not a plain step forward."""
+    known = _known_surrogate(spike_grad)
+    return surrogate_of(spike_grad) if known is None else Surrogate(*known, strict=True, keeps_dtype=False)
+
+
+def _known_surrogate(spike_grad: Any) -> tuple[str, tuple[float, ...]] | None:
+    """Name and parameters of a ``spike_grad`` of snnTorch's that we have in closed form."""
     code = getattr(spike_grad, "__code__", None)
     if code is not None and spike_grad.__module__ == "snntorch.surrogate":
         maker = spike_grad.__qualname__.split(".")[0]
-        closed_over = dict(zip(code.co_freevars, (c.cell_contents for c in spike_grad.__closure__ or ()), strict=True))
         if maker in SURROGATES:
+            closed_over = dict(zip(code.co_freevars, (c.cell_contents for c in spike_grad.__closure__ or ()), strict=True))
             name, names = SURROGATES[maker]
             parameters = tuple(closed_over.get(each) for each in names)
             if all(isinstance(each, int | float) for each in parameters):
-                return Surrogate(name, parameters, strict=True, keeps_dtype=False)
-    return surrogate_of(spike_grad)
+                return name, parameters
+    return None
 
 
 class RevLeaky(ReversibleNeuron, snntorch.Leaky):
@@ -85,6 +99,8 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """One time step; arguments and results as in ``snntorch.Leaky.forward``."""
+        if torch.compiler.is_compiling():
+            return self._compiled(input_, mem)
         _give_up_what_ddp_overwrote(self)
         buffers = self._buffers  # found without asking the module for each, which in a time loop of small layers is time
         held = buffers.get("mem") if mem is None else mem
@@ -109,6 +125,34 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
         if self.init_hidden and not self.output:
             return spk
         return spk, potential
+
+    def _compiled(self, input_: Tensor, mem: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+        """The time step by an operator, or on the host's own path where there is none for it."""
+        held = self.mem if mem is None else mem
+        if held.shape != input_.shape:
+            held = torch.zeros_like(input_)
+        parameters = [getattr(self, name) for name in PARAMETERS]
+        kind = RESETS.get(getattr(self.state_function, "__func__", None))
+        at_once = not self.reset_delay and kind != "none"
+        if (
+            kind is None
+            or (not self.reset_delay and snntorch.Leaky.reset_dict[kind] != int(self.reset_mechanism_val))
+            or self._why_host(input_, mem, tuple(parameters)) is not None
+            or not self.takes_operators(input_, held, *parameters)
+            or input_.dtype not in (torch.float32, torch.float64)
+            # Last: the compiler cannot trace a function any more whose closure it has seen read.
+            or (surrogate := _known_surrogate(self.spike_grad)) is None
+        ):
+            return super().forward(input_, mem)
+        self.note_operators(STEP_KEEPS)
+        name, slopes = surrogate
+        equations = equations_of_leaky(kind, at_once, name, [float(each) for each in slopes])
+        parameters[0] = parameters[0].clamp(0, 1)
+        self.reset = (held > parameters[1]).float().detach()
+        spk, self.mem = torch.ops.snn_revplugin.step(input_, held, parameters, *equations)
+        if self.init_hidden and not self.output:
+            return spk
+        return spk, self.mem
 
     @property
     def reset(self) -> Tensor:
@@ -145,13 +189,9 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
     def _build(self, parameters: tuple[Tensor, ...], charge: Any, at_once: int | None) -> Dynamics | None:
         factor = parameters[2]
         # Asking a CUDA tensor for its value would stall the time loop.
-        graded = factor.requires_grad or factor.device.type != "cpu" or factor.dim() > 0 or factor.item() != 1.0
-        kinds = {
-            snntorch.Leaky._base_sub: "subtract",
-            snntorch.Leaky._base_zero: "zero",
-            snntorch.Leaky._base_int: "none",
-        }
-        kind, surrogate = kinds.get(charge), surrogate_from(self.spike_grad)
+        known = factor.device.type == "cpu" and factor.dim() == 0 and capture.may_ask(factor)
+        graded = factor.requires_grad or not known or factor.item() != 1.0
+        kind, surrogate = RESETS.get(charge), surrogate_from(self.spike_grad)
         if surrogate is None or kind is None:
             return None
         if at_once is not None and snntorch.Leaky.reset_dict[kind] != at_once:
@@ -224,9 +264,16 @@ class CoupledLeaky(ReversibleNeuron, snntorch.Leaky):
         """
         if self.init_hidden and mem is not None:
             raise TypeError("`mem` should not be passed as an argument while `init_hidden=True`")
-        _give_up_what_ddp_overwrote(self)
+        if not torch.compiler.is_compiling():
+            _give_up_what_ddp_overwrote(self)
         held = self.mem if mem is None else mem
         held = held.to(input_) if held.shape == input_.shape else torch.zeros_like(input_)
+        if torch.compiler.is_compiling():
+            equations = self._equations_to_compile(input_, held)
+            if equations is not None:
+                self.note_operators(coupled_operators.STEP_KEEPS)
+                out, self.mem, _ = torch.ops.snn_revplugin.coupled_step(input_, held, *equations)
+                return out if self.init_hidden and not self.output else (out, self.mem)
         coupled, reason = self._coupled(), self.why_plain(input_, held)
         if reason is None and coupled.surrogate is None:
             reason = "the surrogate is no Heaviside step"
@@ -236,6 +283,15 @@ class CoupledLeaky(ReversibleNeuron, snntorch.Leaky):
             self.note_plain(reason)
             out, self.mem = reference_coupled_step(coupled, input_, held, self.spike_grad)
         return out if self.init_hidden and not self.output else (out, self.mem)
+
+    def _equations_to_compile(self, input_: Tensor, held: Tensor) -> tuple | None:
+        """The equations as an operator takes them, or None where there is none for the call."""
+        if not self.takes_operators(input_, held) or (surrogate := _known_surrogate(self.spike_grad)) is None:
+            return None
+        name, slopes = surrogate
+        numbers = [self.tau, self.alpha, self.beta, self.threshold]
+        v_reset = _v_reset(self.reset_mechanism)
+        return [], numbers, v_reset, self.detach_reset, True, name, [float(each) for each in slopes], self.split_dim
 
     def _coupled(self) -> Coupled:
         """The equations, by the numbers that the buffers hold now."""

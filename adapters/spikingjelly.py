@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snn_revplugin import coupled_operators
 from snn_revplugin.autograd_internals import saved_tensor_hooks_active
 from snn_revplugin.coupled import Coupled
 from snn_revplugin.coupled_sequence import coupled_sequence
@@ -23,6 +24,7 @@ from snn_revplugin.dynamics import (
     ParametricLeakyIntegrateAndFire,
 )
 from snn_revplugin.neuron import ReversibleNeuron, version_key
+from snn_revplugin.operators import SCAN_KEEPS, STEP_KEEPS, Equations, equations_of_node
 from snn_revplugin.reference import reference_coupled_step
 from snn_revplugin.sequence import sequence
 from snn_revplugin.step import step
@@ -90,8 +92,36 @@ def _parameters_of(function: Any) -> tuple:
     return tuple(held[name] for name in ("alpha", "beta", "w", "c", "n", "T_period", "leak", "k") if name in held)
 
 
+def _to_compile(function: Any) -> tuple[str, list[float]] | None:
+    """A surrogate function of SpikingJelly's as an operator takes it, by name and parameters."""
+    name, slopes = SURROGATES.get(type(function)), _parameters_of(function)
+    if not PURE or name is None or not function.spiking or not all(isinstance(each, int | float) for each in slopes):
+        return None
+    return name, [float(each) for each in slopes]
+
+
 def _surrogate_key(function: Any) -> tuple:
     return function, getattr(function, "spiking", None), *_parameters_of(function)
+
+
+class _NotesOperators(ReversibleNeuron):
+    """Says of a compiled call what its operator keeps: not in the pure transitions, which a checkpoint may run."""
+
+    keeps_of_step, keeps_of_sequence = STEP_KEEPS, SCAN_KEEPS
+
+    def single_step_forward(self, x: Tensor, *args: Tensor, **kwargs: object) -> Tensor:
+        """One time step from the neuron's own state."""
+        spikes = super().single_step_forward(x, *args, **kwargs)
+        if torch.compiler.is_compiling() and self._equations_to_compile(x, self.v) is not None:
+            self.note_operators(self.keeps_of_step)
+        return spikes
+
+    def multi_step_forward(self, x_seq: Tensor, *args: Tensor, **kwargs: object) -> Tensor:
+        """T time steps from the neuron's own state."""
+        spikes = super().multi_step_forward(x_seq, *args, **kwargs)
+        if torch.compiler.is_compiling() and self._equations_to_compile(x_seq, self.v) is not None:
+            self.note_operators(self.keeps_of_step if self.store_v_seq else self.keeps_of_sequence)
+        return spikes
 
 
 class _PureTransitions:
@@ -103,6 +133,12 @@ class _PureTransitions:
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object
     ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
         """One time step, ``(x,), (v,)`` to ``(spikes,), (v,)``; pure, as the host's."""
+        if torch.compiler.is_compiling():
+            equations = self._equations_to_compile(inputs[0], states[0])
+            if equations is None:
+                return super().single_step_functional_forward(inputs, states, **kwargs)
+            spikes, v = torch.ops.snn_revplugin.step(inputs[0], states[0], list(self._learned()), *equations)
+            return (spikes.contiguous(),), (v, *states[1:])
         dynamics = self._dynamics_for(inputs[0], states[0])
         if dynamics is None:
             return super().single_step_functional_forward(inputs, states, **kwargs)
@@ -118,6 +154,11 @@ class _PureTransitions:
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object
     ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
         """T time steps, ``(x_seq,), (v,)`` to ``(spike_seq,), (v,)``; pure, as the host's."""
+        if torch.compiler.is_compiling():
+            compiled = self._compiled_sequence(inputs[0], states[0], with_path=False)
+            if compiled is None:
+                return super().multi_step_functional_forward(inputs, states, **kwargs)
+            return (compiled[0],), (compiled[1],)
         dynamics = self._dynamics_for(inputs[0], states[0])
         if dynamics is None:
             return super().multi_step_functional_forward(inputs, states, **kwargs)
@@ -129,6 +170,13 @@ class _PureTransitions:
         if not self.store_v_seq:
             return super().multi_step_forward(x_seq, *args, **kwargs)
         v = self.materialize_states((x_seq, *args), tuple(self._memories.values()), "m")[0]
+        if torch.compiler.is_compiling():
+            compiled = self._compiled_sequence(x_seq, v, with_path=True)
+            if compiled is None:
+                return super().multi_step_forward(x_seq, *args, **kwargs)
+            spikes, self.v, self.v_seq = compiled
+            self.note_operators(self.keeps_of_sequence)
+            return spikes
         dynamics = self._dynamics_for(x_seq, v)
         if dynamics is None:
             return super().multi_step_forward(x_seq, *args, **kwargs)
@@ -139,7 +187,7 @@ class _PureTransitions:
         return None if self._neuron_precision is None else "SpikingJelly's mixed neuron precision needs its own kernels"
 
 
-class _ReversibleNode(_PureTransitions if PURE else StatefulTransitions, ReversibleNeuron):
+class _ReversibleNode(_PureTransitions if PURE else StatefulTransitions, _NotesOperators):
     """What the three neurons share, besides the transitions of the host that is installed."""
 
     def __init__(self, *args: Any, reversible: bool = True, **kwargs: Any) -> None:
@@ -168,6 +216,23 @@ class _ReversibleNode(_PureTransitions if PURE else StatefulTransitions, Reversi
             self.note_plain(reason)
         return dynamics
 
+    def _compiled_sequence(self, x_seq: Tensor, v: Tensor, with_path: bool) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Spikes, last potential and path from an operator, or None where there is none for the call."""
+        equations = self._equations_to_compile(x_seq, v)
+        if equations is None or len(x_seq) == 0:
+            return None
+        return torch.ops.snn_revplugin.sequence(x_seq, v, list(self._learned()), *equations, with_path)
+
+    def _equations_to_compile(self, x: Tensor, v: Tensor) -> Equations | None:
+        """The equations as an operator takes them, or None where the host's own path is to be compiled."""
+        surrogate, constants = _to_compile(self.surrogate_function), self._constants()
+        if surrogate is None or not all(each is None or isinstance(each, int | float) for each in constants):
+            return None
+        if self._neuron_precision is not None or not self.takes_operators(x, v, *self._learned()):
+            return None
+        kind, tau, decay_input = self._kind()
+        return equations_of_node(kind, self.v_threshold, self.v_reset, self.detach_reset, tau, decay_input, *surrogate)
+
     def _build(self) -> Dynamics | None:
         surrogate = surrogate_from(self.surrogate_function)
         return None if surrogate is None else self._equations(surrogate)
@@ -194,6 +259,9 @@ class RevIFNode(_ReversibleNode, neuron.IFNode):
     def _equations(self, surrogate: AnySurrogate) -> Dynamics:
         return IntegrateAndFire(surrogate, *self._constants(), in_parts=self._in_parts)
 
+    def _kind(self) -> tuple[str, float, bool]:
+        return "if", 1.0, True
+
 
 class RevLIFNode(_ReversibleNode, neuron.LIFNode):
     """``spikingjelly.activation_based.neuron.LIFNode`` with the same spikes, potentials and gradients, and a fraction of the
@@ -212,6 +280,9 @@ class RevLIFNode(_ReversibleNode, neuron.LIFNode):
 
     def _equations(self, surrogate: AnySurrogate) -> Dynamics:
         return LeakyIntegrateAndFire(surrogate, *self._constants(), in_parts=self._in_parts, by_factor=not PURE)
+
+    def _kind(self) -> tuple[str, float, bool]:
+        return "lif", self.tau, self.decay_input
 
 
 class RevParametricLIFNode(_ReversibleNode, neuron.ParametricLIFNode):
@@ -233,8 +304,11 @@ class RevParametricLIFNode(_ReversibleNode, neuron.ParametricLIFNode):
             surrogate, *constants, decay_input=decay_input, w=self.w, in_parts=self._in_parts, by_factor=not PURE
         )
 
+    def _kind(self) -> tuple[str, float, bool]:
+        return "plif", 0.0, self.decay_input
 
-class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), ReversibleNeuron, neuron.BaseNode):
+
+class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), _NotesOperators, neuron.BaseNode):
     """The split-coupled reversible node of :mod:`snn_revplugin.coupled` behind the API of SpikingJelly's neurons.
 
     Its outputs are real-valued: spikes, plus ``beta`` times what came in on the other half of the channels. The memory ``v``
@@ -260,6 +334,8 @@ class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), ReversibleNeuron, ne
             [[0.0000, 0.0000]]])
     """
 
+    keeps_of_step, keeps_of_sequence = coupled_operators.STEP_KEEPS, coupled_operators.SEQUENCE_KEEPS
+
     def __init__(
         self,
         tau: float = 2.0,
@@ -283,6 +359,13 @@ class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), ReversibleNeuron, ne
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object
     ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
         """One time step, ``(x,), (v,)`` to ``(y,), (v,)``; pure."""
+        if torch.compiler.is_compiling():
+            equations = self._equations_to_compile(inputs[0], states[0])
+            if equations is None:
+                y, v = reference_coupled_step(self._equations(None), inputs[0], states[0], self.surrogate_function)
+            else:
+                y, v, _ = torch.ops.snn_revplugin.coupled_step(inputs[0], states[0], *equations)
+            return (y,), (v,)
         coupled = self._coupled()
         if self._goes_plain(coupled, inputs[0], states[0]):
             y, v = reference_coupled_step(coupled, inputs[0], states[0], self.surrogate_function)
@@ -294,14 +377,28 @@ class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), ReversibleNeuron, ne
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object
     ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
         """T time steps, ``(x_seq,), (v,)`` to ``(y_seq,), (v,)``; pure."""
-        coupled, (v,), outputs = self._coupled(), states, []
-        if not self._goes_plain(coupled, inputs[0], v):
+        (v,), outputs = states, []
+        equations = self._equations_to_compile(inputs[0], v) if torch.compiler.is_compiling() else None
+        if equations is not None:
+            y_seq, v, _ = torch.ops.snn_revplugin.coupled_sequence(inputs[0], v, *equations)
+            return (y_seq,), (v,)
+        compiling = torch.compiler.is_compiling()
+        coupled = self._equations(None) if compiling else self._coupled()
+        if not compiling and not self._goes_plain(coupled, inputs[0], v):
             y_seq, v = coupled_sequence(coupled, inputs[0], v, self.reversal)
             return (y_seq,), (v,)
         for x in inputs[0]:
             y, v = reference_coupled_step(coupled, x, v, self.surrogate_function)
             outputs.append(y)
         return (torch.stack(outputs),), (v,)
+
+    def _equations_to_compile(self, x: Tensor, v: Tensor) -> tuple | None:
+        """The equations as operators take them, or None where plain code is to be compiled."""
+        surrogate = _to_compile(self.surrogate_function)
+        if surrogate is None or not self.takes_operators(x, v):
+            return None
+        numbers = [float(each) for each in (self.tau, self.alpha, self.beta, self.v_threshold)]
+        return numbers, [], self.v_reset, self.detach_reset, False, *surrogate, self.split_dim
 
     def _goes_plain(self, coupled: Coupled, x: Tensor, v: Tensor) -> bool:
         reason = self.why_plain(x, v)
@@ -317,8 +414,12 @@ class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), ReversibleNeuron, ne
         numbers = self.tau, self.alpha, self.beta, self.v_threshold, self.v_reset, self.detach_reset
         return self.reversal.dynamics(
             (*_surrogate_key(self.surrogate_function), *numbers, self.split_dim),
-            lambda: Coupled(*numbers, surrogate_from(self.surrogate_function), self.split_dim),
+            lambda: self._equations(surrogate_from(self.surrogate_function)),
         )
+
+    def _equations(self, surrogate: AnySurrogate | None) -> Coupled:
+        numbers = self.tau, self.alpha, self.beta, self.v_threshold, self.v_reset, self.detach_reset
+        return Coupled(*numbers, surrogate, self.split_dim)
 
     def extra_repr(self) -> str:
         return f"tau={self.tau}, alpha={self.alpha}, beta={self.beta}, {super().extra_repr()}, split_dim={self.split_dim}"

@@ -10,15 +10,18 @@ import gc
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
 import torch
+import torch.fx.traceback as fx_traceback
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import CheckpointPolicy
 
 Node = Any  # torch.autograd.graph.Node, or None at the end of an edge
 Edge = tuple[Node, int]  # the node that made a tensor, and which of its outputs the tensor was
@@ -26,6 +29,7 @@ Edge = tuple[Node, int]  # the node that made a tensor, and which of its outputs
 NO_PASS = -1
 TELLS_HOOKS = hasattr(torch._C._autograd.SavedTensor, "unpack_hook")  # not in torch 2.6
 REPLACED = "snn_revplugin_replaced_"
+RECOMPUTE = {"recompute": CheckpointPolicy.PREFER_RECOMPUTE, "ac_graph_id": 0}  # the mark of a traced node
 LEAF = "AccumulateGrad"  # the name of the node that accumulates a leaf's gradient; the leaf is its ``variable``
 # Functions that give out what they were given: a module's backward hook, and FSDP's notice that it may reshard.
 PASSING_ON = {"BackwardHookFunctionBackward", "RegisterPostBackwardFunctionBackward"}
@@ -91,6 +95,27 @@ def modes_at_work() -> list[Any]:
         return []
     modes = [torch._C._get_dispatch_stack_at(i) for i in range(dispatch)]
     return modes + [torch._C._get_function_stack_at(i) for i in range(functions)]
+
+
+def is_transformed_while_compiling() -> bool:
+    """Whether code that ``torch.compile`` traces runs under vmap or another functorch transform."""
+    return torch._C._functorch.maybe_current_level() is not None
+
+
+@contextmanager
+def computed_again() -> Iterator[None]:
+    """Whatever ``torch.compile`` traces inside is computed again in backward, not kept: the mark that ``checkpoint`` leaves on
+    the nodes of a traced graph. Left to itself the partitioner keeps what a convolution's backward reads, however cheap."""
+    meta = fx_traceback.current_meta
+    before = {name: meta[name] for name in RECOMPUTE if name in meta}
+    for name, value in RECOMPUTE.items():
+        meta.setdefault(name, value)  # inside of a checkpoint, that one's
+    try:
+        yield
+    finally:
+        for name in RECOMPUTE:
+            meta.pop(name, None)
+        meta.update(before)
 
 
 def name_of(node: Node) -> str:

@@ -121,7 +121,7 @@ def _there_and_back(dynamics: Dynamics, currents: Tensor) -> Reversibility:
         _, v = step(dynamics, _computed_again(x), v, reversal)
     torch.autograd.grad(v.sum(), currents)  # and no gradient of the neuron's parameters
     largest = max(v.abs().max().item() for v in path)
-    stretch, is_reversed = stretch_of(dynamics, v.dtype)
+    stretch, is_reversed = stretch_of(dynamics, v)
     return Reversibility(max(errors), largest, dynamics.invertible, is_reversed, stretch, len(currents))
 
 

@@ -223,15 +223,20 @@ class Row:
     threads: int = field(default_factory=torch.get_num_threads)
     versions: str = field(default_factory=lambda: " ".join(f"{k}={v}" for k, v in versions().items() if v))
 
+    @classmethod
+    def of(cls, values: list[float], setup: Setup, neurons: str, metric: str, unit: str, work: str = "") -> Row:
+        """What some measurements of one thing came to."""
+        p20, p50, p80 = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8]).double()).tolist()
+        where = setup.time_steps, setup.batch, str(setup.dtype).removeprefix("torch."), setup.device, setup.seed
+        return cls(work or setup.workload.name, neurons, metric, unit, p20, p50, p80, *where)
+
 
 def rows_of(comparison: Comparison) -> list[Row]:
     """A comparison as rows of figures."""
     setup, rows = comparison.setup, []
 
     def add(neurons: str, metric: str, unit: str, values: list[float]) -> None:
-        p20, p50, p80 = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8]).double()).tolist()
-        where = setup.time_steps, setup.batch, str(setup.dtype).removeprefix("torch."), setup.device, setup.seed
-        rows.append(Row(setup.workload.name, neurons, metric, unit, p20, p50, p80, *where))
+        rows.append(Row.of(values, setup, neurons, metric, unit))
 
     for whose in SIDES:
         memory = comparison.memory[whose]

@@ -78,7 +78,7 @@ def restore(net: nn.Module) -> Conversion:
             before = type(module)
             signal = getattr(module, "reset", None) if "_reset" in module.__dict__ else None
             module.__class__ = host
-            for private in ("_reversal", "_reset", "reversible"):
+            for private in ("_reversal", "_reset", "reversible", "compiled_keeps"):
                 module.__dict__.pop(private, None)
             if signal is not None:
                 module.reset = signal

@@ -217,7 +217,7 @@ class Leaky(Dynamics):
     def clamped_beta(self) -> Tensor:
         beta = self.beta.detach()
         clamped = beta.clamp(0, 1)
-        return beta if (beta == clamped).all() else clamped
+        return beta if beta.device.type == "cpu" and (beta == clamped).all() else clamped  # elsewhere asking would stall
 
     @cached_property
     def decay(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch.nn as nn
 
@@ -73,6 +73,7 @@ class Account:
         boundaries: operations that cannot be, so that what they saved stays, likewise.
         reasons: for taking the host's own path, each with how often.
         backend: what computed the last call's time steps, and why.
+        compiled: what the backward of its last call under ``torch.compile`` reads; empty where there was none.
         left: why a neuron of the host's is none of ours; empty for ours.
     """
 
@@ -91,6 +92,7 @@ class Account:
     reasons: Mapping[str, int] = field(default_factory=dict)
     backend: str = ""
     left: str = ""
+    compiled: str = ""
     keeps_outputs: bool = False
 
     @property
@@ -110,11 +112,13 @@ class Account:
         lines = [f"{self.name or '(the module itself)'}: {self.kind}"]
         if self.left:
             lines.append(f"  not reversible: {self.left}")
-        elif not self.calls and not self.plain_calls and not self.hooked_calls:
+        elif not (self.calls or self.plain_calls or self.hooked_calls or self.compiled):
             lines.append("  never called")
         if self.calls:
             lines.append(f"  reversible: {_times(self.calls, 'call')}, {_times(self.steps, 'time step')}")
             lines.append(f"  keeps: {self.kept}")
+        if self.compiled:
+            lines.append(f"  compiled, as an operator whose backward reads {self.compiled}")
         if self.backend:
             lines.append(f"  arithmetic: {self.backend}")
         if self.recomputed:
@@ -153,7 +157,7 @@ def explain(net: nn.Module) -> Explanation:
     for name, module in net.named_modules():
         kind = type(module).__name__
         if isinstance(module, ReversibleNeuron):
-            rows.append(account_of(name, kind, module.reversal.ledger))
+            rows.append(replace(account_of(name, kind, module.reversal.ledger), compiled=module.compiled_keeps))
             continue
         swap, reason = swap_for(module)
         if swap is not None:

@@ -49,10 +49,13 @@ class ReversibleNeuron:
 
     Attributes:
         reversible: False makes this neuron take its host's own path.
+        compiled_keeps: what the backward of its last call under ``torch.compile`` reads; empty where there was none, or where
+            the host's path was compiled.
     """
 
     reversible: bool = True
     saves_through_hooks = False  # whether a call inside of somebody else's saved-tensor hooks is better than the host's
+    compiled_keeps: str = ""
 
     @property
     def reversal(self) -> Reversal:
@@ -84,6 +87,21 @@ class ReversibleNeuron:
         if not any(each is not None and each.requires_grad for each in (current, potential, *parameters)):
             return NO_GRADIENT
         return None
+
+    def takes_operators(self, current: Tensor, potential: Tensor, *parameters: Tensor) -> bool:
+        """Under ``torch.compile``: whether :mod:`snn_revplugin.operators` can express a call. Otherwise the host's path is
+        compiled. (Nothing in here may stop the tracing.)"""
+        if not torch.is_grad_enabled() or not self.reversible or not get_settings().reversible:
+            return False
+        if internals.is_transformed_while_compiling() or not isinstance(potential, Tensor) or not current.is_floating_point():
+            return False
+        if any(each.dtype != current.dtype or each.device != current.device for each in (potential, *parameters)):
+            return False
+        return any(each.requires_grad for each in (current, potential, *parameters))
+
+    def note_operators(self, keeps: str) -> None:
+        """A compiled call went through operators whose backward reads ``keeps``."""
+        self.compiled_keeps = keeps  # written and never read by what is compiled, so that no guard hangs on it
 
 
 def version_key(*tensors: Tensor) -> tuple:

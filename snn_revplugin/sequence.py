@@ -76,7 +76,7 @@ class _Sequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, currents: Tensor, potential: Tensor, call: Call, *parameters: Tensor) -> tuple[Tensor, ...]:
         dynamics = call.dynamics
-        packed, spikes, last, charged, path = _forward(dynamics, currents, potential, call.currents is None, call.with_path)
+        packed, spikes, last, charged, path = forward(dynamics, currents, potential, call.currents is None, call.with_path)
         if call.currents is not None:
             call.currents.expect()
         ctx.set_materialize_grads(False)
@@ -107,14 +107,14 @@ class _Sequence(torch.autograd.Function):
         charged, start = ctx.saved_tensors if call.hooked else (ctx.charged, ctx.potential.get(INITIAL))
         gradients, learned = (grad_spikes, grad_last, grad_path), ctx.needs_input_grad[3:]
         packed = None if call.hooked else getattr(ctx, FIRED).packed
-        grad_currents, grad_v, totals = _backward(
+        grad_currents, grad_v, totals = backward(
             call.dynamics, call.currents, charged, start, ctx.types[0], gradients, learned, packed
         )
         let_go(ctx, "call", "charged", "potential", FIRED)
         return grad_currents, grad_v.to(ctx.types[1]), None, *totals
 
 
-def _forward(
+def forward(
     dynamics: Dynamics, currents: Tensor, v: Tensor, keeps_charged: bool, with_path: bool
 ) -> tuple[PackedSpikes, Tensor, Tensor, Tensor | None, Tensor | None]:
     """The packed spikes, the spikes, the last potential, and if they are wanted the charged potentials and the path."""
@@ -143,7 +143,7 @@ def _forward(
     return (packed, spikes, v.clone(), kept, torch.stack(path)) if with_path else (packed, spikes, v, kept, None)
 
 
-def _backward(
+def backward(
     dynamics: Dynamics, currents: Value | None, charged: Tensor | None, start: Tensor | None, dtype: torch.dtype,
     gradients: tuple[Tensor | None, Tensor | None, Tensor | None], learned: tuple[bool, ...], packed: PackedSpikes | None,
 ) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:  # fmt: skip
@@ -175,7 +175,7 @@ def _backward(
         if grad_s is None and grad_v is None:
             grad_currents[t] = 0
             continue
-        moment = _Moment(dynamics, charged, start, t, fired)
+        moment = Moment(dynamics, charged, start, t, fired)
         slot = grad_currents[t]
         grad_x, grad_v, grads = dynamics.gradient(grad_s, grad_v, moment, learned, out=slot if fits else None)
         if grad_x is not slot:
@@ -201,7 +201,7 @@ def _scan(dynamics: Dynamics, currents: Tensor, owned: bool, v: Tensor, fired: T
     return charged
 
 
-class _Moment:
+class Moment:
     """One time step of a sequence whose charged potentials are all at hand; satisfies :class:`.dynamics.Moment`."""
 
     current = None  # the charged potentials may have been written over the currents

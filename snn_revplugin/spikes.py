@@ -188,7 +188,7 @@ def _unpack(block: Block, row: int, count: int, dtype: torch.dtype) -> Tensor:
         bits = block.bits[row]
         if takes_triton(bits):
             return unpacked_by_kernel(bits, count, dtype)
-        return ((bits.unsqueeze(1) >> _shifts(bits.device)) & 1).view(-1)[:count].to(dtype)
+        return unpacked(bits, count, dtype)
     packed = block.array[row]
     if packed.size <= CHUNK:
         octets = torch.from_numpy(np.unpackbits(packed, count=count, bitorder="little"))
@@ -199,6 +199,11 @@ def _unpack(block: Block, row: int, count: int, dtype: torch.dtype) -> Tensor:
         part = flat[start * BITS : (start + CHUNK) * BITS]
         part.copy_(octets[: part.numel()])
     return flat
+
+
+def unpacked(bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """The first ``count`` bits of a uint8 tensor as zeros and ones, in torch operations that a compiler can trace and fuse."""
+    return ((bits.unsqueeze(1) >> _shifts(bits.device)) & 1).view(-1)[:count].to(dtype)
 
 
 def _shifts(device: torch.device) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import autograd_internals as internals
-from . import heap
+from . import capture, heap
 from .dynamics import Dynamics
 from .function import differentiated_once, let_go
 from .kernels import arithmetic
@@ -52,7 +52,7 @@ def step(dynamics: Dynamics, current: Tensor, potential: Tensor, reversal: Rever
     value = recipe_of(current, reversal)
     dynamics = arithmetic(dynamics, current, potential, reversal.ledger)
     before = _start_from(potential, dynamics)
-    state = State(before, dynamics, value, *stretch_of(dynamics, potential.dtype))
+    state = State(before, dynamics, value, *stretch_of(dynamics, potential))
     parameters = dynamics.parameters
     if not dynamics.in_parts:
         spikes, after = _Step.apply(current, potential, state, *parameters)
@@ -70,10 +70,11 @@ def step(dynamics: Dynamics, current: Tensor, potential: Tensor, reversal: Rever
     return spikes, after
 
 
-def stretch_of(dynamics: Dynamics, dtype: torch.dtype) -> tuple[int, bool]:
+def stretch_of(dynamics: Dynamics, potential: Tensor) -> tuple[int, bool]:
     """The time steps between two anchors under the settings that hold, and whether those between are reversed."""
     settings = get_settings()
-    if dynamics.invertible and dtype in (torch.float32, torch.float64):  # shorter mantissas have no bits to lose
+    # Shorter mantissas have no bits to lose, and a decay or a largest potential is a value to be asked for.
+    if dynamics.invertible and potential.dtype in (torch.float32, torch.float64) and capture.may_ask(potential):
         stretch = dynamics.stretch(settings.lost_bits, settings.longest_stretch)
         if stretch:
             return stretch, True

@@ -38,7 +38,7 @@ def _exp_of_sigmoid(grad: Tensor, z: Tensor, slope: float) -> Tensor:
 
 def _squarewave(grad: Tensor, z: Tensor, n: int, T_period: float) -> Tensor:
     w = 2 * math.pi / T_period
-    waves = sum((torch.cos((2 * i - 1) * w * z) for i in range(1, n)), torch.zeros_like(z))
+    waves = sum((torch.cos((2 * i - 1) * w * z) for i in range(1, int(n))), torch.zeros_like(z))
     return waves * (4 / T_period) * grad
 
 

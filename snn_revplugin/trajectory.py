@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import capture
 from .dynamics import Dynamics
 from .replay import Value
 from .scratch import scratch
@@ -64,7 +65,7 @@ class Residue:
 def initial(potential: Tensor) -> Tensor:
     """An alias of the potential that a chain starts from; four bytes where it is the same everywhere, as after a reset."""
     potential = potential.detach()
-    if potential.numel() > 1 and not (potential.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if potential.numel() > 1 and capture.may_ask(potential):
         first = potential[(0,) * potential.dim()]
         if bool((potential == first).all()):
             return first.clone().expand_as(potential)

@@ -112,14 +112,26 @@ class LeakyConvNet(nn.Module):
 
     def forward(self, images: Tensor, time_steps: int) -> Tensor:
         """The last layer's membrane potentials, ``[T, N, 10]``."""
-        mem1, mem2, mem3, mems = self.lif1.reset_mem(), self.lif2.reset_mem(), self.lif3.reset_mem(), []
+        mems, outputs = (self.lif1.reset_mem(), self.lif2.reset_mem(), self.lif3.reset_mem()), []
         for _ in range(time_steps):
-            spk1, mem1 = self.lif1(F.max_pool2d(self.conv1(images), 2), mem1)
-            # snnTorch hands out float32 spikes whatever the net's dtype.
-            spk2, mem2 = self.lif2(F.max_pool2d(self.conv2(spk1.to(images.dtype)), 2), mem2)
-            _, mem3 = self.lif3(self.fc1(spk2.flatten(1).to(images.dtype)), mem3)
-            mems.append(mem3)
-        return torch.stack(mems)
+            mems = self.step(images, *mems)
+            outputs.append(mems[-1])
+        return torch.stack(outputs)
+
+    def step(self, images: Tensor, mem1: Tensor, mem2: Tensor, mem3: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One time step: the membrane potentials after it."""
+        spk1, mem1 = self.lif1(F.max_pool2d(self.conv1(images), 2), mem1)
+        # snnTorch hands out float32 spikes whatever the net's dtype.
+        spk2, mem2 = self.lif2(F.max_pool2d(self.conv2(spk1.to(images.dtype)), 2), mem2)
+        _, mem3 = self.lif3(self.fc1(spk2.flatten(1).to(images.dtype)), mem3)
+        return mem1, mem2, mem3
+
+
+class CheckpointedLeakyConvNet(LeakyConvNet):
+    """The same with every time step under ``torch.utils.checkpoint``."""
+
+    def step(self, images: Tensor, *mems: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return checkpoint(super().step, images, *mems, use_reentrant=False)
 
 
 POOL = "M"

@@ -20,7 +20,8 @@ from torch import Tensor
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 # The gradient of a number shared by a whole layer is a sum over every neuron and step. Where it happens to cancel it is known
 # no better than its terms, so it is measured against this share of the largest gradient in the net if that is more.
-CANCELLED = 5e-2
+# (One decay in test_snntorch's table has a gradient of 82 whose parts, neuron by neuron, add up to 1106 in absolute value.)
+CANCELLED = 2e-1
 
 
 @dataclass

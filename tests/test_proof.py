@@ -128,6 +128,26 @@ def test_a_neuron_is_tried_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def test_below_autograd_a_neuron_is_tried_out_all_the_same() -> None:
+    """An operator of ``torch.compile`` runs where nothing is recorded."""
+    with torch._C._AutoDispatchBelowAutograd():
+        assert objection(leaky(), *tensors()) is None
+
+
+def test_below_autograd_nothing_is_tried_out_in_backward() -> None:
+    """A second thread could wait there for the first one's device for ever."""
+    said = []
+
+    def look(_: Tensor) -> None:
+        with torch._C._AutoDispatchBelowAutograd():
+            said.append(objection(leaky(), *tensors()))
+
+    x = torch.ones(1, requires_grad=True)
+    x.register_hook(look)
+    x.sum().backward()
+    assert said == [proof.IN_BACKWARD] and not proof._verdicts
+
+
 def test_the_decision_asks_for_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     """Off the interpreter; with a device that is not there, so that the kernels fail."""
     monkeypatch.setattr(backend, "INTERPRETED", False)

@@ -15,6 +15,7 @@ from . import bench as benching
 from . import demo as demonstration
 from . import doctor as examination
 from . import script
+from . import suite as suites
 
 app = typer.Typer(
     name="snn-revplugin",
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 
 Net = StrEnum("Net", {name: name for name in WORKLOADS})
+Suite = StrEnum("Suite", {"gpu": "gpu"})
 DType = StrEnum("DType", {name: name for name in ("float32", "float64", "float16", "bfloat16")})
 
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
@@ -51,12 +53,30 @@ def bench(
     ] = None,
     batch: Annotated[int | None, typer.Option("--batch", "-N", min=1, help="Images a step, likewise.")] = None,
     dtype: Annotated[DType, typer.Option(help="Of weights and images.")] = DType.float32,
-    device: Device = "cpu",
+    device: Annotated[
+        str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...; by default cpu, and cuda for the suite.")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Training steps of each that are timed, in turns.")] = 5,
     csv: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the figures to this file too.")] = None,
     seed: Seed = 0,
+    suite: Annotated[
+        Suite | None, typer.Option(help="Run all of a suite instead, each case in a fresh process; see docs/benchmarks.md.")
+    ] = None,
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the suite's CSV and plot.")] = Path("out"),
+    quick: Annotated[bool, typer.Option("--quick", help="The suite in small, to see that it runs.")] = False,
 ) -> None:
     """Measure one network's training step with the host's neurons and with ours: memory, time, spikes, gradients."""
+    if suite is not None:
+        device = device or "cuda"
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise typer.BadParameter(
+                "the suite 'gpu' needs a CUDA device and there is none; --device cpu --quick runs it in small",
+                param_hint="--suite",
+            )
+        _check_device(device)
+        suites.run(lambda line: typer.echo(line), device, out, quick)
+        return
+    device = device or "cpu"
     _check_device(device)
     benching.run(Console(), net.value, time_steps, batch, getattr(torch, dtype.value), device, repeats, csv, seed)
 

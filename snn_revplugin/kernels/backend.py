@@ -104,12 +104,12 @@ def _installed() -> bool:
 
 def _why_not_for(dynamics: Equations, current: Tensor, potential: Tensor, on_trust: bool) -> str | None:
     from .form import why_none
-    from .proof import CAPTURING, objection
+    from .proof import NOT_YET, objection
 
     key = current.dtype, potential.dtype, current.device, potential.device, on_trust
     known = dynamics.__dict__.setdefault("_why_no_kernel", {})
-    reason = known.get(key, CAPTURING)  # what capturing is against, the next call may have
-    if reason is CAPTURING:
+    reason = known.get(key, NOT_YET[0])
+    if reason in NOT_YET:
         reason = why_none(dynamics, current, potential)
         if reason is None and not on_trust:
             reason = objection(dynamics, current, potential)

@@ -119,7 +119,7 @@ def why_none(dynamics: Dynamics | Coupled, current: Tensor, potential: Tensor) -
     """Why no kernel can take these dynamics, or None if one can."""
     if type(dynamics) not in CHARGES:
         return f"there is no kernel for {type(dynamics).__name__}"
-    if not isinstance(dynamics, Leaky) and (dynamics.in_parts or getattr(dynamics, "multiplies", False)):
+    if isinstance(dynamics, IntegrateAndFire) and (dynamics.in_parts or getattr(dynamics, "multiplies", False)):
         return "there is no kernel for the arithmetic of SpikingJelly 0.0.0.0.14"
     surrogate = dynamics.surrogate
     if not isinstance(surrogate, Surrogate):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .. import autograd_internals as internals
 from ..coupled import Coupled
 from ..settings import use_settings
 from .form import Form, form_of
@@ -30,6 +32,8 @@ ROWS = 29  # together with WIDTH more than one program's share of a launch
 ROUNDING = {torch.float32: 1e-4}  # largest difference of gradients, in units of the largest gradient
 ROUNDING_OF_SHORT = 0.1  # the plain code rounds to the short dtype after every operation, a kernel once
 CAPTURING = "a CUDA graph is being captured, and its kernel has not been tried out yet: take a training step before"
+IN_BACKWARD = "its kernel has not been tried out yet, and is not in backward"
+NOT_YET = CAPTURING, IN_BACKWARD  # the next call may find otherwise
 
 _verdicts: dict[tuple[Form | str, torch.device], str | None] = {}
 
@@ -54,11 +58,27 @@ def _verdict(key: tuple[Form | str, torch.device], compare: Callable[[], str | N
     if key not in _verdicts:
         if key[1].type == "cuda" and torch.cuda.is_current_stream_capturing():
             return CAPTURING
+        if _is_below_autograd() and internals.current_pass() != internals.NO_PASS:
+            return IN_BACKWARD
         try:
-            _verdicts[key] = compare()
+            _verdicts[key] = _above_autograd(compare)
         except Exception as error:  # a driver, a compiler or a device that Triton cannot deal with: the plain code can
             _verdicts[key] = f"the kernel failed on {key[1]}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
     return _verdicts[key]
+
+
+def _is_below_autograd() -> bool:
+    """Whether no operation is recorded, as in the operators of :mod:`snn_revplugin.operators`."""
+    with torch.enable_grad():
+        return not (torch.ones((), requires_grad=True) * 1).requires_grad
+
+
+def _above_autograd(compare: Callable[[], str | None]) -> str | None:
+    """What is compared, where its operations are recorded: in a thread of its own, if they are not in this one."""
+    if not _is_below_autograd():
+        return compare()
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(compare).result()
 
 
 def _compare(dynamics: Equations, current: torch.dtype, potential: torch.dtype, device: torch.device) -> str | None:

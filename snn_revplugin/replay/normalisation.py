@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .. import capture
 from ..autograd_internals import Node, attribute_of, is_leaf_edge, name_of, saved_by, shape_of_output, type_of_output
 from ..versioned import Versioned
 from .operation import Operation, Replay, register
@@ -268,6 +269,8 @@ def _eps_of(sample: Tensor | None, deviations: Tensor, deviation_of) -> float | 
     """
     if sample is None:
         return USUAL_EPS[0]
+    if not capture.may_ask(sample):
+        return None
     row = int(sample)
     with torch.no_grad():
         for eps in USUAL_EPS:

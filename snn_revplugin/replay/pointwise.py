@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .. import capture
 from ..autograd_internals import Node, attribute_of, name_of, saved_by, type_of_output
 from ..spikes import PackedSpikes
 from .operation import DecidedBy, Operation, Replay, register
@@ -52,7 +53,7 @@ def constant_of(node: Node, x: Tensor, output: Tensor) -> Replay | None:
     name = name_of(node)
     alpha = attribute_of(node, "alpha")
     with torch.no_grad():
-        if x.numel() == 0 or x.shape != output.shape:
+        if x.numel() == 0 or x.shape != output.shape or not capture.may_ask(x):
             return None
         at = x.abs().argmin()  # where x is zero the constant can be read off
         x_there, output_there = x.reshape(-1)[at].item(), output.reshape(-1)[at].item()
@@ -69,6 +70,8 @@ def constant_of(node: Node, x: Tensor, output: Tensor) -> Replay | None:
 
 def packed_mask(mask: Tensor) -> PackedSpikes | None:
     """A dropout mask, whose elements are zero or one and the same number, at one bit each; None for any other tensor."""
+    if not capture.may_ask(mask):
+        return None
     scale = mask.max()
     fired = mask != 0
     return PackedSpikes(fired, mask.dtype, scale) if torch.equal(fired * scale, mask) else None

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import autograd_internals as internals
+from .. import capture
 from ..autograd_internals import Node
 from .normalisation import inverse_batch_norm
 from .operation import OPERATIONS, WRITE_INTO_VIEW, Operation
@@ -167,7 +168,7 @@ class _Walk:
         if value.cheap:
             if not value.were_edited():
                 return value
-        elif not value.derived or torch.equal(value.peek(), tensor.detach()):
+        elif not value.derived or (capture.may_ask(tensor) and torch.equal(value.peek(), tensor.detach())):
             return value
         self._note(self.ledger.boundaries, EDITED, wanted)
         return None if tensor is None else Kept(tensor)
