@@ -1,6 +1,8 @@
 """snnTorch's neuron, reversible: ``RevLeaky`` for ``snntorch.Leaky``; and ``CoupledLeaky``, the coupled node behind its API.
 
-from snn_revplugin.adapters.snntorch import RevLeaky as Leaky
+::
+
+    from snn_revplugin.adapters.snntorch import RevLeaky as Leaky
 """
 
 from __future__ import annotations

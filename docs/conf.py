@@ -19,18 +19,21 @@ suppress_warnings = ["config.cache"]  # the tables are text: they are made anew 
 # Pages are Markdown, which is read on its own too; ``{{ name }}`` stands for a table of registries.py.
 myst_enable_extensions = ["substitution"]
 myst_heading_anchors = 3
+smartquotes = False  # step mode 's' is what one types
 myst_substitutions = registries.tables()
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True, "exclude-members": "__new__"}
+napoleon_use_ivar = True
 napoleon_use_rtype = False
 python_maximum_signature_line_length = 100
 
 html_theme = "furo"
 html_title = "snn_revplugin"
 html_static_path = ["_static"]
-html_css_files = ["pictures.css"]
+html_css_files = ["site.css"]
+html_show_copyright = False
 html_copy_source = False
 html_show_sourcelink = False

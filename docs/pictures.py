@@ -66,7 +66,7 @@ class Picture:
 
 def kept() -> Picture:
     """What one neuron-step keeps on its way through a block, host and ours."""
-    picture = Picture("What training keeps between two neurons in one time step, host and ours", 430)
+    picture = Picture("What training keeps between two neurons in one time step, host and ours", 412)
     picture.text(80, 24, "one time step", "head")
     picture.text(278, 24, "the host keeps", "head")
     picture.text(442, 24, "ours keeps", "head")

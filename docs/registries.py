@@ -86,13 +86,13 @@ def neurons() -> str:
     """The swaps of ``convert``; and the neurons of ours that stand for none of a host's."""
     hosts = {swap.reversible: swap.host for swap in known_swaps()}
     rows = []
-    for host, adapter in ADAPTERS.items():
+    for adapter in ADAPTERS.values():
         for name, kind in vars(adapter).items():
             is_ours = isinstance(kind, type) and issubclass(kind, ReversibleNeuron) and kind.__module__ == adapter.__name__
             if is_ours and not name.startswith("_"):
                 stands_for = _code(_path(hosts[kind])) if kind in hosts else "none"
-                rows.append((_code(f"{adapter.__name__}.{name}"), stands_for, host))
-    return table(("neuron", "stands for", "host"), rows)
+                rows.append((_code(name), stands_for))
+    return table(("neuron", "stands for"), rows)
 
 
 def options(kind: type[nn.Module], host: type[nn.Module]) -> str:
@@ -148,7 +148,7 @@ def surrogates(known: Iterable[tuple[str, Any]], surrogate_from: Callable[[Any],
 
 
 def operations() -> str:
-    """``replay.OPERATIONS``: one row a graph node."""
+    """``replay.OPERATIONS``: one row a graph node, with the tensors that it saves and recipes stand for."""
     rows = []
     for each in sorted(OPERATIONS.values(), key=lambda each: (operation_name(each.node), each.node)):
         saved = [name for name in (*each.inputs, *each.outputs) if name is not None]
@@ -159,7 +159,7 @@ def operations() -> str:
         else:
             told = "nothing"
         rows.append((operation_name(each.node), _code(each.node), told))
-    return table(("operation", "its node in the graph", "what the node saves"), rows)
+    return table(("operation", "its node in the graph", "saved tensors that are had again"), rows)
 
 
 def settings() -> str:
