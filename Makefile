@@ -1,4 +1,5 @@
 # make test: lint and the whole suite.   make demo: train on digits, host's neurons and ours.   make bench: the works' figures.
+# make docs: the documentation, into out/docs; a warning is an error.
 # make test-matrix: the suite with each set of releases in tests/matrix, about 6 GB and 10 minutes a set, one after the other;
 # make test-matrix-oldest: with one of them.
 PYTHON ?= python3
@@ -8,7 +9,7 @@ INSTALLED := $(VENV)/installed
 
 MATRIX := $(basename $(notdir $(wildcard tests/matrix/*.txt)))
 
-.PHONY: test lint demo bench clean test-matrix $(MATRIX:%=test-matrix-%)
+.PHONY: test lint demo bench docs clean test-matrix $(MATRIX:%=test-matrix-%)
 
 # Two processes of one thread each: on two cores, more threads would only wait for one another.
 test: lint
@@ -35,11 +36,14 @@ demo: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/work.py
 
+docs: $(INSTALLED)
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs out/docs
+
 # The environment is made again only when what it has to hold has changed.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[all,dev]'
+	$(BIN)/pip install --quiet --editable '.[all,dev,docs]'
 	touch $@
 
 clean:

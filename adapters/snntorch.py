@@ -1,6 +1,8 @@
 """snnTorch's neuron, reversible: ``RevLeaky`` for ``snntorch.Leaky``; and ``CoupledLeaky``, the coupled node behind its API.
 
-from snn_revplugin.adapters.snntorch import RevLeaky as Leaky
+::
+
+    from snn_revplugin.adapters.snntorch import RevLeaky as Leaky
 """
 
 from __future__ import annotations
@@ -76,11 +78,8 @@ def _known_surrogate(spike_grad: Any) -> tuple[str, tuple[float, ...]] | None:
 
 
 class RevLeaky(ReversibleNeuron, snntorch.Leaky):
-    """``snntorch.Leaky`` with the same spikes, membranes and gradients, and a fraction of the memory.
-
-    Args:
-        *args, **kwargs: those of ``snntorch.Leaky``, all 14 of them.
-        reversible: False for the host's own path, for comparison.
+    """``snntorch.Leaky`` with the same spikes, membranes and gradients, and a fraction of the memory. Takes the host's
+    arguments, all 14 of them, and ``reversible=False`` for the host's own path.
 
     ``inhibition`` and ``state_quant`` decide by more than the neuron's own potential, or leave no potential to reverse; with
     them the neuron takes the host's own path, and :func:`snn_revplugin.explain` says so.

@@ -1,5 +1,7 @@
 """Train spiking neural networks of snnTorch and SpikingJelly in a fraction of the memory: same spikes, same gradients.
 
+::
+
     import snn_revplugin
     snn_revplugin.convert(net)      # every supported neuron of a net, in place; restore(net) undoes it
 
