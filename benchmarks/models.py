@@ -2,7 +2,8 @@
 
 One training step each, forward and backward: memory in bytes of live tensors, the gradients of the parameters among them; time
 of steps taken in turns, and the median of the ratios; whether all spikes are equal; the largest difference of a layer's
-gradient, relative to the largest entry of the host's; and the boundaries that ``explain`` names. To add a model, add a row.
+gradient, relative to the largest entry of the host's; and the boundaries that ``explain`` names. To add a model, add a row,
+here or in ``models_snntorch.py``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from models_snntorch import MODELS as SNNTORCH
 from torch import Tensor
 
 from snn_revplugin import explain
@@ -119,6 +121,7 @@ MODELS = [
     *spikingjelly("maxformer_cifar", "maxformer", (3, 32, 32), **TEN),
     *spikingjelly("att_ms_resnet18", "masnn", (3, 64, 64), **TEN),
     *spikingjelly("masnn_dvs128_gesture", "masnn", (2, 32, 32), time_steps=10, **TEN),
+    *SNNTORCH,
 ]
 
 

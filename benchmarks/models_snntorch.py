@@ -1,11 +1,10 @@
-"""The networks of snnTorch's tutorials, as rows for the table of the hosts' models: ``python benchmarks/models_snntorch.py``.
+"""The networks of snnTorch's tutorials, as rows for the table of the hosts' models (``python benchmarks/models.py``).
 
 They are those of ``examples/``, in the sizes of the tutorials' own data. ``MODELS`` holds a workload and its step mode each.
 """
 
 from __future__ import annotations
 
-import argparse
 from itertools import pairwise
 
 import torch
@@ -13,9 +12,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from snn_revplugin.comparison import Setup, compare
-from snn_revplugin.memory import mib
-from snn_revplugin.workloads import HOST, OURS, Workload, loss_of_every_step, loss_of_mean
+from snn_revplugin.workloads import Workload, loss_of_every_step, loss_of_mean
 
 LOOP = "loop"  # the only step mode that snnTorch has
 Neuron = type[nn.Module]
@@ -176,23 +173,3 @@ MODELS = [
         ("forward-forward", ForwardForward, loss_of_goodness, IMAGE, 25),
     )
 ]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--repeats", type=int, default=3, help="training steps of each that are timed")
-    repeats = parser.parse_args().repeats
-    for workload, _ in MODELS:
-        comparison = compare(Setup.usual(workload), repeats)
-        host, ours = (comparison.memory[whose] for whose in (HOST, OURS))
-        print(
-            f"{workload.name}, T {workload.time_steps}: retained {mib(host.retained)} and {mib(ours.retained)}, "
-            f"peak {mib(host.peak)} and {mib(ours.peak)}, "
-            + (f"step {comparison.time_ratio:.2f}x, " if repeats else "")
-            + f"spikes {'equal' if comparison.spikes_equal else 'DIFFER'}, gradients {comparison.gradient_error:.1e}",
-            flush=True,
-        )
-
-
-if __name__ == "__main__":
-    main()

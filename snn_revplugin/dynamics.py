@@ -31,6 +31,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from . import capture
 from .spikes import PackedSpikes
 from .surrogate import AnySurrogate
 from .versioned import Versioned
@@ -217,7 +218,8 @@ class Leaky(Dynamics):
     def clamped_beta(self) -> Tensor:
         beta = self.beta.detach()
         clamped = beta.clamp(0, 1)
-        return beta if beta.device.type == "cpu" and (beta == clamped).all() else clamped  # elsewhere asking would stall
+        asks = beta.device.type == "cpu" and capture.may_ask(beta)  # elsewhere asking would stall
+        return beta if asks and (beta == clamped).all() else clamped
 
     @cached_property
     def decay(self) -> float:
