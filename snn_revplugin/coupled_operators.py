@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from .coupled import Coupled
 from .coupled_sequence import Call
 from .coupled_step import Outputs
-from .operators import NAMESPACE
+from .operators import opaque
 from .spikes import BITS, PackedSpikes
 from .surrogate import Surrogate
 from .versioned import Versioned
@@ -46,7 +45,7 @@ def _equations(
 # ------------------------------------------------------------------------------------------------------------ a time step
 
 
-@custom_op(f"{NAMESPACE}::coupled_step", mutates_args=())
+@opaque
 def coupled_step(
     x: Tensor, v: Tensor, numbers: list[float], held: list[Tensor], v_reset: float | None, detach_reset: bool, strict: bool,
     surrogate: str, slopes: list[float], split_dim: int,
@@ -62,7 +61,7 @@ def _(x, v, *equations):
     return x.new_empty(x.shape), x.new_empty(x.shape), x.new_empty(_bytes(x), dtype=torch.uint8)
 
 
-@custom_op(f"{NAMESPACE}::coupled_step_backward", mutates_args=())
+@opaque
 def coupled_step_backward(
     grad_y: Tensor | None, grad_after: Tensor | None, y: Tensor, v: Tensor, bits: Tensor, numbers: list[float],
     held: list[Tensor], v_reset: float | None, detach_reset: bool, strict: bool, surrogate: str, slopes: list[float],
@@ -88,7 +87,7 @@ def _(grad_y, grad_after, y, v, bits, *equations):
 # ----------------------------------------------------------------------------------------------------------- T time steps
 
 
-@custom_op(f"{NAMESPACE}::coupled_sequence", mutates_args=())
+@opaque
 def coupled_sequence(
     x_seq: Tensor, v: Tensor, numbers: list[float], held: list[Tensor], v_reset: float | None, detach_reset: bool,
     strict: bool, surrogate: str, slopes: list[float], split_dim: int,
@@ -104,7 +103,7 @@ def _(x_seq, v, *equations):
     return x_seq.new_empty(x_seq.shape), x_seq.new_empty(v.shape), x_seq.new_empty(_bytes(x_seq), dtype=torch.uint8)
 
 
-@custom_op(f"{NAMESPACE}::coupled_sequence_backward", mutates_args=())
+@opaque
 def coupled_sequence_backward(
     grad_y: Tensor | None, grad_last: Tensor | None, y: Tensor, v: Tensor, bits: Tensor, numbers: list[float],
     held: list[Tensor], v_reset: float | None, detach_reset: bool, strict: bool, surrogate: str, slopes: list[float],

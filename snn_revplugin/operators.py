@@ -20,13 +20,14 @@ gives them new names.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
+from torch.library import CustomOpDef, custom_op
 
 from . import autograd_internals as internals
 from .dynamics import Dynamics, IntegrateAndFire, Leaky, LeakyIntegrateAndFire, ParametricLeakyIntegrateAndFire
@@ -43,6 +44,20 @@ NAMESPACE = "snn_revplugin"
 AT_ONCE = "at_once"
 STEP_KEEPS = "the charged potential of each time step, unless the compiler computes it again"
 SCAN_KEEPS = "spikes as bits, the first potential and the currents, unless the compiler computes those again"
+
+# How torch's schemas call the types of arguments. (torch 2.6 does not read these annotations itself.)
+SCHEMA = {
+    "Tensor": "Tensor", "Tensor | None": "Tensor?", "list[Tensor]": "Tensor[]", "list[float]": "float[]",
+    "float | None": "float?", "str": "str", "bool": "bool", "int": "int",
+}  # fmt: skip
+
+
+def opaque(function: Callable[..., tuple[Tensor, ...]]) -> CustomOpDef:
+    """An operator of a function's name, arguments and results, which a compiler does not look into."""
+    kinds = dict(function.__annotations__)
+    results = ", ".join(["Tensor"] * kinds.pop("return").count("Tensor"))
+    schema = f"({', '.join(f'{SCHEMA[kind]} {name}' for name, kind in kinds.items())}) -> ({results})"
+    return custom_op(f"{NAMESPACE}::{function.__name__}", mutates_args=(), schema=schema)(function)
 
 
 class Equations(NamedTuple):
@@ -133,7 +148,7 @@ _unread = Ledger()  # the operators do not know whose they are
 # ------------------------------------------------------------------------------------------------------------ a time step
 
 
-@custom_op(f"{NAMESPACE}::charge", mutates_args=())
+@opaque
 def charge(
     x: Tensor, v: Tensor, parameters: list[Tensor], kind: str, constants: list[float], surrogate: str, slopes: list[float]
 ) -> tuple[Tensor, Tensor]:
@@ -196,7 +211,7 @@ class _Step(torch.autograd.Function):
 # ----------------------------------------------------------------------------------------------------------- T time steps
 
 
-@custom_op(f"{NAMESPACE}::scan", mutates_args=())
+@opaque
 def scan(
     x_seq: Tensor, v: Tensor, parameters: list[Tensor], kind: str, constants: list[float], surrogate: str,
     slopes: list[float], with_path: bool,
@@ -215,7 +230,7 @@ def _(x_seq, v, parameters, kind, constants, surrogate, slopes, with_path):
     return bits, v.new_empty(v.shape), v.new_empty(x_seq.shape if with_path else 0)
 
 
-@custom_op(f"{NAMESPACE}::scan_backward", mutates_args=())
+@opaque
 def scan_backward(
     grad_spikes: Tensor | None, grad_last: Tensor | None, grad_path: Tensor | None, x_seq: Tensor, v: Tensor,
     parameters: list[Tensor], kind: str, constants: list[float], surrogate: str, slopes: list[float], learned: bool,
