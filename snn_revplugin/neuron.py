@@ -15,6 +15,8 @@ from .settings import get_settings
 
 PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 NO_GRADIENT = "no gradient is recorded"
+OLDEST_COMPILER = "2.11"  # the oldest torch whose compiler was seen to trace the operators
+HAS_COMPILER = torch.__version__ >= OLDEST_COMPILER
 
 
 class Reversal:
@@ -91,7 +93,7 @@ class ReversibleNeuron:
     def takes_operators(self, current: Tensor, potential: Tensor, *parameters: Tensor) -> bool:
         """Under ``torch.compile``: whether :mod:`snn_revplugin.operators` can express a call. Otherwise the host's path is
         compiled. (Nothing in here may stop the tracing.)"""
-        if not torch.is_grad_enabled() or not self.reversible or not get_settings().reversible:
+        if not HAS_COMPILER or not torch.is_grad_enabled() or not self.reversible or not get_settings().reversible:
             return False
         if internals.is_transformed_while_compiling() or not isinstance(potential, Tensor) or not current.is_floating_point():
             return False

@@ -14,6 +14,7 @@ import snntorch as snn
 import torch
 import torch.nn as nn
 from compare import Observed, assert_agree
+from hosts import PURE
 from spikingjelly.activation_based import neuron
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -75,6 +76,8 @@ class Net(nn.Module):
 
 
 def nets(kind: str, device: str) -> tuple[nn.Module, nn.Module, Tensor]:
+    if not PURE and "LIF" in kind and kind in KINDS:
+        pytest.skip("SpikingJelly 0.0.0.0.14 has no pure transitions, by which this net hands its potentials on")
     host, ours, options = (KINDS | COUPLED)[kind]
     made = []
     for make in (host, ours):

@@ -21,11 +21,17 @@ from snn_revplugin import coupled_operators, operators
 from snn_revplugin.adapters.snntorch import CoupledLeaky, RevLeaky
 from snn_revplugin.adapters.spikingjelly import CoupledLIFNode, RevIFNode, RevLIFNode, RevParametricLIFNode
 from snn_revplugin.autograd_internals import computed_again
+from snn_revplugin.neuron import HAS_COMPILER, OLDEST_COMPILER
 from snn_revplugin.operators import SCAN_KEEPS, STEP_KEEPS
 from snn_revplugin.workloads import CheckpointedBlock
 
 T = 4
-pytestmark = pytest.mark.filterwarnings("ignore")  # those of the compiler
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # those of the compiler
+    pytest.mark.skipif(
+        not HAS_COMPILER, reason=f"before torch {OLDEST_COMPILER} the host's own path is compiled (test_tools.py)"
+    ),
+]
 Make = Callable[..., nn.Module]
 
 
