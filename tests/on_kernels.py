@@ -21,6 +21,11 @@ DEVICES = [
         marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")],
     ),
 ]
+InterpretedFunction = pytest.importorskip("triton.runtime.interpreter", reason="Triton is not installed").InterpretedFunction
+COMPILES_BESIDE_THE_INTERPRETER = pytest.mark.skipif(
+    not hasattr(InterpretedFunction, "run"),
+    reason="once a kernel has been interpreted, this release of Triton compiles none any more in the same process",
+)
 ON_EVERY_DEVICE = pytest.mark.parametrize("device", DEVICES)
 
 

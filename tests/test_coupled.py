@@ -34,7 +34,7 @@ from snn_revplugin.adapters.spikingjelly import CoupledLIFNode
 from snn_revplugin.comparison import Setup
 from snn_revplugin.coupled import LARGEST_BETA, SMALLEST_ALPHA, SMALLEST_BETA, Coupled
 from snn_revplugin.coupled_step import STATE, Outputs, rebuilt_input
-from snn_revplugin.neuron import Reversal
+from snn_revplugin.neuron import HAS_COMPILER, OLDEST_COMPILER, Reversal
 from snn_revplugin.reference import reference_coupled_step
 from snn_revplugin.replay import FIRED, recipe_of
 from snn_revplugin.scratch import scratch
@@ -930,6 +930,7 @@ def test_conversion_leaves_it_alone() -> None:
     assert isinstance(net[0], CoupledLeaky) and isinstance(net[1], CoupledLIFNode)
 
 
+@pytest.mark.skipif(not HAS_COMPILER, reason=f"the compiler of torch before {OLDEST_COMPILER} does not trace the plain code")
 def test_compiled() -> None:
     node, weigh = CoupledLIFNode(step_mode="m"), nn.Linear(6, 6)
     x = torch.randn(3, 2, 4, 6)

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn as nn
 from compare import assert_alive, assert_exact
-from on_kernels import ON_EVERY_DEVICE, assert_trains_alike, launches, trained
+from on_kernels import COMPILES_BESIDE_THE_INTERPRETER, ON_EVERY_DEVICE, assert_trains_alike, launches, trained
 from torch import Tensor
 
 from snn_revplugin import explain, use_settings
@@ -300,6 +300,7 @@ def test_explain_says_what_computed(make: Callable[[], nn.Module], monkeypatch: 
 
 
 @pytest.mark.ahead_of_time
+@COMPILES_BESIDE_THE_INTERPRETER
 @pytest.mark.parametrize("capability", [80, 90], indirect=True)
 @pytest.mark.parametrize(("name", "dtype", "shape", "neurons"), [
     ("hard -0.3", torch.float32, (2, 16), 2**31 + 32), ("soft strict", torch.float32, (3, 2), 2**20),

@@ -12,6 +12,8 @@ import snntorch
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from compare import assert_close
+from hosts import PURE
 from snntorch import surrogate as snn_surrogate
 from spikingjelly.activation_based import functional, neuron
 from torch import Tensor
@@ -100,4 +102,7 @@ def test_a_third_of_the_memory_and_the_same_gradients(kinds: tuple[Make, Make], 
     assert 3 * ours.peak <= host.peak
     assert gradients[1].keys() == gradients[0].keys()
     for name, gradient in gradients[0].items():
-        assert torch.equal(gradients[1][name], gradient), name
+        if PURE:
+            assert torch.equal(gradients[1][name], gradient), name
+        else:  # whose sums TorchScript takes in another order
+            assert_close(name, gradient, gradients[1][name])

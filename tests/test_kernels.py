@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn as nn
 from compare import assert_alive, assert_close, assert_exact
-from on_kernels import ON_EVERY_DEVICE, assert_trains_alike, launches, trained
+from on_kernels import COMPILES_BESIDE_THE_INTERPRETER, ON_EVERY_DEVICE, assert_trains_alike, launches, trained
 from torch import Tensor
 
 from snn_revplugin import check_reversible, explain, use_settings
@@ -592,6 +592,7 @@ def test_a_reversible_neuron_in_the_interpreter() -> None:
 
 
 @pytest.mark.ahead_of_time
+@COMPILES_BESIDE_THE_INTERPRETER
 @pytest.mark.parametrize("capability", [80, 90], indirect=True)
 @pytest.mark.parametrize(("name", "dtype", "neurons"), [
     ("Leaky subtract vectors graded", torch.float32, 2**31 + 16), ("Leaky zero at once graded", torch.float32, 1),

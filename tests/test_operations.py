@@ -505,6 +505,8 @@ UNKNOWN = [
     Row("group norm of an unusual eps", IMAGE, lambda: nn.GroupNorm(2, 4, eps=3.3e-3), "", "NativeGroupNorm"),
     Row("a function of the user's", FEATURES, of(lambda s, w: own_relu(s @ w) @ w, (10, 10)), "Mm", "OwnRelu"),
 ]  # fmt: skip
+if not internals.TELLS_HOOKS:  # torch 2.6 names the node otherwise, and its view is a boundary
+    KNOWN = [each for each in KNOWN if "into a view" not in each.name]
 ROWS = [pytest.param(each, id=each.name) for each in KNOWN + UNKNOWN]
 KNOWN_ROWS = [pytest.param(each, id=each.name) for each in KNOWN]
 AT_ONCE_ROWS = [pytest.param(each, id=each.name) for each in KNOWN + UNKNOWN if each.over_time != LOOP_ONLY]

@@ -98,7 +98,7 @@ SAVING: dict[str, Callable[[], AbstractContextManager]] = {
 
 def path_inside_hooks(kind: str) -> str:
     """snnTorch's neurons save no more than ours would; SpikingJelly's do."""
-    return "host" if kind == "Leaky" else "hooked"
+    return "host" if kind == "Leaky" or not PURE else "hooked"
 
 
 @EVERY_KIND
