@@ -15,7 +15,7 @@ from .settings import get_settings
 
 PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 NO_GRADIENT = "no gradient is recorded"
-OLDEST_COMPILER = "2.11"  # the oldest torch whose compiler was seen to trace the operators
+OLDEST_COMPILER = "2.15"  # the oldest torch whose compiler was seen to trace the operators
 HAS_COMPILER = torch.__version__ >= OLDEST_COMPILER
 
 

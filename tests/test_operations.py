@@ -18,6 +18,7 @@ import snntorch
 import torch
 import torch.nn.functional as F
 from compare import assert_close, assert_exact
+from hosts import OLDER_TORCH
 from live_bytes import LiveBytes
 from snntorch import surrogate as snn_surrogate
 from spikingjelly.activation_based import neuron as sj_neuron
@@ -505,7 +506,7 @@ UNKNOWN = [
     Row("group norm of an unusual eps", IMAGE, lambda: nn.GroupNorm(2, 4, eps=3.3e-3), "", "NativeGroupNorm"),
     Row("a function of the user's", FEATURES, of(lambda s, w: own_relu(s @ w) @ w, (10, 10)), "Mm", "OwnRelu"),
 ]  # fmt: skip
-if not internals.TELLS_HOOKS:  # torch 2.6 names the node otherwise, and its view is a boundary
+if OLDER_TORCH:  # does not tell what wrote into a view, which is a boundary there
     KNOWN = [each for each in KNOWN if "into a view" not in each.name]
 ROWS = [pytest.param(each, id=each.name) for each in KNOWN + UNKNOWN]
 KNOWN_ROWS = [pytest.param(each, id=each.name) for each in KNOWN]
@@ -662,6 +663,8 @@ def retained(neuron: type[snntorch.Leaky], row: Row) -> int:
 
 @pytest.mark.parametrize("row", KNOWN_ROWS)
 def test_less_is_retained(row: Row) -> None:
+    if OLDER_TORCH and "dropout" in row.name:
+        pytest.skip("an older torch hands a dropout mask out with one more reference to it: it might be the user's, and stays")
     share = row.retained
     if not internals.TELLS_HOOKS and "NativeGroupNorm" in row.replayed:
         share = max(share, 0.6)  # torch 2.6 keeps more of it
@@ -742,5 +745,7 @@ def test_values_come_back_bit_for_bit(row: Row, dtype: torch.dtype) -> None:
 def test_every_known_operation_has_a_row() -> None:
     """Operations that only a GPU has are tested there."""
     only_on_cuda = {"CudnnBatchNorm", "NativeDropout"}
-    covered = {name for each in KNOWN for name in each.replayed.split()}
+    covered = {name for each in KNOWN for name in each.replayed.split()} | (
+        {"CopySlices", "AsStrided"} if OLDER_TORCH else set()
+    )
     assert names(dict.fromkeys(OPERATIONS, 0)) - covered - only_on_cuda == set()

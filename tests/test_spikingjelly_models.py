@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compare import Observed, assert_agree
+from hosts import OLDER_TORCH
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from spikingjelly.activation_based.model import (
     masnn,
@@ -115,6 +116,7 @@ MAXFORMER = small(maxformer.MaxFormer, embed_dims=64, depths=(1, 2, 3), **OVER_T
 MAXFORMER_CIFAR = small(maxformer.MaxFormer, embed_dims=64, depths=(1, 1, 2), cifar=True, **OVER_TIME)
 MASNN = small(masnn.MASNN, input_size=(16, 16), channels=(16, 32), pools=(1, 2), reduction_t=3, **OVER_TIME)
 ATT_MS_RESNET = small(masnn.AttMSResNet, base_channels=16, layers=(2, 2, 2), **OVER_TIME)
+IN_PLACE = {("spiking_resnet18", "m"), ("spiking_resnet50", "m")}  # with residual sums that are written into a view
 MODELS = (
     Model("spiking_resnet18", RESNET18, (3, 64, 64), 9.6, 1.1),
     Model("spiking_resnet50", RESNET50, (3, 32, 32), 8.2, 1.05),
@@ -135,7 +137,12 @@ MODELS = (
     Model("MASNN", MASNN, (2, 16, 16), 20.8, 1.5, (OWN,), threshold=0.02),
     Model("AttMSResNet", ATT_MS_RESNET, (3, 32, 32), 7, 2.3, (OWN,)),
 )
-ROWS = [pytest.param(each, mode, id=f"{each.name}-{mode or 'own'}") for each in MODELS for mode in each.modes]
+BOUNDARY = pytest.mark.skipif(OLDER_TORCH, reason="an older torch does not tell what wrote into a view: a boundary")
+ROWS = [
+    pytest.param(each, mode, id=f"{each.name}-{mode or 'own'}", marks=BOUNDARY if (each.name, mode) in IN_PLACE else ())
+    for each in MODELS
+    for mode in each.modes
+]
 CONVERTED = [pytest.param(each, id=each.name) for each in MODELS if each.modes == (OWN,)]
 
 

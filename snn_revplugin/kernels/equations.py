@@ -56,11 +56,11 @@ def number(given):
 
 
 @triton.jit
-def parameter(given, index, mask, HELD: tl.constexpr):
+def parameter(given, index, mask, IS_NUMBER: tl.constexpr, IS_SCALAR: tl.constexpr):
     """A decay, threshold or factor: the number itself, one in memory for all neurons, or one for each."""
-    if HELD == "number":
+    if IS_NUMBER:
         return number(given)
-    elif HELD == "scalar":
+    elif IS_SCALAR:
         return tl.load(given).to(tl.float32)
     else:
         return tl.load(given + index, mask=mask, other=1.0).to(tl.float32)
@@ -81,9 +81,9 @@ def parameters(
 ):
     """Decay, threshold, factor, ``v_reset`` and ``rest`` of a tile's neurons."""
     index = index_of_parameter(first, tile, inner, size, WIDE)
-    a = parameter(decay, index, mask, NEURON.decay_held)
-    theta = parameter(threshold, index, mask, NEURON.threshold_held)
-    f = parameter(factor, index, mask, NEURON.factor_held)
+    a = parameter(decay, index, mask, NEURON.decay_held == "number", NEURON.decay_held == "scalar")
+    theta = parameter(threshold, index, mask, NEURON.threshold_held == "number", NEURON.threshold_held == "scalar")
+    f = parameter(factor, index, mask, NEURON.factor_held == "number", NEURON.factor_held == "scalar")
     return a, theta, f, number(v_reset), number(rest)
 
 
@@ -221,8 +221,9 @@ def uncharge(h, x, r, decay, threshold, NEURON: tl.constexpr):
 
 
 @triton.jit
-def surrogate_gradient(grad, z, c0, c1, c2, NAME: tl.constexpr):
+def surrogate_gradient(grad, z, c0, c1, c2, NEURON: tl.constexpr):
     """:data:`snn_revplugin.surrogate.GRADIENTS` in closed form, with the constants of :data:`.form.SURROGATES`."""
+    NAME: tl.constexpr = NEURON.surrogate  # here, as Triton 3.6 hands no word on from kernel to kernel
     if NAME == "atan":
         y = z * c0
         return grad / (y * y + c1)
@@ -285,7 +286,7 @@ def surrogate_gradient(grad, z, c0, c1, c2, NAME: tl.constexpr):
 def gradient_of_fire(grad_spikes, z, factor, c0, c1, c2, NEURON: tl.constexpr):
     if NEURON.graded:
         grad_spikes = grad_spikes * factor
-    return surrogate_gradient(grad_spikes, z, c0, c1, c2, NEURON.surrogate)
+    return surrogate_gradient(grad_spikes, z, c0, c1, c2, NEURON)
 
 
 @triton.jit
