@@ -32,7 +32,7 @@ from snn_revplugin.surrogate import AnySurrogate, Surrogate, surrogate_of
 from snn_revplugin.swap import Swap, register_swap
 
 from .spikingjelly_stateful import StatefulCoupled, StatefulTransitions
-from .spikingjelly_tools import COUNTED, enter_in_tools, is_counted
+from .spikingjelly_tools import enter_in_tools, why_counted
 
 try:
     from spikingjelly.activation_based import functional, neuron
@@ -195,10 +195,8 @@ class _ReversibleNode(_PureTransitions if PURE else StatefulTransitions, _NotesO
         self.reversible = reversible
 
     def _dynamics_for(self, x: Tensor, v: Tensor) -> Dynamics | None:
-        reason = self.why_plain(x, v, *self._learned()) or self._why_host(x, v)
+        reason = self.why_plain(x, v, *self._learned()) or self._why_host(x, v) or why_counted()
         dynamics = None
-        if reason is None and is_counted():
-            reason = COUNTED
         if reason is None and v.dtype != x.dtype:
             reason = "the state has another dtype than the input"
         if reason is None and any(isinstance(each, Tensor) for each in self._constants()):
@@ -377,12 +375,11 @@ class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), _NotesOperators, neu
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object
     ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
         """T time steps, ``(x_seq,), (v,)`` to ``(y_seq,), (v,)``; pure."""
-        (v,), outputs = states, []
-        equations = self._equations_to_compile(inputs[0], v) if torch.compiler.is_compiling() else None
+        (v,), outputs, compiling = states, [], torch.compiler.is_compiling()
+        equations = self._equations_to_compile(inputs[0], v) if compiling else None
         if equations is not None:
             y_seq, v, _ = torch.ops.snn_revplugin.coupled_sequence(inputs[0], v, *equations)
             return (y_seq,), (v,)
-        compiling = torch.compiler.is_compiling()
         coupled = self._equations(None) if compiling else self._coupled()
         if not compiling and not self._goes_plain(coupled, inputs[0], v):
             y_seq, v = coupled_sequence(coupled, inputs[0], v, self.reversal)
@@ -401,9 +398,7 @@ class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), _NotesOperators, neu
         return numbers, [], self.v_reset, self.detach_reset, False, *surrogate, self.split_dim
 
     def _goes_plain(self, coupled: Coupled, x: Tensor, v: Tensor) -> bool:
-        reason = self.why_plain(x, v)
-        if reason is None and is_counted():
-            reason = COUNTED
+        reason = self.why_plain(x, v) or why_counted()
         if reason is None and coupled.surrogate is None:
             reason = "the surrogate is not a Heaviside step forward, or learns parameters of its own"
         if reason is not None:
@@ -411,15 +406,14 @@ class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), _NotesOperators, neu
         return reason is not None
 
     def _coupled(self) -> Coupled:
-        numbers = self.tau, self.alpha, self.beta, self.v_threshold, self.v_reset, self.detach_reset
-        return self.reversal.dynamics(
-            (*_surrogate_key(self.surrogate_function), *numbers, self.split_dim),
-            lambda: self._equations(surrogate_from(self.surrogate_function)),
-        )
+        key = *_surrogate_key(self.surrogate_function), *self._numbers(), self.split_dim
+        return self.reversal.dynamics(key, lambda: self._equations(surrogate_from(self.surrogate_function)))
 
     def _equations(self, surrogate: AnySurrogate | None) -> Coupled:
-        numbers = self.tau, self.alpha, self.beta, self.v_threshold, self.v_reset, self.detach_reset
-        return Coupled(*numbers, surrogate, self.split_dim)
+        return Coupled(*self._numbers(), surrogate, self.split_dim)
+
+    def _numbers(self) -> tuple:
+        return self.tau, self.alpha, self.beta, self.v_threshold, self.v_reset, self.detach_reset
 
     def extra_repr(self) -> str:
         return f"tau={self.tau}, alpha={self.alpha}, beta={self.beta}, {super().extra_repr()}, split_dim={self.split_dim}"

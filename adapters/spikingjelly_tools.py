@@ -25,9 +25,10 @@ from snn_revplugin.neuron import ReversibleNeuron
 COUNTED = "SpikingJelly's op_counter is to count the host's operations"
 
 
-def is_counted() -> bool:
-    """Whether one of SpikingJelly's counters watches the operations of this thread."""
-    return any(type(mode).__module__.startswith("spikingjelly.") for mode in internals.modes_at_work())
+def why_counted() -> str | None:
+    """The reason for the host's own path where one of SpikingJelly's counters watches the operations of this thread."""
+    watched = any(type(mode).__module__.startswith("spikingjelly.") for mode in internals.modes_at_work())
+    return COUNTED if watched else None
 
 
 def enter_in_tools(swaps: Mapping[type[nn.Module], type[nn.Module]], alone: Sequence[type[nn.Module]]) -> None:
