@@ -663,8 +663,8 @@ def retained(neuron: type[snntorch.Leaky], row: Row) -> int:
 
 @pytest.mark.parametrize("row", KNOWN_ROWS)
 def test_less_is_retained(row: Row) -> None:
-    if OLDER_TORCH and "dropout" in row.name:
-        pytest.skip("an older torch hands a dropout mask out with one more reference to it: it might be the user's, and stays")
+    if OLDER_TORCH and internals.TELLS_HOOKS and "dropout" in row.name:
+        pytest.skip("seen with torch 2.11, where dropout masks are not packed; why was not looked into")
     share = row.retained
     if not internals.TELLS_HOOKS and "NativeGroupNorm" in row.replayed:
         share = max(share, 0.6)  # torch 2.6 keeps more of it
