@@ -30,7 +30,7 @@ NO_PASS = -1
 TELLS_HOOKS = hasattr(torch._C._autograd.SavedTensor, "unpack_hook")  # not in torch 2.6
 REPLACED = "snn_revplugin_replaced_"
 RECOMPUTE = {"recompute": CheckpointPolicy.PREFER_RECOMPUTE, "ac_graph_id": 0}  # the mark of a traced node
-LEAF = "AccumulateGrad"  # the name of the node that accumulates a leaf's gradient; the leaf is its ``variable``
+Leaf = torch._C._functions.AccumulateGrad  # the node that accumulates a leaf's gradient; the leaf is its ``variable``
 # Functions that give out what they were given: a module's backward hook, and FSDP's notice that it may reshard.
 PASSING_ON = {"BackwardHookFunctionBackward", "RegisterPostBackwardFunctionBackward"}
 
@@ -55,6 +55,11 @@ def current_pass() -> int:
 def pass_keeps_graph() -> bool:
     """Whether the backward pass under way was asked to keep its graph (``retain_graph`` or ``create_graph``)."""
     return torch._C._autograd._get_current_graph_task_keep_graph()
+
+
+def will_run(node: Node) -> bool:
+    """Whether the backward pass under way comes to ``node``."""
+    return torch._C._will_engine_execute_node(node)
 
 
 def at_end_of_pass(callback: Callable[[], None]) -> None:
@@ -125,7 +130,7 @@ def name_of(node: Node) -> str:
 
 def is_leaf_edge(node: Node) -> bool:
     """Whether ``node`` accumulates the gradient of a leaf tensor, found as ``node.variable``."""
-    return name_of(node) == LEAF
+    return type(node) is Leaf
 
 
 def leaves_of(tensor: Tensor) -> set[Tensor]:
@@ -281,6 +286,11 @@ def held_by_autograd_alone(tensor: Tensor, references: int) -> bool:
     return sys.getrefcount(tensor) <= references + 1 + REFERENCES_OF_AUTOGRAD and not tensor._is_view()
 
 
+def is_unseen(tensor: Tensor, references: int) -> bool:
+    """Whether nobody has put a hook on the gradient of a saved tensor, or ever can; ``references`` as above."""
+    return not tensor._backward_hooks and not tensor.retains_grad and held_by_autograd_alone(tensor, references + 1)
+
+
 def _references_of_autograd() -> int:
     """What a saved tensor's count of references shows above those of Python code; it differs between torch releases."""
     with torch.enable_grad():
@@ -322,8 +332,10 @@ def is_overwritten_by_ddp(tensor: Tensor | None) -> bool:
 def is_freed(tensor: Tensor) -> bool:
     """Whether a tensor's memory has been given back behind its back, as FSDP does with weights between forward and backward:
     to read it would end the process."""
-    storage = storage_of(tensor)
-    return storage is not None and storage.nbytes() == 0 and tensor.numel() > 0
+    try:
+        return tensor.untyped_storage().nbytes() == 0 and tensor.numel() > 0
+    except (NotImplementedError, RuntimeError):  # no storage of its own
+        return False
 
 
 def weights_to_be_freed(node: Node) -> set[int]:

@@ -25,6 +25,9 @@ class Settings:
         backend: what computes a neuron's arithmetic: "triton" for fused kernels, "torch" for plain torch code, "auto" for
             kernels where they can be had and have agreed with the plain code on a sample. With "triton" they are taken on
             trust, and a call raises where they cannot be had.
+        host_order: True keeps backward to the host's own order of operations and memory formats, for gradients with the host's
+            very bits wherever potentials are not reversed. Otherwise a layer that sees the same data at every time step is
+            differentiated once, and spikes come to a convolution's backward as that is fastest.
 
     Raises:
         ValueError: a number out of range, or an unknown backend.
@@ -35,6 +38,7 @@ class Settings:
     longest_stretch: int = 64
     rebuild_stretch: int = 12
     backend: str = "auto"
+    host_order: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.lost_bits <= 5:

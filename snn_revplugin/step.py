@@ -23,12 +23,15 @@ from .dynamics import Dynamics
 from .function import differentiated_once, let_go
 from .kernels import arithmetic
 from .neuron import Reversal
-from .replay import FIRED, Spikes, recipe_of
+from .repeated import differentiate_once
+from .replay import FIRED, Spikes, Value, recipe_of
+from .scratch import scratch
 from .settings import get_settings
 from .spikes import PackedSpikes
 from .trajectory import Moment, State, initial
 
 STATE = "snn_revplugin_state"  # where the graph node that gave a potential out offers its state
+REPEATED = "time steps whose layer is differentiated with that of later ones"
 SECOND_PASS = (
     "Trying to backward through a reversible neuron's time step a second time (or its spikes were freed by a backward "
     "without retain_graph). Specify retain_graph=True if you need to backward through the graph a second time, or detach the "
@@ -63,6 +66,7 @@ def step(dynamics: Dynamics, current: Tensor, potential: Tensor, reversal: Rever
             after = _Reset.apply(charged, spikes, state, potential.detach(), *parameters)
     if potential.is_cpu:
         heap.chain_has_grown(state.index, potential.nbytes)
+    state.repeats = _repeats(value, before)
     before.continued(can_be_undone=value is not None)
     if value is not None:
         value.expect()
@@ -121,6 +125,8 @@ class _Step(torch.autograd.Function):
         state = _alive(getattr(ctx, STATE))
         if grad_spikes is None and grad_potential is None:
             return (None,) * len(ctx.needs_input_grad)
+        _differentiate_layer_once(ctx, state)
+        grad_spikes = _laid_out(grad_spikes, state)
         moment = Moment.of(state)
         if not state.dynamics.fused:
             moment.hand_down()  # first, so that what reversing takes is gone before the gradients come
@@ -158,6 +164,7 @@ class _Charge(torch.autograd.Function):
         state = _alive(getattr(ctx, STATE))
         if grad_charged is None:
             return (None,) * len(ctx.needs_input_grad)
+        _differentiate_layer_once(ctx, state)
         moment = Moment.of(state)
         if not state.dynamics.fused:
             moment.hand_down()
@@ -191,6 +198,7 @@ class _Fire(torch.autograd.Function):
         state = _alive(fired and fired.state)
         if grad_spikes is None:
             return (None,) * len(ctx.needs_input_grad)
+        grad_spikes = _laid_out(grad_spikes, state)
         grad_h, grads = state.dynamics.gradient_of_fire(grad_spikes, Moment.of(state), ctx.needs_input_grad[2:])
         let_go(ctx, FIRED)
         return grad_h, None, *grads
@@ -233,6 +241,38 @@ def _fire(ctx: Any, state: State, fired: Tensor | PackedSpikes, spikes: Tensor) 
     if not state.dynamics.spikes_carry_gradient:
         ctx.mark_non_differentiable(spikes)
     setattr(ctx, FIRED, Spikes(state.fired, spikes, state))
+
+
+def _repeats(value: Value | None, before: State) -> bool:
+    """Whether a step is sure to see what the step before saw, so that both can be differentiated as one."""
+    if value is None or before.current is None or value.identity is None or get_settings().host_order:
+        return False
+    return value.identity == before.current.identity
+
+
+def _differentiate_layer_once(node: Any, state: State) -> None:
+    """Where the steps up to this one have all seen the same, in the backward of the last of them: its node, its state."""
+    if not state.repeats or torch.is_grad_enabled():
+        return
+    below, met = state, scratch().setdefault(REPEATED, set())
+    if state in met:
+        return
+    currents = [node.next_functions[0]]
+    while below.repeats:
+        met.add(below)
+        node, below = node.next_functions[1][0], below.before
+        if type(node) is _Reset._backward_cls:
+            node = node.next_functions[0][0]
+        currents.append(node.next_functions[0])
+    differentiate_once(currents, largest=state.fired.shape.numel())
+
+
+def _laid_out(grad_spikes: Tensor | None, state: State) -> Tensor | None:
+    """The gradient at contiguous spikes, contiguous too: element by element, two memory formats at a time are slow. (The layer
+    above may have read the spikes in another one.)"""
+    if grad_spikes is None or grad_spikes.dim() != 4 or state.fired.strides is not None:
+        return grad_spikes
+    return grad_spikes.contiguous() if grad_spikes.is_contiguous(memory_format=torch.channels_last) else grad_spikes
 
 
 def _alive(state: State | None) -> State:

@@ -113,13 +113,14 @@ class State:
     Attributes:
         fired: the step's spikes.
         ahead: what a fused kernel has computed already for those of the step's graph nodes that are still to come.
+        repeats: whether the step is sure to have seen the very current that the step before saw.
         spare: memory of the spikes' shape that the charge needs no more.
         output, version: which output of its graph node the potential is, and the version of the tensor that was given out.
     """
 
     __slots__ = (
         "__weakref__", "_held", "_kept_charged", "ahead", "before", "current", "dynamics", "fired", "index", "invertible",
-        "is_anchor", "output", "residue", "spare", "stretch", "version",
+        "is_anchor", "output", "repeats", "residue", "spare", "stretch", "version",
     )  # fmt: skip
 
     def __init__(
@@ -133,6 +134,7 @@ class State:
         self.fired: PackedSpikes | None = None
         self.residue: Residue | None = None
         self.spare: Tensor | None = None
+        self.repeats = False
         self.ahead: Any = None
         self.output = self.version = 0
         # A step whose current cannot be had again cannot be stepped over, in either direction.

@@ -21,6 +21,7 @@ from torch import Tensor
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevIFNode, RevLIFNode, RevParametricLIFNode
 from snn_revplugin.memory import MemoryReport, memory_report
+from snn_revplugin.settings import use_settings
 
 TIME_STEPS = 100
 Make = Callable[[], nn.Module]
@@ -88,12 +89,16 @@ def train(net: nn.Module) -> tuple[Tensor, MemoryReport]:
 
 @pytest.mark.parametrize("build", [ConvNet, Alone])
 @pytest.mark.parametrize("kinds", NEURONS.values(), ids=NEURONS)
-def test_a_third_of_the_memory_and_the_same_gradients(kinds: tuple[Make, Make], build: type[nn.Module]) -> None:
+@pytest.mark.parametrize("host_order", [False, True])
+def test_a_third_of_the_memory_and_the_same_gradients(
+    kinds: tuple[Make, Make], build: type[nn.Module], host_order: bool
+) -> None:
     results, gradients = [], []
     for make in kinds:
         torch.manual_seed(0)
         net = build(make)
-        results.append(train(net))
+        with use_settings(host_order=host_order):
+            results.append(train(net))
         gradients.append({name: each.grad for name, each in net.named_parameters()})
     (host_count, host), (count, ours) = results
     assert 0.02 < host_count.mean() / TIME_STEPS < 1.2  # alive: not silent, and not firing always
@@ -102,7 +107,7 @@ def test_a_third_of_the_memory_and_the_same_gradients(kinds: tuple[Make, Make], 
     assert 3 * ours.peak <= host.peak
     assert gradients[1].keys() == gradients[0].keys()
     for name, gradient in gradients[0].items():
-        if PURE:
+        if PURE and host_order:
             assert torch.equal(gradients[1][name], gradient), name
-        else:  # whose sums TorchScript takes in another order
+        else:  # TorchScript, of SpikingJelly 0.0.0.0.14, takes sums in another order
             assert_close(name, gradient, gradients[1][name])

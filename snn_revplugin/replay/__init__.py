@@ -16,13 +16,14 @@ from . import (  # noqa: F401  (each fills the table)
 )
 from .known import Known
 from .normalisation import Normed, normed
-from .operation import OPERATIONS, DecidedBy, Operation, register
+from .operation import OPERATIONS, DecidedBy, Operation, operation_of, register
 from .recipe import Kept, Output, Recipe, Spikes, Value
-from .walk import FIRED, give_back, recipe_of
+from .walk import FIRED, UNSEEN, give_back, recipe_of
 
 __all__ = [
     "FIRED",
     "OPERATIONS",
+    "UNSEEN",
     "DecidedBy",
     "Kept",
     "Known",
@@ -34,6 +35,7 @@ __all__ = [
     "Value",
     "give_back",
     "normed",
+    "operation_of",
     "recipe_of",
     "register",
 ]

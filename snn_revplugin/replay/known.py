@@ -73,6 +73,9 @@ class Known:
 
 
 def _identity(function: Replay, values: tuple[Value | None, ...]) -> tuple | None:
+    for each in values:  # spikes, nearly always, and soon said
+        if each is not None and each.derived and each.identity is None:
+            return None
     identities = []
     for each in values:
         identities.append(None if each is None else each.identity)

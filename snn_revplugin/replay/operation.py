@@ -25,6 +25,8 @@ To add one, write its entry beside its kin in :mod:`.linear`, :mod:`.normalisati
 * ``before``: where the operation only moves elements about: takes the node, an operand's position and the output to that
   operand, for an operation below it to look at;
 * ``pointwise``: whether the output has the strides of its operands;
+* ``reads_spikes_as``: takes the node to the memory format in which its backward had better read unpacked spikes, its first
+  operand, or to None: as they were;
 * ``layout``: whether the output's strides are the caller's choice, which the node does not tell (``contiguous``).
 """
 
@@ -34,6 +36,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from ..autograd_internals import Node, attributes_of, plain
@@ -92,6 +95,7 @@ class Operation:
     of_output: Callable[[Node, Tensor], Replay | None] | None = None
     before: Callable[[Node, int, Tensor], Tensor] | None = None
     of_spikes: Callable[[Node], Replay | None] | None = None
+    reads_spikes_as: Callable[[Node], torch.memory_format | None] | None = None
 
     @cached_property
     def carriers(self) -> tuple[str, ...]:
@@ -109,6 +113,18 @@ class Operation:
 
 
 OPERATIONS: dict[str, Operation] = {}
+_by_type: dict[type, Operation] = {}
+
+
+def operation_of(node: Node) -> Operation | None:
+    """The operation that a graph node stands for, if it is in the table."""
+    kind = type(node)
+    found = _by_type.get(kind)
+    if found is None:
+        found = OPERATIONS.get(kind.__name__)
+        if found is not None:
+            _by_type[kind] = found
+    return found
 
 
 def register(*operations: Operation) -> None:

@@ -331,15 +331,20 @@ class Output(Value):
 
 
 class Operand(Value):
-    """One input of a recipe, for the node that saved it; a walk that comes to that node again finds the recipe through it."""
+    """One input of a recipe, for the node that saved it; a walk that comes to that node again finds the recipe through it.
 
-    __slots__ = ("position", "recipe")
+    Args:
+        memory_format: of a spike tensor, where the node's backward had better have another one than it saved.
+    """
 
-    def __init__(self, recipe: Recipe, position: int) -> None:
-        self.recipe, self.position = recipe, position
+    __slots__ = ("memory_format", "position", "recipe")
+
+    def __init__(self, recipe: Recipe, position: int, memory_format: torch.memory_format | None = None) -> None:
+        self.recipe, self.position, self.memory_format = recipe, position, memory_format
 
     def value(self) -> Tensor:
-        return self.recipe.inputs[self.position].value()
+        value = self.recipe.inputs[self.position].value()
+        return value if self.memory_format is None else value.contiguous(memory_format=self.memory_format)
 
 
 def _run(function: Replay, operands: list[Tensor | None]) -> Tensor | tuple[Tensor, ...]:

@@ -22,8 +22,9 @@ from torch import Tensor
 from .. import autograd_internals as internals
 from .. import capture
 from ..autograd_internals import Node
+from ..settings import get_settings
 from .normalisation import inverse_batch_norm
-from .operation import OPERATIONS, WRITE_INTO_VIEW, Operation
+from .operation import OPERATIONS, WRITE_INTO_VIEW, Operation, operation_of
 from .pointwise import constant_of, packed_mask
 from .recipe import Kept, Made, Operand, Output, Recipe, Spikes, Unmade, Value
 from .stream import MOST_WORK, REVERSED, Stream
@@ -36,6 +37,7 @@ FIRED = "snn_revplugin_fired"  # where a neuron's graph node offers its packed s
 MEMO = "snn_revplugin_recipe"  # where a node that saves nothing remembers its recipe, weakly: the readers own it
 EDITED = "an edit in place"
 FREED = "a weight that is freed too early"  # by FSDP: it is there in the backward of the module that it was sharded by, only
+UNSEEN = "snn_revplugin_unseen"  # where a node notes that its input, made of data, is a tensor that autograd alone holds
 BOUNDARY = False  # ... or that it has none
 NO_EDGE = (None, 0)
 NO_EDGES = (NO_EDGE,)
@@ -123,27 +125,26 @@ class _Walk:
             wanted: False below a boundary, where only what was saved matters.
             look: gives the output's elements from what was made of it, where nobody has the output itself; not to be kept.
         """
-        kind = internals.name_of(node)
-        if kind == internals.LEAF:
+        if type(node) is internals.Leaf:
             return self.known.kept(node.variable)
-        operation = OPERATIONS.get(kind)
-        if operation is None and output == 0:
-            fired = getattr(node, FIRED, None)
+        operation = operation_of(node)
+        if operation is None:
+            fired = getattr(node, FIRED, None) if output == 0 else None
             if fired is not None:
                 return self._unless_edited(fired, tensor, wanted)
-        if kind in internals.PASSING_ON:
-            self.to_be_freed |= internals.weights_to_be_freed(node)
-            below, output = node.next_functions[output]
-            if below is None:
-                return None if tensor is None else Kept(tensor)
-            return self.value_of(below, output, tensor, strides, down, wanted, look, seen)
+            if internals.name_of(node) in internals.PASSING_ON:
+                self.to_be_freed |= internals.weights_to_be_freed(node)
+                below, output = node.next_functions[output]
+                if below is None:
+                    return None if tensor is None else Kept(tensor)
+                return self.value_of(below, output, tensor, strides, down, wanted, look, seen)
         recipe = _met(node, operation)
         if recipe is None:
             if operation is not None and down < DEEPEST:
                 seen = tensor if seen is None else seen
                 recipe = self._meet(node, operation, tensor, strides, down, wanted, look, seen)
             else:
-                recipe = self._stop_at(node, kind, down, wanted)
+                recipe = self._stop_at(node, internals.name_of(node), down, wanted)
             _remember(node, operation, recipe)
         if isinstance(recipe, Unmade):
             return recipe if tensor is None else Made(tensor, recipe.kind)
@@ -219,9 +220,10 @@ class _Walk:
                 values.append(None)
                 continue
             below, output = edges[position] if position < len(edges) else NO_EDGE
-            if below is not None and internals.name_of(below) == internals.LEAF:
-                freed = freed or self._is_freed(below.variable)
-                values.append(UNKNOWN if freed else self.known.kept(below.variable))
+            if type(below) is internals.Leaf:
+                leaf = below.variable
+                freed = freed or self._is_freed(leaf)
+                values.append(UNKNOWN if freed else self.known.kept(leaf))
                 continue
             saved = None if name is None else internals.saved_by(node, name)
             value = UNKNOWN
@@ -261,12 +263,15 @@ class _Walk:
             derived = derived or operation.weighs or operation.remade
         elif driven or freed:
             self._note(self.ledger.boundaries, FREED if freed else operation.node, wanted)
+        on_data = recipe is not None and recipe.identity is not None
         for name, position, saved in replaced:
+            if on_data and len(replaced) == 1 and internals.is_unseen(saved, references=2):
+                node.metadata[UNSEEN] = True
             value = values[position]
             # Where strides decide what backward does, zeros without strides will not do.
             if name in operation.shape_only and saved.is_contiguous():
                 _replace(node, name, self.known.shape(saved))
-            elif internals.replace_saved(node, name, value if recipe is None else Operand(recipe, position)):
+            elif internals.replace_saved(node, name, value if recipe is None else _operand(operation, node, recipe, position)):
                 value.expect()
         if recipe is not None and derived:
             for name, position in operation.outputs.items():
@@ -328,6 +333,14 @@ class _Walk:
             function = _laid_out(function, strides)
         recipe = self.known.recipe(function, tuple(values), operation)
         return None if recipe.depth > DEEPEST else recipe
+
+
+def _operand(operation: Operation, node: Node, recipe: Recipe, position: int) -> Operand:
+    """An input of a recipe, as the node's backward had better read it."""
+    reads = position == 0 and operation.reads_spikes_as
+    if not reads or type(recipe.inputs[0]) is not Spikes or get_settings().host_order:
+        return Operand(recipe, position)
+    return Operand(recipe, position, reads(node))
 
 
 def _see(before: Callable[[Node, int, Tensor], Tensor], node: Node, position: int, look: Look) -> Tensor:
