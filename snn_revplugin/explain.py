@@ -62,6 +62,7 @@ class Account:
         kind: name of its class.
         calls: calls that were taken reversibly; ``steps`` time steps in all.
         plain_calls: calls that took the host's own path, for ``reasons``.
+        small_calls: reversible calls of which everything is kept as it is, being small (``smallest`` of the settings).
         hooked_calls: calls inside a checkpoint, ``save_on_cpu`` or other saved-tensor hooks, which were handed the charged
             potentials, ``hooked_bytes`` in all, and nothing else.
         bits_per_spike: bits kept for one spike.
@@ -82,6 +83,7 @@ class Account:
     calls: int = 0
     steps: int = 0
     plain_calls: int = 0
+    small_calls: int = 0
     hooked_calls: int = 0
     hooked_bytes: int = 0
     bits_per_spike: float = 0.0
@@ -117,6 +119,10 @@ class Account:
         if self.calls:
             lines.append(f"  reversible: {_times(self.calls, 'call')}, {_times(self.steps, 'time step')}")
             lines.append(f"  keeps: {self.kept}")
+        if self.small_calls:
+            lines.append(
+                f"  kept as it is, {_times(self.small_calls, 'call')}: too small to be worth more (the setting smallest)"
+            )
         if self.compiled:
             lines.append(f"  compiled, as an operator whose backward reads {self.compiled}")
         if self.backend:
@@ -176,6 +182,7 @@ def account_of(name: str, kind: str, ledger: Ledger) -> Account:
         calls=ledger.calls,
         steps=ledger.steps,
         plain_calls=ledger.plain_calls,
+        small_calls=ledger.small_calls,
         hooked_calls=ledger.hooked_calls,
         hooked_bytes=ledger.hooked_bytes,
         bits_per_spike=BITS * ledger.spike_bytes * each,

@@ -24,6 +24,7 @@ class Ledger:
     block_bytes: int = 0  # of the blocks of memory that they are in, which may have room for more
     potential_bytes: int = 0  # of membrane potentials held between the first and the last of a chain
     neuron_steps: int = 0
+    small_calls: int = 0  # reversible calls whose current is kept as it is, being small
     hooked_calls: int = 0  # calls that had their charged potentials saved by somebody else's hooks
     hooked_bytes: int = 0  # ... that they handed to those
     stretch: int | None = None  # time steps between anchors; None where a whole sequence is scanned again

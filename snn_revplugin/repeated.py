@@ -71,7 +71,10 @@ class _Sum:
             self.total = grad
         elif grad is not None:
             self.total, self.is_ours = self.total.add_(grad) if self.is_ours else self.total + grad, True
-        return None if self.left else self.total, *others
+        if self.left:
+            return None, *others
+        total, self.total = self.total, None  # whoever holds a potential holds these nodes
+        return total, *others
 
 
 class _Layer(NamedTuple):

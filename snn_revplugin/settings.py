@@ -21,10 +21,14 @@ class Settings:
             is not reversed at all but rebuilt forward, exactly.
         longest_stretch: the most time steps between two anchors of a neuron that is reversed.
         rebuild_stretch: the time steps between two anchors of a neuron whose reset cannot be inverted. Its potentials
-            are rebuilt forward from the anchor below, exactly; a whole stretch of them stands in memory at a time.
+            are rebuilt forward from the anchor below, exactly; a whole stretch of them stands in memory at a time. At 1 every
+            potential is kept, and the layers below run forward twice, not three times.
         backend: what computes a neuron's arithmetic: "triton" for fused kernels, "torch" for plain torch code, "auto" for
             kernels where they can be had and have agreed with the plain code on a sample. With "triton" they are taken on
             trust, and a call raises where they cannot be had.
+        smallest: the bytes of a time step, of a neuron's current and what was saved on the way to it, up to which both are
+            kept as they are from the second such step on: Python would need about as many to note how to have them again, and
+            time. Larger means faster where Python takes most of the time; at 0 everything is computed again.
         host_order: True keeps backward to the host's own order of operations and memory formats, for gradients with the host's
             very bits wherever potentials are not reversed. Otherwise a layer that sees the same data at every time step is
             differentiated once, and spikes come to a convolution's backward as that is fastest.
@@ -38,6 +42,7 @@ class Settings:
     longest_stretch: int = 64
     rebuild_stretch: int = 12
     backend: str = "auto"
+    smallest: int = 1024
     host_order: bool = False
 
     def __post_init__(self) -> None:
@@ -46,6 +51,8 @@ class Settings:
         for name in ("longest_stretch", "rebuild_stretch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.smallest >= 0:
+            raise ValueError(f"smallest must be at least 0, got {self.smallest}")
         if self.backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {self.backend!r}")
 

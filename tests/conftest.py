@@ -26,6 +26,7 @@ FOR_SPIKINGJELLY_2 = [
 ]  # fmt: skip
 collect_ignore = [] if PURE else FOR_SPIKINGJELLY_2
 
+AS_USERS_DO = {"test_cli", "test_docs", "test_examples", "test_small"}  # in the settings as they are
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 KERNELS = {
     "gpu": "on a GPU",
@@ -50,6 +51,18 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"SpikingJelly 0.0.0.0.14, so not collected: {', '.join(collect_ignore)}")
     if INTERPRETED:
         terminalreporter.write_line("TRITON_INTERPRET=1: the neurons of all other tests too, where a kernel could take them")
+
+
+@pytest.fixture(autouse=True)
+def _compute_everything_again(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The tensors of these tests are so small that a user's neurons would keep most of them as they are."""
+    from snn_revplugin import use_settings
+
+    if request.module.__name__ in AS_USERS_DO:
+        yield
+        return
+    with use_settings(smallest=0):
+        yield
 
 
 @pytest.fixture(autouse=True)

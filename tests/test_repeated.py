@@ -15,6 +15,7 @@ import torch
 import torch.nn as nn
 from compare import MakeNeuron, Observed, agree
 from either_host import step_of
+from live_bytes import LiveBytes
 from spikingjelly.activation_based import neuron
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -281,6 +282,27 @@ def test_two_neurons_on_one_current() -> None:
         return Observed().see_gradients(net)
 
     agree(program, snntorch.Leaky, RevLeaky)
+
+
+def test_no_more_stays_with_the_last_potential_than_with_the_hosts() -> None:
+    """Whoever holds it holds the graph's nodes, through which the sum went."""
+    left = {}
+    for kind in (snntorch.Leaky, RevLeaky):
+        layer, node, image, held = nn.Linear(6, 500), kind(beta=0.8), torch.rand(4, 6), []
+
+        def loss(layer=layer, node=node, image=image, held=held) -> Tensor:
+            mem, total = node.init_leaky(), torch.zeros(())
+            for t in range(T):
+                spikes, mem = node(layer(image), mem)
+                total = total + (spikes * (1 + t)).sum()
+            held[:] = [mem]
+            return total
+
+        loss().backward()
+        with LiveBytes() as live:
+            loss().backward()
+        left[kind] = live.now
+    assert left[RevLeaky] <= left[snntorch.Leaky]
 
 
 def test_host_order_keeps_a_backward_for_each_step() -> None:

@@ -22,6 +22,7 @@ class Known:
     """The values that a neuron's walks have met before."""
 
     def __init__(self) -> None:
+        self.small: set[tuple] = set()  # shapes and graph nodes of currents that take less than noting how to have them again
         self._kept: WeakValueDictionary[int, Kept] = WeakValueDictionary()
         self._made: WeakValueDictionary[tuple, Kept] = WeakValueDictionary()
         self._shapes: WeakValueDictionary[tuple, Shape] = WeakValueDictionary()

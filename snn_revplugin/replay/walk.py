@@ -10,6 +10,7 @@ saved it, and the ledger remembers its name; below it the walk goes on. Unknown 
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -49,6 +50,7 @@ SAME_ELEMENTS = {
     f"{name}Backward0" for name in ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze")
 }  # in their order
 DEEPEST = 64  # operations on the way down, and in a recipe: a chain through time (a synapse of the user's own) ends here
+BYTES_OF_OUTPUT = 8  # an element, at most: an index
 SMALLEST_MASK = 1024  # elements below which packing a dropout mask costs more than it saves
 
 
@@ -60,14 +62,21 @@ def recipe_of(current: Tensor, reversal: Reversal, at_once: bool = False) -> Val
             residual stream, and come back up to rounding (``exact`` says whether).
 
     Returns:
-        None if the current depends on neither spikes nor data through operations that are known, so that the neuron had
-        better keep its membrane potential.
+        None if the current depends on neither spikes nor data through operations that are known, or is so small that it is not
+        worth while: the neuron had better keep its membrane potential.
     """
     node = current.grad_fn
     if node is None:
         return None
+    small = not at_once and current.nbytes <= get_settings().smallest
+    kind = current.shape, type(node)
+    if small and kind in reversal.known.small:
+        reversal.ledger.small_calls += 1
+        return None
     walk = _Walk(reversal, at_once)
     value = walk.value_of(node, current.output_nr, current, current.stride())
+    if small and current.nbytes + walk.replaced <= get_settings().smallest:
+        reversal.known.small.add(kind)  # for the next such step; this one's work is done
     if isinstance(value, Made):
         walk.ledger.boundaries[value.kind] += 1
     return value if value is not None and value.derived and (value.exact or at_once) else None
@@ -98,10 +107,11 @@ class _Walk:
     It is taken at every time step for every neuron: what does not change from step to step is looked up, not built again.
     """
 
-    __slots__ = ("at_once", "known", "ledger", "to_be_freed")
+    __slots__ = ("at_once", "known", "ledger", "replaced", "to_be_freed")
 
     def __init__(self, reversal: Reversal, at_once: bool = False) -> None:
         self.ledger, self.known, self.at_once = reversal.ledger, reversal.known, at_once
+        self.replaced = 0  # bytes that autograd has let go of
         self.to_be_freed: set[int] = set()  # storages of weights that may be gone when the neuron asks for its current
 
     def value_of(
@@ -267,6 +277,7 @@ class _Walk:
         for name, position, saved in replaced:
             if on_data and len(replaced) == 1 and internals.is_unseen(saved, references=2):
                 node.metadata[UNSEEN] = True
+            self.replaced += saved.nbytes
             value = values[position]
             # Where strides decide what backward does, zeros without strides will not do.
             if name in operation.shape_only and saved.is_contiguous():
@@ -275,6 +286,7 @@ class _Walk:
                 value.expect()
         if recipe is not None and derived:
             for name, position in operation.outputs.items():
+                self.replaced += BYTES_OF_OUTPUT * math.prod(internals.shape_of_output(node))
                 _replace(node, name, Output(recipe, position) if operation.several else recipe)
         if recipe is not None and self.at_once:
             return self._stream_of(node, recipe, seen) or recipe
