@@ -17,11 +17,14 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from . import autograd_internals as internals
 from .autograd_internals import Edge, Node
 from .replay import UNSEEN, operation_of
+
+SUMMED = (torch.float32, torch.float64)  # in shorter dtypes T gradients together may overflow where none does
 
 
 def differentiate_once(currents: list[Edge], largest: int) -> None:
@@ -32,7 +35,7 @@ def differentiate_once(currents: list[Edge], largest: int) -> None:
             tensors. None of them has been differentiated yet.
         largest: elements that the sum of the gradients may have.
     """
-    if len(currents) < 2:
+    if len(currents) < 2 or internals.type_of_output(*currents[0])[0] not in SUMMED:
         return
     layers = dict.fromkeys(_layer_below(each, currents[i == 0]) for i, each in enumerate(currents))
     if len(layers) < 2 or None in layers:

@@ -305,11 +305,13 @@ def test_no_more_stays_with_the_last_potential_than_with_the_hosts() -> None:
     assert left[RevLeaky] <= left[snntorch.Leaky]
 
 
-def test_host_order_keeps_a_backward_for_each_step() -> None:
+@pytest.mark.parametrize(("dtype", "host_order"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_a_backward_for_each_step(dtype: torch.dtype, host_order: bool) -> None:
+    """Where the setting asks for it, and in a dtype in which the sum might overflow."""
     torch.manual_seed(0)
-    net, node = LAYERS["linear"](), RevLeaky(beta=0.8, threshold=0.3)
-    with use_settings(host_order=True):
-        loss = weighted(shown(net, node, image_of()))
+    net, node = LAYERS["linear"]().to(dtype), RevLeaky(beta=0.8, threshold=0.3).to(dtype)
+    with use_settings(host_order=host_order):
+        loss = weighted(shown(net, node, image_of().to(dtype)))
     with Counted() as counted:
         loss.backward()
     assert counted.calls["mm"] == T
