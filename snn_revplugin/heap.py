@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import ctypes
 
-BYTES_BETWEEN = 32 << 20  # of membrane potentials that a chain of time steps passes before the heap is trimmed once
+from torch import Tensor
+
+BYTES_BETWEEN = 24 << 20  # of membrane potentials that a chain of time steps passes, up or down, before the heap is trimmed
 
 
 def _find_trim() -> ctypes._CFuncPtr | None:
@@ -26,7 +28,14 @@ def _find_trim() -> ctypes._CFuncPtr | None:
 _trim = _find_trim()
 
 
-def chain_has_grown(steps: int, nbytes: int) -> None:
-    """A chain has come to so many time steps, each of so many bytes of membrane potential."""
-    if steps * nbytes // BYTES_BETWEEN != (steps - 1) * nbytes // BYTES_BETWEEN and _trim is not None:
+def chain_has_come_to(step: int, potential: Tensor) -> None:
+    """A chain of time steps has come to this one, upwards in forward or downwards in backward.
+
+    Args:
+        potential: a membrane potential of the chain, or another tensor of its size.
+    """
+    if not potential.is_cpu or _trim is None:
+        return
+    nbytes = potential.nbytes
+    if step * nbytes // BYTES_BETWEEN != (step - 1) * nbytes // BYTES_BETWEEN:
         _trim(0)

@@ -64,8 +64,7 @@ def step(dynamics: Dynamics, current: Tensor, potential: Tensor, reversal: Rever
         spikes = _Fire.apply(charged, state, *parameters)
         if not dynamics.charged_is_kept:
             after = _Reset.apply(charged, spikes, state, potential.detach(), *parameters)
-    if potential.is_cpu:
-        heap.chain_has_grown(state.index, potential.nbytes)
+    heap.chain_has_come_to(state.index, potential)
     state.repeats = _repeats(value, before)
     before.continued(can_be_undone=value is not None)
     if value is not None:
@@ -132,6 +131,7 @@ class _Step(torch.autograd.Function):
             moment.hand_down()  # first, so that what reversing takes is gone before the gradients come
         grad_x, grad_v, grads = state.dynamics.gradient(grad_spikes, grad_potential, moment, ctx.needs_input_grad[3:])
         moment.close()
+        heap.chain_has_come_to(state.index, grad_v)
         let_go(ctx, STATE, FIRED)
         return grad_x, grad_v, None, *grads
 
@@ -170,6 +170,7 @@ class _Charge(torch.autograd.Function):
             moment.hand_down()
         grad_x, grad_v, grads = state.dynamics.gradient_of_charge(grad_charged, moment, ctx.needs_input_grad[3:])
         moment.close()
+        heap.chain_has_come_to(state.index, grad_v)
         let_go(ctx, STATE)
         return grad_x, grad_v, None, *grads
 

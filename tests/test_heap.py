@@ -47,16 +47,16 @@ def test_spikes_of_another_size_start_a_block_of_their_own() -> None:
 
 
 def test_the_heap_is_trimmed_in_long_chains_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    trimmed, nbytes = [], heap.BYTES_BETWEEN // 4
-    monkeypatch.setattr(heap, "_trim", lambda pad: trimmed.append(steps))
-    for steps in range(1, 11):
-        heap.chain_has_grown(steps, nbytes)
-    assert trimmed == [4, 8]
+    trimmed, potential = [], torch.empty(heap.BYTES_BETWEEN // 4, dtype=torch.uint8)
+    monkeypatch.setattr(heap, "_trim", lambda pad: trimmed.append(step))
+    for step in (*range(1, 11), *range(10, 0, -1)):
+        heap.chain_has_come_to(step, potential)
+    assert trimmed == [4, 8, 8, 4]
 
 
 def test_without_glibc_nothing_is_trimmed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heap, "_trim", None)
-    heap.chain_has_grown(1, heap.BYTES_BETWEEN)
+    heap.chain_has_come_to(1, torch.empty(heap.BYTES_BETWEEN, dtype=torch.uint8))
 
 
 def test_a_neuron_call_leaves_few_bytes_of_python_objects() -> None:
