@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..autograd_internals import Node, attribute_of
+from ..autograd_internals import Node, attribute_of, saved_by
 from .operation import DecidedBy, Operation, Replay, register
 
 HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -30,12 +30,13 @@ def _without_bias(node: Node) -> tuple[int, ...]:
 def _spikes_of_convolution(node: Node) -> torch.memory_format | None:
     """oneDNN has the gradient of a convolution's weight in half the time from an input with its channels last, where their
     number does not fill the vectors of AVX-512; where it does, the other way round."""
-    weight = attribute_of(node, "weight")
-    if weight.dim() != 4 or weight.dtype is not torch.float32 or not weight.is_cpu or not HAS_AVX512:
+    weight = saved_by(node, "weight")
+    if weight is None or weight.dim() != 4 or weight.dtype is not torch.float32 or not weight.is_cpu or not HAS_AVX512:
         return None
-    channels = weight.shape[1] * attribute_of(node, "groups")
-    fits = channels < FEWEST_CHANNELS or channels % VECTOR == 0 or len(weight) < VECTOR
-    return None if fits else torch.channels_last
+    if attribute_of(node, "transposed") or attribute_of(node, "groups") != 1:  # not measured
+        return None
+    out, channels = weight.shape[:2]
+    return torch.channels_last if out >= VECTOR and channels >= FEWEST_CHANNELS and channels % VECTOR else None
 
 
 CONVOLUTION = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")

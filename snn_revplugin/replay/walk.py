@@ -69,7 +69,7 @@ def recipe_of(current: Tensor, reversal: Reversal, at_once: bool = False) -> Val
     if node is None:
         return None
     small = not at_once and current.nbytes <= get_settings().smallest
-    kind = current.shape, type(node)
+    kind = small and (current.shape, type(node))
     if small and kind in reversal.known.small:
         reversal.ledger.small_calls += 1
         return None
