@@ -16,7 +16,7 @@ import snntorch
 import torch
 import torch.nn as nn
 
-from snn_revplugin import use_settings
+from snn_revplugin import get_settings, use_settings
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.comparison import take_turns, versions
 
@@ -50,7 +50,7 @@ def main() -> None:
     print(", ".join(f"{name} {version}" for name, version in versions().items() if version), f"{options.threads} thread(s)\n")
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
     for neurons in NEURONS:
-        sides = {"host": (snntorch.Leaky, 0), "ours": (RevLeaky, 1024), "again": (RevLeaky, 0)}
+        sides = {"host": (snntorch.Leaky, 0), "ours": (RevLeaky, get_settings().smallest), "again": (RevLeaky, 0)}
         steps = {name: call(kind, neurons, options.time_steps, least) for name, (kind, least) in sides.items()}
         seconds = take_turns(steps, options.repeats)
         cells = [str(neurons)]

@@ -47,6 +47,11 @@ def with_slots(*names: str) -> Callable[[type[torch.autograd.Function]], type[to
     return decorate
 
 
+def is_node_of(node: Node, function: type[torch.autograd.Function]) -> bool:
+    """Whether a graph node stands for a call of ``function``."""
+    return type(node) is function._backward_cls
+
+
 def current_pass() -> int:
     """A number that identifies the backward pass under way in this thread; ``NO_PASS`` outside of one."""
     return torch._C._current_graph_task_id()
@@ -332,10 +337,8 @@ def is_overwritten_by_ddp(tensor: Tensor | None) -> bool:
 def is_freed(tensor: Tensor) -> bool:
     """Whether a tensor's memory has been given back behind its back, as FSDP does with weights between forward and backward:
     to read it would end the process."""
-    try:
-        return tensor.untyped_storage().nbytes() == 0 and tensor.numel() > 0
-    except (NotImplementedError, RuntimeError):  # no storage of its own
-        return False
+    storage = storage_of(tensor)
+    return storage is not None and storage.nbytes() == 0 and tensor.numel() > 0
 
 
 def weights_to_be_freed(node: Node) -> set[int]:

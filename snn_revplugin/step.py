@@ -262,7 +262,7 @@ def _differentiate_layer_once(node: Any, state: State) -> None:
     while below.repeats:
         met.add(below)
         node, below = node.next_functions[1][0], below.before
-        if type(node) is _Reset._backward_cls:
+        if internals.is_node_of(node, _Reset):
             node = node.next_functions[0][0]
         currents.append(node.next_functions[0])
     differentiate_once(currents, largest=state.fired.shape.numel())

@@ -5,20 +5,18 @@ Whatever a user could put in between, a hook, another loss, a detached step, has
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import snntorch
 import torch
 import torch.nn as nn
+from calls import Calls
 from compare import MakeNeuron, Observed, agree
 from either_host import step_of
 from live_bytes import LiveBytes
 from spikingjelly.activation_based import neuron
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevLIFNode
@@ -40,19 +38,13 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
         nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5), nn.MaxPool2d(2)
     ),
 }
-BACKWARDS = {"addmm_backward", "convolution_backward", "native_batch_norm_backward", "max_pool2d_with_indices_backward", "mm"}
-
-
-class Counted(TorchDispatchMode):
-    """Counts the operations that run inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        self.calls[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
+aten = torch.ops.aten
+BACKWARDS = {
+    aten.mm.default,
+    aten.convolution_backward.default,
+    aten.native_batch_norm_backward.default,
+    aten.max_pool2d_with_indices_backward.default,
+}
 
 
 def shown(layer: nn.Module, node: nn.Module, image: Tensor, steps: int = T) -> list[Tensor]:
@@ -85,9 +77,9 @@ def test_one_backward_of_the_layer_and_the_hosts_gradients(
         net, node = layer(), make(**options)
         spikes = shown(net, node, image_of())
         loss = weighted(spikes)
-        with Counted() as counted:
+        with Calls() as calls:
             loss.backward()
-        counts.append({name: n for name, n in counted.calls.items() if name in BACKWARDS})
+        counts.append({each: n for each, n in calls.count.items() if each in BACKWARDS})
         return Observed({str(t): each.detach() for t, each in enumerate(spikes)}).see_gradients(net)
 
     agree(program, host, ours)
@@ -312,9 +304,9 @@ def test_a_backward_for_each_step(dtype: torch.dtype, host_order: bool) -> None:
     net, node = LAYERS["linear"]().to(dtype), RevLeaky(beta=0.8, threshold=0.3).to(dtype)
     with use_settings(host_order=host_order):
         loss = weighted(shown(net, node, image_of().to(dtype)))
-    with Counted() as counted:
+    with Calls() as calls:
         loss.backward()
-    assert counted.calls["mm"] == T
+    assert calls.count[aten.mm.default] == T
 
 
 @pytest.mark.parametrize("channels", [6, 12, 16])

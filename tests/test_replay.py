@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,6 +12,7 @@ import pytest
 import snntorch
 import torch
 import torch.nn.functional as F
+from calls import Calls
 from compare import MakeNeuron, Observed, agree, assert_alive, assert_close
 from live_bytes import LiveBytes
 from snntorch import surrogate as snn_surrogate
@@ -20,7 +20,6 @@ from spikingjelly.activation_based import neuron as sj_neuron
 from spikingjelly.activation_based import surrogate as sj_surrogate
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from snn_revplugin.adapters.snntorch import RevLeaky
@@ -91,27 +90,6 @@ def two_layers(
         return Observed({"out": out} | buffers).see_gradients(first, module, x=x_seq)
 
     return program
-
-
-class Calls(TorchDispatchMode):
-    """Counts the operations that run, and watches the memory of what some of them give out."""
-
-    def __init__(self, *watched: torch._ops.OpOverload) -> None:
-        super().__init__()
-        self.count: Counter[torch._ops.OpOverload] = Counter()
-        self.watched, self.memory, self.most_alive = watched, [], 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.count[func] += 1
-        if func in self.watched:
-            self.memory.append(weakref.ref(out.untyped_storage()))
-            self.most_alive = max(self.most_alive, self.alive)
-        return out
-
-    @property
-    def alive(self) -> int:
-        return sum(each() is not None for each in self.memory)
 
 
 CONVOLUTION = torch.ops.aten.convolution.default

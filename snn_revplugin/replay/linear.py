@@ -24,7 +24,7 @@ def _convolve(arguments: tuple, x: Tensor, weight: Tensor, bias: Tensor | None) 
 
 
 def _without_bias(node: Node) -> tuple[int, ...]:
-    return (2,) if node._saved_bias_sym_sizes_opt in (None, (0,), [0]) else ()
+    return (2,) if attribute_of(node, "bias_sym_sizes_opt") in (None, (0,)) else ()
 
 
 def _spikes_of_convolution(node: Node) -> torch.memory_format | None:

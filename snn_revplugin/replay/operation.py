@@ -39,7 +39,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..autograd_internals import Node, attributes_of, plain
+from ..autograd_internals import Node, attributes_of, name_of, plain
 
 VARIADIC = ()
 WRITE_INTO_VIEW = "CopySlices"  # autograd's name for an operation that wrote into a view
@@ -113,18 +113,11 @@ class Operation:
 
 
 OPERATIONS: dict[str, Operation] = {}
-_by_type: dict[type, Operation] = {}
 
 
 def operation_of(node: Node) -> Operation | None:
     """The operation that a graph node stands for, if it is in the table."""
-    kind = type(node)
-    found = _by_type.get(kind)
-    if found is None:
-        found = OPERATIONS.get(kind.__name__)
-        if found is not None:
-            _by_type[kind] = found
-    return found
+    return OPERATIONS.get(name_of(node))
 
 
 def register(*operations: Operation) -> None:

@@ -25,7 +25,7 @@ from .. import capture
 from ..autograd_internals import Node
 from ..settings import get_settings
 from .normalisation import inverse_batch_norm
-from .operation import OPERATIONS, WRITE_INTO_VIEW, Operation, operation_of
+from .operation import WRITE_INTO_VIEW, Operation, operation_of
 from .pointwise import constant_of, packed_mask
 from .recipe import Kept, Made, Operand, Output, Recipe, Spikes, Unmade, Value
 from .stream import MOST_WORK, REVERSED, Stream
@@ -135,7 +135,7 @@ class _Walk:
             wanted: False below a boundary, where only what was saved matters.
             look: gives the output's elements from what was made of it, where nobody has the output itself; not to be kept.
         """
-        if type(node) is internals.Leaf:
+        if internals.is_leaf_edge(node):
             return self.known.kept(node.variable)
         operation = operation_of(node)
         if operation is None:
@@ -230,7 +230,7 @@ class _Walk:
                 values.append(None)
                 continue
             below, output = edges[position] if position < len(edges) else NO_EDGE
-            if type(below) is internals.Leaf:
+            if internals.is_leaf_edge(below):
                 leaf = below.variable
                 freed = freed or self._is_freed(leaf)
                 values.append(UNKNOWN if freed else self.known.kept(leaf))
@@ -371,10 +371,10 @@ def _writes_on_record(node: Node) -> int:
     """How many times autograd saw the memory of a node's output written into through views. Each time is one version."""
     writes = 0
     while node is not None:
-        kind = internals.name_of(node)
-        if kind == WRITE_INTO_VIEW:
+        operation = operation_of(node)
+        if internals.name_of(node) == WRITE_INTO_VIEW:
             writes += 1
-        elif kind not in OPERATIONS or not OPERATIONS[kind].is_view:
+        elif operation is None or not operation.is_view:
             break
         node = node.next_functions[0][0]
     return writes
