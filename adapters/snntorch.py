@@ -1,4 +1,5 @@
-"""snnTorch's neuron, reversible: ``RevLeaky`` for ``snntorch.Leaky``; and ``CoupledLeaky``, the coupled node behind its API.
+"""snnTorch's neuron, reversible: ``RevLeaky`` for ``snntorch.Leaky``; and ``CoupledLeaky``, the
+coupled node behind its API.
 
 ::
 
@@ -12,30 +13,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snn_revplugin import capture, coupled_operators
-from snn_revplugin.autograd_internals import is_overwritten_by_ddp
-from snn_revplugin.coupled import Coupled
-from snn_revplugin.coupled_step import coupled_step
-from snn_revplugin.coupled_step import state_of as coupled_state_of
-from snn_revplugin.dynamics import Dynamics
-from snn_revplugin.dynamics import Leaky as LeakyDynamics
-from snn_revplugin.neuron import ReversibleNeuron, version_key
-from snn_revplugin.operators import STEP_KEEPS, equations_of_leaky
-from snn_revplugin.reference import reference_coupled_step
-from snn_revplugin.spikes import PackedSpikes
-from snn_revplugin.step import state_of, step
-from snn_revplugin.surrogate import AnySurrogate, Surrogate, surrogate_of
-from snn_revplugin.swap import Swap, register_swap
+from snn_revplugin.bptt.coupled_step import coupled_step
+from snn_revplugin.bptt.coupled_step import link_of as coupled_state_of
+from snn_revplugin.bptt.record import version_key
+from snn_revplugin.bptt.step import link_of, step
+from snn_revplugin.compile import coupled_operators
+from snn_revplugin.compile.operators import STEP_KEEPS, equations_of_leaky
+from snn_revplugin.neurons.coupled import Coupled
+from snn_revplugin.neurons.differentiable import reference_coupled_step
+from snn_revplugin.neurons.leaky import Leaky as LeakyDynamics
+from snn_revplugin.neurons.surrogate import AnySurrogate, Surrogate, surrogate_of
+from snn_revplugin.neurons.transition import Dynamics
+from snn_revplugin.packed.spikes import PackedSpikes
+from snn_revplugin.swap.module import ReversibleNeuron
+from snn_revplugin.swap.table import Swap, register_swap
+from snn_revplugin.torch_internals import capture
+from snn_revplugin.torch_internals.distributed import is_overwritten_by_ddp
 
 from .snntorch_tools import refuse_in_nir
 
 try:
     import snntorch
 except ImportError as error:
-    raise ImportError("snn_revplugin.adapters.snntorch needs snnTorch: pip install 'snn-revplugin[snntorch]'") from error
+    raise ImportError(
+        "snn_revplugin.adapters.snntorch needs snnTorch: pip install 'snn-revplugin[snntorch]'"
+    ) from error
 
-# The functions of snntorch.surrogate are closures; these are the ones whose derivative has a closed form, by name, with the
-# order in which our derivative takes what they close over.
+# The functions of snntorch.surrogate are closures; these are the ones whose derivative has a closed
+# form, by name, with the order in which our derivative takes what they close over.
 SURROGATES: dict[str, tuple[str, tuple[str, ...]]] = {
     "straight_through_estimator": ("straight_through", ()),
     "triangular": ("triangular", ("threshold",)),
@@ -58,9 +63,14 @@ PARAMETERS = ("beta", "threshold", "graded_spikes_factor")
 
 
 def surrogate_from(spike_grad: Any) -> AnySurrogate | None:
-    """A ``spike_grad`` of snnTorch's or of the user's as a surrogate; None if it is not a plain step forward."""
+    """A ``spike_grad`` of snnTorch's or of the user's as a surrogate; None if it is not a plain
+    step forward."""
     known = _known_surrogate(spike_grad)
-    return surrogate_of(spike_grad) if known is None else Surrogate(*known, strict=True, keeps_dtype=False)
+    return (
+        surrogate_of(spike_grad)
+        if known is None
+        else Surrogate(*known, strict=True, keeps_dtype=False)
+    )
 
 
 def _known_surrogate(spike_grad: Any) -> tuple[str, tuple[float, ...]] | None:
@@ -69,7 +79,13 @@ def _known_surrogate(spike_grad: Any) -> tuple[str, tuple[float, ...]] | None:
     if code is not None and spike_grad.__module__ == "snntorch.surrogate":
         maker = spike_grad.__qualname__.split(".")[0]
         if maker in SURROGATES:
-            closed_over = dict(zip(code.co_freevars, (c.cell_contents for c in spike_grad.__closure__ or ()), strict=True))
+            closed_over = dict(
+                zip(
+                    code.co_freevars,
+                    (c.cell_contents for c in spike_grad.__closure__ or ()),
+                    strict=True,
+                )
+            )
             name, names = SURROGATES[maker]
             parameters = tuple(closed_over.get(each) for each in names)
             if all(isinstance(each, int | float) for each in parameters):
@@ -78,11 +94,13 @@ def _known_surrogate(spike_grad: Any) -> tuple[str, tuple[float, ...]] | None:
 
 
 class RevLeaky(ReversibleNeuron, snntorch.Leaky):
-    """``snntorch.Leaky`` with the same spikes, membranes and gradients, and a fraction of the memory. Takes the host's
-    arguments, all 14 of them, and ``reversible=False`` for the host's own path.
+    """``snntorch.Leaky`` with the same spikes, membranes and gradients, and a fraction of the
+    memory. Takes the host's arguments, all 14 of them, and ``reversible=False`` for the host's own
+    path.
 
-    ``inhibition`` and ``state_quant`` decide by more than the neuron's own potential, or leave no potential to reverse; with
-    them the neuron takes the host's own path, and :func:`snn_revplugin.explain` says so.
+    ``inhibition`` and ``state_quant`` decide by more than the neuron's own potential, or leave no
+    potential to reverse; with them the neuron takes the host's own path, and
+    :func:`snn_revplugin.explain` says so.
 
     >>> import torch
     >>> leaky = RevLeaky(beta=0.9)
@@ -101,25 +119,35 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
         if torch.compiler.is_compiling():
             return self._compiled(input_, mem)
         _give_up_what_ddp_overwrote(self)
-        buffers = self._buffers  # found without asking the module for each, which in a time loop of small layers is time
+        buffers = (
+            self._buffers
+        )  # found without asking the module for each, which in a time loop of small layers is time
         held = buffers.get("mem") if mem is None else mem
         held = self.mem if held is None else held
-        parameters = tuple(buffers[name] if name in buffers else getattr(self, name) for name in PARAMETERS)
-        reason = self.why_plain(input_, held, *parameters) or self._why_host(input_, mem, parameters)
+        parameters = tuple(
+            buffers[name] if name in buffers else getattr(self, name) for name in PARAMETERS
+        )
+        reason = self.why_fallback(input_, held, *parameters) or self._why_host(
+            input_, mem, parameters
+        )
         dynamics = None if reason else self._dynamics(parameters, held)
         if dynamics is None:
-            self.note_plain(reason or "the surrogate is no Heaviside step, or the reset is none of the host's")
+            self.note_fallback(
+                reason or "the surrogate is no Heaviside step, or the reset is none of the host's"
+            )
             return super().forward(input_, mem)
 
         if held.shape != input_.shape:
             held = torch.zeros_like(input_, device=held.device)
-        spk, potential = step(dynamics, input_, held, self.reversal)
+        spk, potential = step(dynamics, input_, held, self.record)
         if "mem" in buffers:
             buffers["mem"] = potential
         else:
             self.mem = potential
-        before = state_of(potential).before
-        known = before.fired if dynamics.delayed else None  # a delayed reset is what the step before fired
+        before = link_of(potential).before
+        known = (
+            before.fired if dynamics.delayed else None
+        )  # a delayed reset is what the step before fired
         self.__dict__["_reset"] = known or _packed_resets(dynamics, held)
         if self.init_hidden and not self.output:
             return spk
@@ -132,10 +160,13 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
             held = torch.zeros_like(input_)
         parameters = [getattr(self, name) for name in PARAMETERS]
         kind = RESETS.get(getattr(self.state_function, "__func__", None))
-        at_once = not self.reset_delay and kind != "none"
+        immediate_reset = not self.reset_delay and kind != "none"
         if (
             kind is None
-            or (not self.reset_delay and snntorch.Leaky.reset_dict[kind] != int(self.reset_mechanism_val))
+            or (
+                not self.reset_delay
+                and snntorch.Leaky.reset_dict[kind] != int(self.reset_mechanism_val)
+            )
             or self._why_host(input_, mem, tuple(parameters)) is not None
             or not self.takes_operators(input_, held, *parameters)
             or input_.dtype not in (torch.float32, torch.float64)
@@ -145,7 +176,9 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
             return super().forward(input_, mem)
         self.note_operators(STEP_KEEPS)
         name, slopes = surrogate
-        equations = equations_of_leaky(kind, at_once, name, [float(each) for each in slopes])
+        equations = equations_of_leaky(
+            kind, immediate_reset, name, [float(each) for each in slopes]
+        )
         parameters[0] = parameters[0].clamp(0, 1)
         self.reset = (held > parameters[1]).float().detach()
         spk, self.mem = torch.ops.snn_revplugin.step(input_, held, parameters, *equations)
@@ -155,8 +188,11 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
 
     @property
     def reset(self) -> Tensor:
-        """The reset signal of the last step, detached, as the host leaves it; kept as bits until it is asked for."""
-        signal = self.__dict__.get("_reset", self.__dict__.get("reset"))  # the latter from before a conversion
+        """The reset signal of the last step, detached, as the host leaves it; kept as bits until it
+        is asked for."""
+        signal = self.__dict__.get(
+            "_reset", self.__dict__.get("reset")
+        )  # the latter from before a conversion
         if signal is None:
             raise AttributeError(f"{type(self).__name__} has no reset signal before its first step")
         return signal.binary() if isinstance(signal, PackedSpikes) else signal
@@ -165,7 +201,9 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
     def reset(self, signal: Tensor) -> None:
         self._reset = signal
 
-    def _why_host(self, input_: Tensor, mem: Tensor | None, parameters: tuple[Tensor, ...]) -> str | None:
+    def _why_host(
+        self, input_: Tensor, mem: Tensor | None, parameters: tuple[Tensor, ...]
+    ) -> str | None:
         if self.inhibition:
             return "inhibition lets one neuron of a layer silence the others"
         if self.state_quant:
@@ -178,49 +216,64 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
         return None
 
     def _dynamics(self, parameters: tuple[Tensor, ...], held: Tensor) -> Dynamics | None:
-        anew = held.grad_fn is None and any(each.requires_grad for each in parameters)  # where a chain of time steps starts
-        # The host decides by this bound method; its ``reset_mechanism`` may be set to something else later on.
+        anew = held.grad_fn is None and any(
+            each.requires_grad for each in parameters
+        )  # where a chain of time steps starts
+        # The host decides by this bound method; its ``reset_mechanism`` may be set to something
+        # else later on.
         charge = getattr(self.state_function, "__func__", None)
-        at_once = None if self.reset_delay else int(self.reset_mechanism_val)
-        key = *version_key(*parameters), self.spike_grad, charge, at_once
-        return self.reversal.dynamics(key, lambda: self._build(parameters, charge, at_once), anew)
+        immediate_reset = None if self.reset_delay else int(self.reset_mechanism_val)
+        key = *version_key(*parameters), self.spike_grad, charge, immediate_reset
+        return self.record.dynamics(
+            key, lambda: self._build(parameters, charge, immediate_reset), anew
+        )
 
-    def _build(self, parameters: tuple[Tensor, ...], charge: Any, at_once: int | None) -> Dynamics | None:
+    def _build(
+        self, parameters: tuple[Tensor, ...], charge: Any, immediate_reset: int | None
+    ) -> Dynamics | None:
         factor = parameters[2]
         # Asking a CUDA tensor for its value would stall the time loop.
-        known = factor.device.type == "cpu" and factor.dim() == 0 and capture.may_ask(factor)
+        known = (
+            factor.device.type == "cpu" and factor.dim() == 0 and capture.may_synchronise(factor)
+        )
         graded = factor.requires_grad or not known or factor.item() != 1.0
         kind, surrogate = RESETS.get(charge), surrogate_from(self.spike_grad)
         if surrogate is None or kind is None:
             return None
-        if at_once is not None and snntorch.Leaky.reset_dict[kind] != at_once:
+        if immediate_reset is not None and snntorch.Leaky.reset_dict[kind] != immediate_reset:
             return None  # one reset in the charge and another after the spike
-        return LeakyDynamics(surrogate, *parameters, kind, delayed=at_once is None, graded=graded)
+        return LeakyDynamics(
+            surrogate, *parameters, kind, delayed=immediate_reset is None, graded=graded
+        )
 
 
 class CoupledLeaky(ReversibleNeuron, snntorch.Leaky):
-    """The split-coupled reversible node of :mod:`snn_revplugin.coupled` behind the API of ``snntorch.Leaky``.
+    """The split-coupled reversible node of :mod:`snn_revplugin.coupled` behind the API of
+    ``snntorch.Leaky``.
 
-    Its outputs are real-valued: spikes, plus ``beta`` times what came in on the other half of the channels. ``mem`` has the
-    shape of the input. What the host makes of ``mem``, ``init_hidden``, ``output``, ``reset_mem``, ``utils.reset``,
-    ``detach_hidden`` and ``reset_hidden`` holds here too. ``tau``, ``alpha``, ``beta`` and ``threshold`` are buffers, fixed in
-    training and part of the state_dict.
+    Its outputs are real-valued: spikes, plus ``beta`` times what came in on the other half of the
+    channels. ``mem`` has the shape of the input. What the host makes of ``mem``, ``init_hidden``,
+    ``output``, ``reset_mem``, ``utils.reset``, ``detach_hidden`` and ``reset_hidden`` holds here
+    too. ``tau``, ``alpha``, ``beta`` and ``threshold`` are buffers, fixed in training and part of
+    the state_dict.
 
     Args:
         tau: the membrane's time constant in time steps, at least 1.
-        alpha: how much of each half's potential the other half's goes on with, at most 1; up to ``1 / tau`` potentials of
-            neurons that do not fire stay bounded.
+        alpha: how much of each half's potential the other half's goes on with, at most 1; up to ``1
+            / tau`` potentials of neurons that do not fire stay bounded.
         beta: how much of each half's input passes on into the other half's output.
         threshold: of the potential, to fire.
         spike_grad: a function of ``snntorch.surrogate`` or of yours; None for ``atan``.
         init_hidden, output: as in the host.
         reset_mechanism: ``"subtract"`` or ``"zero"``.
-        detach_reset: whether the reset keeps the gradient from flowing through its spike, as the host's does.
+        detach_reset: whether the reset keeps the gradient from flowing through its spike, as the
+            host's does.
         split_dim: the dimension that is split; channels by default, -1 for the last.
         reversible: False for plain autograd, for comparison.
 
     Raises:
-        ValueError: a number out of the range in which input and state can be rebuilt, or an unknown reset.
+        ValueError: a number out of the range in which input and state can be rebuilt, or an unknown
+        reset.
 
     >>> import torch
     >>> leaky = CoupledLeaky(beta=0.5)
@@ -243,9 +296,17 @@ class CoupledLeaky(ReversibleNeuron, snntorch.Leaky):
         split_dim: int = 1,
         reversible: bool = True,
     ) -> None:
-        # The host remembers every neuron whose constructor it has entered: whatever is refused is refused before.
+        # The host remembers every neuron whose constructor it has entered: whatever is refused is
+        # refused before.
         Coupled(tau, alpha, beta, threshold, _v_reset(reset_mechanism))
-        super().__init__(beta, threshold, spike_grad, init_hidden=init_hidden, reset_mechanism=reset_mechanism, output=output)
+        super().__init__(
+            beta,
+            threshold,
+            spike_grad,
+            init_hidden=init_hidden,
+            reset_mechanism=reset_mechanism,
+            output=output,
+        )
         self.register_buffer("tau", torch.as_tensor(tau))
         self.register_buffer("alpha", torch.as_tensor(alpha))
         self.detach_reset, self.split_dim, self.reversible = detach_reset, split_dim, reversible
@@ -255,11 +316,12 @@ class CoupledLeaky(ReversibleNeuron, snntorch.Leaky):
 
         Args:
             input_: floating point, of even size in ``split_dim``.
-            mem: the potential of the last step; by default the one that the neuron holds. Of another shape than the input, it
-                is taken for zero, as by the host.
+            mem: the potential of the last step; by default the one that the neuron holds. Of
+                another shape than the input, it is taken for zero, as by the host.
 
         Returns:
-            The output and the potential, both of the input's shape; with ``init_hidden`` and without ``output``, the output.
+            The output and the potential, both of the input's shape; with ``init_hidden`` and
+            without ``output``, the output.
         """
         if self.init_hidden and mem is not None:
             raise TypeError("`mem` should not be passed as an argument while `init_hidden=True`")
@@ -273,30 +335,42 @@ class CoupledLeaky(ReversibleNeuron, snntorch.Leaky):
                 self.note_operators(coupled_operators.STEP_KEEPS)
                 out, self.mem, _ = torch.ops.snn_revplugin.coupled_step(input_, held, *equations)
                 return out if self.init_hidden and not self.output else (out, self.mem)
-        coupled, reason = self._coupled(), self.why_plain(input_, held)
+        coupled, reason = self._coupled(), self.why_fallback(input_, held)
         if reason is None and coupled.surrogate is None:
             reason = "the surrogate is no Heaviside step"
         if reason is None:
-            out, self.mem = coupled_step(coupled, input_, held, self.reversal)
+            out, self.mem = coupled_step(coupled, input_, held, self.record)
         else:
-            self.note_plain(reason)
+            self.note_fallback(reason)
             out, self.mem = reference_coupled_step(coupled, input_, held, self.spike_grad)
         return out if self.init_hidden and not self.output else (out, self.mem)
 
     def _equations_to_compile(self, input_: Tensor, held: Tensor) -> tuple | None:
         """The equations as an operator takes them, or None where there is none for the call."""
-        if not self.takes_operators(input_, held) or (surrogate := _known_surrogate(self.spike_grad)) is None:
+        if (
+            not self.takes_operators(input_, held)
+            or (surrogate := _known_surrogate(self.spike_grad)) is None
+        ):
             return None
         name, slopes = surrogate
         numbers = [self.tau, self.alpha, self.beta, self.threshold]
         v_reset = _v_reset(self.reset_mechanism)
-        return [], numbers, v_reset, self.detach_reset, True, name, [float(each) for each in slopes], self.split_dim
+        return (
+            [],
+            numbers,
+            v_reset,
+            self.detach_reset,
+            True,
+            name,
+            [float(each) for each in slopes],
+            self.split_dim,
+        )
 
     def _coupled(self) -> Coupled:
         """The equations, by the numbers that the buffers hold now."""
         numbers = self.tau, self.alpha, self.beta, self.threshold
         others = self.reset_mechanism, self.detach_reset, self.split_dim
-        return self.reversal.dynamics(
+        return self.record.dynamics(
             (*version_key(*numbers), self.spike_grad, *others),
             lambda: Coupled(
                 *(each.item() for each in numbers),
@@ -309,29 +383,32 @@ class CoupledLeaky(ReversibleNeuron, snntorch.Leaky):
 
 
 def _give_up_what_ddp_overwrote(neuron: snntorch.Leaky) -> None:
-    """Start a new chain of time steps where DistributedDataParallel has given this process the first one's membrane."""
+    """Start a new chain of time steps where DistributedDataParallel has given this process the
+    first one's membrane."""
     stored = neuron._buffers.get("mem")
     if is_overwritten_by_ddp(stored):
-        state = state_of(stored) or coupled_state_of(stored)
+        state = link_of(stored) or coupled_state_of(stored)
         if state is not None:
             state.overwritten()
 
 
 def _v_reset(reset_mechanism: str) -> float | None:
-    resets = {"subtract": None, "zero": 0.0}
-    if reset_mechanism not in resets:
+    reset_signal = {"subtract": None, "zero": 0.0}
+    if reset_mechanism not in reset_signal:
         raise ValueError(f"reset_mechanism must be 'subtract' or 'zero', got {reset_mechanism!r}")
-    return resets[reset_mechanism]
+    return reset_signal[reset_mechanism]
 
 
 @torch.no_grad()
 def _packed_resets(dynamics: Dynamics, held: Tensor) -> PackedSpikes:
-    resets = dynamics.fires(held)
-    return PackedSpikes(resets.bool(), resets.dtype)
+    reset_signal = dynamics.fires(held)
+    return PackedSpikes(reset_signal.bool(), reset_signal.dtype)
 
 
 def _broadcasts_to(shape: torch.Size, target: torch.Size) -> bool:
-    return len(shape) <= len(target) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(target), strict=False))
+    return len(shape) <= len(target) and all(
+        n in (1, m) for n, m in zip(reversed(shape), reversed(target), strict=False)
+    )
 
 
 register_swap(

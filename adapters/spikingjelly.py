@@ -1,8 +1,8 @@
-"""SpikingJelly's neurons, reversible: ``RevIFNode``, ``RevLIFNode``, ``RevParametricLIFNode``; and ``CoupledLIFNode``, the
-coupled node behind their API.
+"""SpikingJelly's neurons, reversible: ``RevIFNode``, ``RevLIFNode``, ``RevParametricLIFNode``; and
+``CoupledLIFNode``, the coupled node behind their API.
 
-After this module is imported they are found in ``spikingjelly.activation_based.neuron`` too, so that code which names a
-neuron by a string, or takes it from there for a model builder, finds them.
+After this module is imported they are found in ``spikingjelly.activation_based.neuron`` too, so
+that code which names a neuron by a string, or takes it from there for a model builder, finds them.
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snn_revplugin import coupled_operators
-from snn_revplugin.autograd_internals import saved_tensor_hooks_active
-from snn_revplugin.coupled import Coupled
-from snn_revplugin.coupled_sequence import coupled_sequence
-from snn_revplugin.coupled_step import coupled_step
-from snn_revplugin.dynamics import (
-    Dynamics,
+from snn_revplugin.bptt.coupled_sequence import coupled_sequence
+from snn_revplugin.bptt.coupled_step import coupled_step
+from snn_revplugin.bptt.record import version_key
+from snn_revplugin.bptt.sequence import sequence
+from snn_revplugin.bptt.step import step
+from snn_revplugin.compile import coupled_operators
+from snn_revplugin.compile.operators import SCAN_KEEPS, STEP_KEEPS, Equations, equations_of_node
+from snn_revplugin.neurons.coupled import Coupled
+from snn_revplugin.neurons.differentiable import reference_coupled_step
+from snn_revplugin.neurons.integrate_and_fire import (
     IntegrateAndFire,
     LeakyIntegrateAndFire,
     ParametricLeakyIntegrateAndFire,
 )
-from snn_revplugin.neuron import ReversibleNeuron, version_key
-from snn_revplugin.operators import SCAN_KEEPS, STEP_KEEPS, Equations, equations_of_node
-from snn_revplugin.reference import reference_coupled_step
-from snn_revplugin.sequence import sequence
-from snn_revplugin.step import step
-from snn_revplugin.surrogate import AnySurrogate, Surrogate, surrogate_of
-from snn_revplugin.swap import Swap, register_swap
+from snn_revplugin.neurons.surrogate import AnySurrogate, Surrogate, surrogate_of
+from snn_revplugin.neurons.transition import Dynamics
+from snn_revplugin.swap.module import ReversibleNeuron
+from snn_revplugin.swap.table import Swap, register_swap
+from snn_revplugin.torch_internals.saved_tensors import saved_tensor_hooks_active
 
 from .spikingjelly_stateful import StatefulCoupled, StatefulTransitions
 from .spikingjelly_tools import enter_in_tools, why_counted
@@ -39,13 +40,15 @@ try:
     from spikingjelly.activation_based import surrogate as host_surrogate
 except ImportError as error:
     raise ImportError(
-        "snn_revplugin.adapters.spikingjelly needs SpikingJelly: pip install 'snn-revplugin[spikingjelly]'"
+        "snn_revplugin.adapters.spikingjelly needs SpikingJelly: pip install"
+        " 'snn-revplugin[spikingjelly]'"
     ) from error
 
 # Since 2.0 a neuron's transitions are pure functions; in 0.0.0.0.14 they read and write its state.
 PURE = hasattr(neuron.BaseNode, "single_step_functional_forward")
 
-# The surrogates of SpikingJelly whose derivative has a closed form: our name for it; the parameters go by their own names.
+# The surrogates of SpikingJelly whose derivative has a closed form: our name for it; the parameters
+# go by their own names.
 _SURROGATES = {
     "PiecewiseQuadratic": "piecewise_quadratic",
     "PiecewiseExp": "piecewise_exp",
@@ -68,18 +71,23 @@ _SURROGATES = {
 if not PURE:  # their derivatives were others, or rounded in another way
     del _SURROGATES["PiecewiseLeakyReLU"], _SURROGATES["LogTailedReLU"]
 SURROGATES: dict[type, str] = {
-    getattr(host_surrogate, name): ours for name, ours in _SURROGATES.items() if hasattr(host_surrogate, name)
+    getattr(host_surrogate, name): ours
+    for name, ours in _SURROGATES.items()
+    if hasattr(host_surrogate, name)
 }
 
 
 def surrogate_from(function: Any) -> AnySurrogate | None:
-    """A surrogate function of SpikingJelly's or of the user's; None if it is not a plain step forward."""
+    """A surrogate function of SpikingJelly's or of the user's; None if it is not a plain step
+    forward."""
     name = SURROGATES.get(type(function))
     if name is not None and function.spiking:
         parameters = _parameters_of(function)
         if all(isinstance(each, int | float) for each in parameters):
             return Surrogate(name, parameters, strict=False)
-    if isinstance(function, host_surrogate.nn.Module) and any(each.requires_grad for each in function.parameters()):
+    if isinstance(function, host_surrogate.nn.Module) and any(
+        each.requires_grad for each in function.parameters()
+    ):
         return None
     return surrogate_of(function)
 
@@ -89,13 +97,22 @@ def _parameters_of(function: Any) -> tuple:
     if PURE:
         return tuple(getattr(function, "_sg_params", {}).values())
     held = getattr(function, "__dict__", {})
-    return tuple(held[name] for name in ("alpha", "beta", "w", "c", "n", "T_period", "leak", "k") if name in held)
+    return tuple(
+        held[name]
+        for name in ("alpha", "beta", "w", "c", "n", "T_period", "leak", "k")
+        if name in held
+    )
 
 
 def _to_compile(function: Any) -> tuple[str, list[float]] | None:
     """A surrogate function of SpikingJelly's as an operator takes it, by name and parameters."""
     name, slopes = SURROGATES.get(type(function)), _parameters_of(function)
-    if not PURE or name is None or not function.spiking or not all(isinstance(each, int | float) for each in slopes):
+    if (
+        not PURE
+        or name is None
+        or not function.spiking
+        or not all(isinstance(each, int | float) for each in slopes)
+    ):
         return None
     return name, [float(each) for each in slopes]
 
@@ -105,7 +122,8 @@ def _surrogate_key(function: Any) -> tuple:
 
 
 class _NotesOperators(ReversibleNeuron):
-    """Says of a compiled call what its operator keeps: not in the pure transitions, which a checkpoint may run."""
+    """Says of a compiled call what its operator keeps: not in the pure transitions, which a
+    checkpoint may run."""
 
     keeps_of_step, keeps_of_sequence = STEP_KEEPS, SCAN_KEEPS
 
@@ -137,15 +155,17 @@ class _PureTransitions:
             equations = self._equations_to_compile(inputs[0], states[0])
             if equations is None:
                 return super().single_step_functional_forward(inputs, states, **kwargs)
-            spikes, v = torch.ops.snn_revplugin.step(inputs[0], states[0], list(self._learned()), *equations)
+            spikes, v = torch.ops.snn_revplugin.step(
+                inputs[0], states[0], list(self._learned()), *equations
+            )
             return (spikes.contiguous(),), (v, *states[1:])
         dynamics = self._dynamics_for(inputs[0], states[0])
         if dynamics is None:
             return super().single_step_functional_forward(inputs, states, **kwargs)
         if saved_tensor_hooks_active():
-            spikes, v, _ = sequence(dynamics, inputs[0].unsqueeze(0), states[0], self.reversal)
+            spikes, v, _ = sequence(dynamics, inputs[0].unsqueeze(0), states[0], self.record)
             return (spikes[0],), (v, *states[1:])
-        spikes, v = step(dynamics, inputs[0], states[0], self.reversal)
+        spikes, v = step(dynamics, inputs[0], states[0], self.record)
         if not spikes.is_contiguous():
             spikes = torch.stack([spikes])[0]  # the host takes a sequence of one step: its strides
         return (spikes,), (v, *states[1:])
@@ -162,7 +182,7 @@ class _PureTransitions:
         dynamics = self._dynamics_for(inputs[0], states[0])
         if dynamics is None:
             return super().multi_step_functional_forward(inputs, states, **kwargs)
-        spikes, v, _ = sequence(dynamics, inputs[0], states[0], self.reversal)
+        spikes, v, _ = sequence(dynamics, inputs[0], states[0], self.record)
         return (spikes,), (v,)
 
     def multi_step_forward(self, x_seq: Tensor, *args: Tensor, **kwargs: object) -> Tensor:
@@ -180,11 +200,15 @@ class _PureTransitions:
         dynamics = self._dynamics_for(x_seq, v)
         if dynamics is None:
             return super().multi_step_forward(x_seq, *args, **kwargs)
-        spikes, self.v, self.v_seq = sequence(dynamics, x_seq, v, self.reversal, with_path=True)
+        spikes, self.v, self.v_seq = sequence(dynamics, x_seq, v, self.record, with_path=True)
         return spikes
 
     def _why_host(self, x: Tensor, v: Tensor) -> str | None:
-        return None if self._neuron_precision is None else "SpikingJelly's mixed neuron precision needs its own kernels"
+        return (
+            None
+            if self._neuron_precision is None
+            else "SpikingJelly's mixed neuron precision needs its own kernels"
+        )
 
 
 class _ReversibleNode(_PureTransitions if PURE else StatefulTransitions, _NotesOperators):
@@ -195,7 +219,7 @@ class _ReversibleNode(_PureTransitions if PURE else StatefulTransitions, _NotesO
         self.reversible = reversible
 
     def _dynamics_for(self, x: Tensor, v: Tensor) -> Dynamics | None:
-        reason = self.why_plain(x, v, *self._learned()) or self._why_host(x, v) or why_counted()
+        reason = self.why_fallback(x, v, *self._learned()) or self._why_host(x, v) or why_counted()
         dynamics = None
         if reason is None and v.dtype != x.dtype:
             reason = "the state has another dtype than the input"
@@ -205,31 +229,47 @@ class _ReversibleNode(_PureTransitions if PURE else StatefulTransitions, _NotesO
             reason = "the learned time constant has another dtype than the input"
         if reason is None:
             constants = *self._constants(), self._in_parts
-            key = *_surrogate_key(self.surrogate_function), *constants, *version_key(*self._learned())
+            key = (
+                *_surrogate_key(self.surrogate_function),
+                *constants,
+                *version_key(*self._learned()),
+            )
             anew = v.grad_fn is None and bool(self._learned())  # where a chain of time steps starts
-            dynamics = self.reversal.dynamics(key, self._build, anew)
+            dynamics = self.record.dynamics(key, self._build, anew)
             if dynamics is None:
-                reason = "the surrogate is not a Heaviside step forward, or learns parameters of its own"
+                reason = (
+                    "the surrogate is not a Heaviside step forward, or learns parameters of its own"
+                )
         if reason is not None:
-            self.note_plain(reason)
+            self.note_fallback(reason)
         return dynamics
 
-    def _compiled_sequence(self, x_seq: Tensor, v: Tensor, with_path: bool) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Spikes, last potential and path from an operator, or None where there is none for the call."""
+    def _compiled_sequence(
+        self, x_seq: Tensor, v: Tensor, with_path: bool
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Spikes, last potential and path from an operator, or None where there is none for the
+        call."""
         equations = self._equations_to_compile(x_seq, v)
         if equations is None or len(x_seq) == 0:
             return None
-        return torch.ops.snn_revplugin.sequence(x_seq, v, list(self._learned()), *equations, with_path)
+        return torch.ops.snn_revplugin.sequence(
+            x_seq, v, list(self._learned()), *equations, with_path
+        )
 
     def _equations_to_compile(self, x: Tensor, v: Tensor) -> Equations | None:
-        """The equations as an operator takes them, or None where the host's own path is to be compiled."""
+        """The equations as an operator takes them, or None where the host's own path is to be
+        compiled."""
         surrogate, constants = _to_compile(self.surrogate_function), self._constants()
-        if surrogate is None or not all(each is None or isinstance(each, int | float) for each in constants):
+        if surrogate is None or not all(
+            each is None or isinstance(each, int | float) for each in constants
+        ):
             return None
         if self._neuron_precision is not None or not self.takes_operators(x, v, *self._learned()):
             return None
         kind, tau, decay_input = self._kind()
-        return equations_of_node(kind, self.v_threshold, self.v_reset, self.detach_reset, tau, decay_input, *surrogate)
+        return equations_of_node(
+            kind, self.v_threshold, self.v_reset, self.detach_reset, tau, decay_input, *surrogate
+        )
 
     def _build(self) -> Dynamics | None:
         surrogate = surrogate_from(self.surrogate_function)
@@ -243,13 +283,15 @@ class _ReversibleNode(_PureTransitions if PURE else StatefulTransitions, _NotesO
 
     @property
     def _in_parts(self) -> bool:
-        """Whether the spikes that the host gives out are those that reset the potential, with a gradient."""
+        """Whether the spikes that the host gives out are those that reset the potential, with a
+        gradient."""
         return not (PURE or self.detach_reset) and self.step_mode == "s"
 
 
 class RevIFNode(_ReversibleNode, neuron.IFNode):
-    """``spikingjelly.activation_based.neuron.IFNode`` with the same spikes, potentials and gradients, and a fraction of the
-    memory. Takes the host's arguments, and ``reversible=False`` for the host's own path.
+    """``spikingjelly.activation_based.neuron.IFNode`` with the same spikes, potentials and
+    gradients, and a fraction of the memory. Takes the host's arguments, and ``reversible=False``
+    for the host's own path.
     """
 
     scripted_charge = False
@@ -262,8 +304,9 @@ class RevIFNode(_ReversibleNode, neuron.IFNode):
 
 
 class RevLIFNode(_ReversibleNode, neuron.LIFNode):
-    """``spikingjelly.activation_based.neuron.LIFNode`` with the same spikes, potentials and gradients, and a fraction of the
-    memory. Takes the host's arguments, and ``reversible=False`` for the host's own path.
+    """``spikingjelly.activation_based.neuron.LIFNode`` with the same spikes, potentials and
+    gradients, and a fraction of the memory. Takes the host's arguments, and ``reversible=False``
+    for the host's own path.
 
     >>> import torch
     >>> lif = RevLIFNode(tau=2.0, step_mode="m")
@@ -277,15 +320,18 @@ class RevLIFNode(_ReversibleNode, neuron.LIFNode):
         return *super()._constants(), self.tau, self.decay_input
 
     def _equations(self, surrogate: AnySurrogate) -> Dynamics:
-        return LeakyIntegrateAndFire(surrogate, *self._constants(), in_parts=self._in_parts, by_factor=not PURE)
+        return LeakyIntegrateAndFire(
+            surrogate, *self._constants(), in_parts=self._in_parts, by_factor=not PURE
+        )
 
     def _kind(self) -> tuple[str, float, bool]:
         return "lif", self.tau, self.decay_input
 
 
 class RevParametricLIFNode(_ReversibleNode, neuron.ParametricLIFNode):
-    """``spikingjelly.activation_based.neuron.ParametricLIFNode`` with the same spikes, potentials and gradients, and a
-    fraction of the memory. Takes the host's arguments, and ``reversible=False`` for the host's own path.
+    """``spikingjelly.activation_based.neuron.ParametricLIFNode`` with the same spikes, potentials
+    and gradients, and a fraction of the memory. Takes the host's arguments, and
+    ``reversible=False`` for the host's own path.
     """
 
     scripted_in_eval = scripted_charge = False
@@ -299,7 +345,12 @@ class RevParametricLIFNode(_ReversibleNode, neuron.ParametricLIFNode):
     def _equations(self, surrogate: AnySurrogate) -> Dynamics:
         *constants, decay_input = self._constants()
         return ParametricLeakyIntegrateAndFire(
-            surrogate, *constants, decay_input=decay_input, w=self.w, in_parts=self._in_parts, by_factor=not PURE
+            surrogate,
+            *constants,
+            decay_input=decay_input,
+            w=self.w,
+            in_parts=self._in_parts,
+            by_factor=not PURE,
         )
 
     def _kind(self) -> tuple[str, float, bool]:
@@ -307,18 +358,21 @@ class RevParametricLIFNode(_ReversibleNode, neuron.ParametricLIFNode):
 
 
 class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), _NotesOperators, neuron.BaseNode):
-    """The split-coupled reversible node of :mod:`snn_revplugin.coupled` behind the API of SpikingJelly's neurons.
+    """The split-coupled reversible node of :mod:`snn_revplugin.coupled` behind the API of
+    SpikingJelly's neurons.
 
-    Its outputs are real-valued: spikes, plus ``beta`` times what came in on the other half of the channels. The memory ``v``
-    has the shape of the input of one time step.
+    Its outputs are real-valued: spikes, plus ``beta`` times what came in on the other half of the
+    channels. The memory ``v`` has the shape of the input of one time step.
 
     Args:
         tau: the membrane's time constant in time steps, at least 1.
-        alpha: how much of each half's potential the other half's goes on with, at most 1; up to ``1 / tau`` potentials of
-            neurons that do not fire stay bounded.
+        alpha: how much of each half's potential the other half's goes on with, at most 1; up to ``1
+            / tau`` potentials of neurons that do not fire stay bounded.
         beta: how much of each half's input passes on into the other half's output.
-        v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq: as in the host.
-        split_dim: the dimension of one time step's tensor that is split; channels by default, -1 for the last.
+        v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq: as in the
+            host.
+        split_dim: the dimension of one time step's tensor that is split; channels by default, -1
+            for the last.
         reversible: False for plain autograd, for comparison.
 
     Raises:
@@ -332,7 +386,10 @@ class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), _NotesOperators, neu
             [[0.0000, 0.0000]]])
     """
 
-    keeps_of_step, keeps_of_sequence = coupled_operators.STEP_KEEPS, coupled_operators.SEQUENCE_KEEPS
+    keeps_of_step, keeps_of_sequence = (
+        coupled_operators.STEP_KEEPS,
+        coupled_operators.SEQUENCE_KEEPS,
+    )
 
     def __init__(
         self,
@@ -348,9 +405,24 @@ class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), _NotesOperators, neu
         split_dim: int = 1,
         reversible: bool = True,
     ) -> None:
-        surrogate_function = host_surrogate.Sigmoid() if surrogate_function is None else surrogate_function
-        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq=store_v_seq)
-        self.tau, self.alpha, self.beta, self.split_dim, self.reversible = tau, alpha, beta, split_dim, reversible
+        surrogate_function = (
+            host_surrogate.Sigmoid() if surrogate_function is None else surrogate_function
+        )
+        super().__init__(
+            v_threshold,
+            v_reset,
+            surrogate_function,
+            detach_reset,
+            step_mode,
+            store_v_seq=store_v_seq,
+        )
+        self.tau, self.alpha, self.beta, self.split_dim, self.reversible = (
+            tau,
+            alpha,
+            beta,
+            split_dim,
+            reversible,
+        )
         self._coupled()  # refuses what cannot be
 
     def single_step_functional_forward(
@@ -360,7 +432,9 @@ class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), _NotesOperators, neu
         if torch.compiler.is_compiling():
             equations = self._equations_to_compile(inputs[0], states[0])
             if equations is None:
-                y, v = reference_coupled_step(self._equations(None), inputs[0], states[0], self.surrogate_function)
+                y, v = reference_coupled_step(
+                    self._equations(None), inputs[0], states[0], self.surrogate_function
+                )
             else:
                 y, v, _ = torch.ops.snn_revplugin.coupled_step(inputs[0], states[0], *equations)
             return (y,), (v,)
@@ -368,7 +442,7 @@ class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), _NotesOperators, neu
         if self._goes_plain(coupled, inputs[0], states[0]):
             y, v = reference_coupled_step(coupled, inputs[0], states[0], self.surrogate_function)
         else:
-            y, v = coupled_step(coupled, inputs[0], states[0], self.reversal)
+            y, v = coupled_step(coupled, inputs[0], states[0], self.record)
         return (y,), (v,)
 
     def multi_step_functional_forward(
@@ -382,7 +456,7 @@ class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), _NotesOperators, neu
             return (y_seq,), (v,)
         coupled = self._equations(None) if compiling else self._coupled()
         if not compiling and not self._goes_plain(coupled, inputs[0], v):
-            y_seq, v = coupled_sequence(coupled, inputs[0], v, self.reversal)
+            y_seq, v = coupled_sequence(coupled, inputs[0], v, self.record)
             return (y_seq,), (v,)
         for x in inputs[0]:
             y, v = reference_coupled_step(coupled, x, v, self.surrogate_function)
@@ -398,16 +472,20 @@ class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), _NotesOperators, neu
         return numbers, [], self.v_reset, self.detach_reset, False, *surrogate, self.split_dim
 
     def _goes_plain(self, coupled: Coupled, x: Tensor, v: Tensor) -> bool:
-        reason = self.why_plain(x, v) or why_counted()
+        reason = self.why_fallback(x, v) or why_counted()
         if reason is None and coupled.surrogate is None:
-            reason = "the surrogate is not a Heaviside step forward, or learns parameters of its own"
+            reason = (
+                "the surrogate is not a Heaviside step forward, or learns parameters of its own"
+            )
         if reason is not None:
-            self.note_plain(reason)
+            self.note_fallback(reason)
         return reason is not None
 
     def _coupled(self) -> Coupled:
         key = *_surrogate_key(self.surrogate_function), *self._numbers(), self.split_dim
-        return self.reversal.dynamics(key, lambda: self._equations(surrogate_from(self.surrogate_function)))
+        return self.record.dynamics(
+            key, lambda: self._equations(surrogate_from(self.surrogate_function))
+        )
 
     def _equations(self, surrogate: AnySurrogate | None) -> Coupled:
         return Coupled(*self._numbers(), surrogate, self.split_dim)
@@ -416,7 +494,10 @@ class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), _NotesOperators, neu
         return self.tau, self.alpha, self.beta, self.v_threshold, self.v_reset, self.detach_reset
 
     def extra_repr(self) -> str:
-        return f"tau={self.tau}, alpha={self.alpha}, beta={self.beta}, {super().extra_repr()}, split_dim={self.split_dim}"
+        return (
+            f"tau={self.tau}, alpha={self.alpha}, beta={self.beta}, {super().extra_repr()},"
+            f" split_dim={self.split_dim}"
+        )
 
 
 neuron.CoupledLIFNode = CoupledLIFNode
@@ -438,5 +519,12 @@ _PAIRS = {
 }
 for _host, _reversible in _PAIRS.items():
     setattr(neuron, _reversible.__name__, _reversible)
-    register_swap(Swap(_host, _reversible, _DYNAMICS, swapped=getattr(functional, "invalidate_reset_cache", None)))
+    register_swap(
+        Swap(
+            _host,
+            _reversible,
+            _DYNAMICS,
+            swapped=getattr(functional, "invalidate_reset_cache", None),
+        )
+    )
 enter_in_tools(_PAIRS, alone=(CoupledLIFNode,))

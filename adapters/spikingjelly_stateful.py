@@ -1,8 +1,10 @@
-"""What SpikingJelly 0.0.0.0.14 asks of a neuron: transitions that read and write the module's own state.
+"""What SpikingJelly 0.0.0.0.14 asks of a neuron: transitions that read and write the module's own
+state.
 
-From 2.0 on the host's transitions are pure and its forward is built on them. Here ``single_step_forward`` and
-``multi_step_forward`` are the transitions; a ``backend`` chooses between torch and CuPy; IF and LIF neurons have a second
-arithmetic for ``eval()``, whose spikes carry no gradient; and a state is taken as it is, whatever its shape.
+From 2.0 on the host's transitions are pure and its forward is built on them. Here
+``single_step_forward`` and ``multi_step_forward`` are the transitions; a ``backend`` chooses
+between torch and CuPy; IF and LIF neurons have a second arithmetic for ``eval()``, whose spikes
+carry no gradient; and a state is taken as it is, whatever its shape.
 """
 
 from __future__ import annotations
@@ -12,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snn_revplugin.sequence import sequence
-from snn_revplugin.step import step
+from snn_revplugin.bptt.sequence import sequence
+from snn_revplugin.bptt.step import step
 
 HALVES = torch.float16, torch.bfloat16
 
 
 def state_for(node: Any, x: Tensor) -> Any:
-    """The potential that a step on ``x`` starts from, as the host's ``v_float_to_tensor`` has it."""
+    """The potential that a step on ``x`` starts from, as the host's ``v_float_to_tensor`` has
+    it."""
     return torch.full_like(x.data, node.v) if isinstance(node.v, float) else node.v
 
 
@@ -35,22 +38,28 @@ class StatefulTransitions:
         dynamics = self._dynamics_for(current, v)
         if dynamics is None or not self._fits(v, x.shape):
             return super().single_step_forward(x)
-        spikes, self.v = step(dynamics, current, v, self.reversal)
+        spikes, self.v = step(dynamics, current, v, self.record)
         return spikes
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
-        """T time steps, ``[T, N, ...]`` to spikes ``[T, N, ...]``; with ``store_v_seq`` the potentials are kept too."""
+        """T time steps, ``[T, N, ...]`` to spikes ``[T, N, ...]``; with ``store_v_seq`` the
+        potentials are kept too."""
         try:
             currents, v = self._as_scripted(x_seq, state_for(self, x_seq[0]))
         except IndexError:  # no time step
             return super().multi_step_forward(x_seq)
         dynamics = self._dynamics_for(currents, v)
         if dynamics is not None and self.backend != "torch":
-            self.note_plain(f"backend={self.backend!r} has kernels of its own, with their own rounding; take backend='torch'")
+            self.note_fallback(
+                f"backend={self.backend!r} has kernels of its own, with their own rounding; take"
+                " backend='torch'"
+            )
             dynamics = None
         if dynamics is None or not self._fits(v, x_seq.shape[1:]):
             return super().multi_step_forward(x_seq)
-        spikes, self.v, path = sequence(dynamics, currents, v, self.reversal, with_path=self.store_v_seq)
+        spikes, self.v, path = sequence(
+            dynamics, currents, v, self.record, with_path=self.store_v_seq
+        )
         if self.store_v_seq:
             self.v_seq = path
         return spikes
@@ -59,19 +68,25 @@ class StatefulTransitions:
         if self.scripted_in_eval and not self.training:
             return "in eval() this release of SpikingJelly gives spikes without a gradient"
         if _autocast(x) and not x.dtype == v.dtype == torch.float32:
-            return "under autocast, a step of this release of SpikingJelly goes from one dtype to another"
+            return (
+                "under autocast, a step of this release of SpikingJelly goes from one dtype to"
+                " another"
+            )
         return None
 
     def _as_scripted(self, x: Tensor, v: Any) -> tuple[Tensor, Any]:
-        """Current and potential as the host computes with them: under autocast TorchScript takes all to float32."""
-        if not (isinstance(x, Tensor) and isinstance(v, Tensor) and x.dtype in HALVES and _autocast(x)):
+        """Current and potential as the host computes with them: under autocast TorchScript takes
+        all to float32."""
+        if not (
+            isinstance(x, Tensor) and isinstance(v, Tensor) and x.dtype in HALVES and _autocast(x)
+        ):
             return x, v
         taken = v.dtype is torch.float32 or (self.scripted_charge and v.dtype in HALVES)
         return (x.float(), v.float()) if taken else (x, v)
 
     def _fits(self, v: Tensor, shape: torch.Size) -> bool:
         if v.shape != shape:
-            self.note_plain("the state has another shape than the input")
+            self.note_fallback("the state has another shape than the input")
         return v.shape == shape
 
 
@@ -92,5 +107,7 @@ class StatefulCoupled:
         """T time steps, ``[T, N, ...]`` to outputs ``[T, N, ...]``."""
         if self.store_v_seq:
             return super().multi_step_forward(x_seq)
-        (y_seq,), (self.v,) = self.multi_step_functional_forward((x_seq,), (state_for(self, x_seq[0]),))
+        (y_seq,), (self.v,) = self.multi_step_functional_forward(
+            (x_seq,), (state_for(self, x_seq[0]),)
+        )
         return y_seq

@@ -1,15 +1,20 @@
-"""What the coupled node keeps, against SpikingJelly's single-step node: ``python benchmarks/coupled_node.py``.
+"""What the coupled node keeps, against SpikingJelly's single-step node: ``python
+benchmarks/coupled_node.py``.
 
-Node memory is what a node holds beyond its outputs between forward and backward, in bytes of live tensors a neuron: outputs
-are the next layer's saved input, whoever the node. Both are float32, hard reset, one call a time step, from rest, on inputs as
-a batch norm gives them. The host's ``LIFNode`` holds 12 bytes a neuron-step, the 'current SNN node' of the paper, which states
-58.65 times less for its own. The second table is what stands of a node at most while backward runs, again beyond outputs and
+Node memory is what a node holds beyond its outputs between forward and backward, in bytes of live
+tensors a neuron: outputs are the next layer's saved input, whoever the node. Both are float32, hard
+reset, one call a time step, from rest, on inputs as a batch norm gives them. The host's ``LIFNode``
+holds 12 bytes a neuron-step, the 'current SNN node' of the paper, which states 58.65 times less for
+its own. The second table is what stands of a node at most while backward runs, again beyond outputs
+and
 gradients of the inputs: potentials are scanned forward again then, a stretch at a time.
 
-The third table says what rounding does over T = 100, relative to the largest potential or input: to potentials and inputs that
-training rebuilds, to the gradient at the inputs against plain autograd, and for comparison to potentials that are had by
-running the inverse back over all steps. Training does not do that. ``K`` is the distance of the anchors that it would need to
-lose no more than 4 bits: the smaller alpha, the more. The last column is the ratio that such anchors, 4 bytes a neuron, leave.
+The third table says what rounding does over T = 100, relative to the largest potential or input: to
+potentials and inputs that training rebuilds, to the gradient at the inputs against plain autograd,
+and for comparison to potentials that are had by running the inverse back over all steps. Training
+does not do that. ``K`` is the distance of the anchors that it would need to lose no more than 4
+bits: the smaller alpha, the more. The last column is the ratio that such anchors, 4 bytes a neuron,
+leave.
 """
 
 from __future__ import annotations
@@ -24,10 +29,10 @@ from spikingjelly.activation_based import neuron
 from torch import Tensor
 
 from snn_revplugin.adapters.spikingjelly import CoupledLIFNode
-from snn_revplugin.comparison import versions
-from snn_revplugin.coupled import Coupled
-from snn_revplugin.dynamics import steps_between_anchors
-from snn_revplugin.memory import LiveBytes
+from snn_revplugin.bptt.anchors import steps_between_anchors
+from snn_revplugin.cli.comparison import versions
+from snn_revplugin.neurons.coupled import Coupled
+from snn_revplugin.report.memory import LiveBytes
 
 PAPER = 58.65
 SHAPE = (16, 64, 4, 4)
@@ -57,11 +62,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--time-steps", type=int, nargs="+", default=TIME_STEPS)
     options = parser.parse_args()
-    print(", ".join(f"{name} {version}" for name, version in versions().items() if version), end=", ")
+    print(
+        ", ".join(f"{name} {version}" for name, version in versions().items() if version), end=", "
+    )
     print(f"{platform.machine()}, float32 on cpu, {torch.Size(SHAPE).numel()} neurons\n")
 
-    host = {length: node_memory(neuron.LIFNode(v_reset=0.0), length) for length in options.time_steps}
-    ours = {each: {length: node_memory(node_of(*each), length) for length in options.time_steps} for each in ALPHAS}
+    host = {
+        length: node_memory(neuron.LIFNode(v_reset=0.0), length) for length in options.time_steps
+    }
+    ours = {
+        each: {length: node_memory(node_of(*each), length) for length in options.time_steps}
+        for each in ALPHAS
+    }
     print("Node memory, bytes a neuron between forward and backward; times less than the host's\n")
     table("", *(f"T = {length}" for length in options.time_steps))
     row("host's LIFNode", *(f"{each.kept:.1f}" for each in host.values()))
@@ -75,11 +87,21 @@ def main() -> None:
         row(name_of(*each), *(ratio(host[length].peak, found[length].peak) for length in found))
 
     print("\nRounding over T = 100\n")
-    columns = "potentials", "inputs", "gradient", "by the inverse alone", "K", "ratio that anchors would leave"
+    columns = (
+        "potentials",
+        "inputs",
+        "gradient",
+        "by the inverse alone",
+        "K",
+        "ratio that anchors would leave",
+    )
     table("", "largest potential", *columns)
     for each in ALPHAS:
         found = rounding(node_of(*each), 100)
-        errors = (f"{error:.1e}" for error in (found.scanned, found.inputs, found.gradient, found.inverted))
+        errors = (
+            f"{error:.1e}"
+            for error in (found.scanned, found.inputs, found.gradient, found.inverted)
+        )
         anchors = anchor_distance(*each)
         row(
             name_of(*each),
@@ -90,7 +112,9 @@ def main() -> None:
         )
 
     for each in ALPHAS:
-        print(f"\n{name_of(*each)}: {PAPER}x and more from T = {first_time_steps(*each)} on", end="")
+        print(
+            f"\n{name_of(*each)}: {PAPER}x and more from T = {first_time_steps(*each)} on", end=""
+        )
     print()
 
 
@@ -99,7 +123,8 @@ def node_of(alpha: float, tau: float) -> CoupledLIFNode:
 
 
 def node_memory(node: nn.Module, length: int) -> Memory:
-    """What a node holds of ``length`` calls beyond its outputs. Its inputs are leaves, whose gradients are there already."""
+    """What a node holds of ``length`` calls beyond its outputs. Its inputs are leaves, whose
+    gradients are there already."""
     torch.manual_seed(0)
     frames = [torch.randn(SHAPE, requires_grad=True) for _ in range(length)]
     for each in frames:
@@ -136,7 +161,11 @@ def rounding(node: CoupledLIFNode, length: int) -> Rounding:
         _, v = equations.inverse(y, v, fired)
         inverted = worst(inverted, v, right)
     return Rounding(
-        largest, scanned / largest, inputs / x.abs().max().item(), inverted / largest, gradient_difference(node, x)
+        largest,
+        scanned / largest,
+        inputs / x.abs().max().item(),
+        inverted / largest,
+        gradient_difference(node, x),
     )
 
 
@@ -147,7 +176,8 @@ def worst(error: float, found: Tensor, right: Tensor) -> float:
 
 @torch.enable_grad()
 def gradient_difference(node: CoupledLIFNode, x: Tensor) -> float:
-    """Between the gradients at the inputs that the node gives and that plain autograd gives, relative to the largest."""
+    """Between the gradients at the inputs that the node gives and that plain autograd gives,
+    relative to the largest."""
     found, weights = [], torch.randn_like(x)
     for node.reversible in (True, False):
         node.reset()
@@ -159,11 +189,15 @@ def gradient_difference(node: CoupledLIFNode, x: Tensor) -> float:
 
 def anchor_distance(alpha: float, tau: float) -> int:
     """The steps between two anchors of a node whose potentials are inverted, at least 1."""
-    return max(1, steps_between_anchors(min(1.0, 1 / Coupled(tau, alpha).growth_backward), LOST_BITS, 10_000))
+    return max(
+        1,
+        steps_between_anchors(min(1.0, 1 / Coupled(tau, alpha).growth_backward), LOST_BITS, 10_000),
+    )
 
 
 def first_time_steps(alpha: float, tau: float) -> int:
-    """The smallest T at which the node's memory is the paper's factor below the host's, by measurement."""
+    """The smallest T at which the node's memory is the paper's factor below the host's, by
+    measurement."""
     length = 1
     while 12 * length < PAPER * node_memory(node_of(alpha, tau), length).kept:
         length += 1

@@ -1,7 +1,9 @@
-"""The digits networks with the host's neurons, ours in their place, and coupled nodes: ``python benchmarks/digits.py``.
+"""The digits networks with the host's neurons, ours in their place, and coupled nodes: ``python
+benchmarks/digits.py``.
 
-Accuracy on the test set after some epochs, the median over seeds with the smallest and the largest beside it; memory of one
-training step in live tensors; the median time of training steps taken in turns.
+Accuracy on the test set after some epochs, the median over seeds with the smallest and the largest
+beside it; memory of one training step in live tensors; the median time of training steps taken in
+turns.
 """
 
 from __future__ import annotations
@@ -9,10 +11,10 @@ from __future__ import annotations
 import argparse
 import statistics
 
+from snn_revplugin.cli.comparison import Setup, versions
 from snn_revplugin.cli.demo import accuracy_of, train
-from snn_revplugin.comparison import Setup, versions
-from snn_revplugin.memory import memory_report, mib
-from snn_revplugin.workloads import COUPLED, HOST, OURS, WORKLOADS, Batch, digits
+from snn_revplugin.cli.workloads import COUPLED, HOST, OURS, WORKLOADS, Batch, digits
+from snn_revplugin.report.memory import memory_report, mib
 
 NETS = ("digits-snntorch", "digits-spikingjelly")
 SIDES = (HOST, OURS, COUPLED)
@@ -23,8 +25,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each")
     options = parser.parse_args()
-    print(", ".join(f"{name} {version}" for name, version in versions().items() if version), end="\n\n")
-    print("| network | neuron | accuracy | retained | peak | step |\n| --- | --- | --- | --- | --- | --- |", flush=True)
+    print(
+        ", ".join(f"{name} {version}" for name, version in versions().items() if version),
+        end="\n\n",
+    )
+    print(
+        "| network | neuron | accuracy | retained | peak | step |\n| --- | --- | --- | --- | --- |"
+        " --- |",
+        flush=True,
+    )
     for name in NETS:
         accuracies, milliseconds = {whose: [] for whose in SIDES}, {whose: [] for whose in SIDES}
         for seed in range(options.seeds):

@@ -1,18 +1,22 @@
-"""The fast backward of the coupled node against the usual one of reversible layers: ``python benchmarks/fast_backward.py``.
+"""The fast backward of the coupled node against the usual one of reversible layers: ``python
+benchmarks/fast_backward.py``.
 
-Today's reversible layers (RevNet and the libraries after it) invert, run the layer forward again with gradients on, and
-differentiate that second graph. Ours has no second graph. Four ways to train the same net, SpikingJelly's conv-BN-LIF blocks
-(64-64-M-128-128-M-256-256-256-256, step mode 'm', batch 4 of 3x32x32) with coupled nodes:
+Today's reversible layers (RevNet and the libraries after it) invert, run the layer forward again
+with gradients on, and differentiate that second graph. Ours has no second graph. Four ways to train
+the same net, SpikingJelly's conv-BN-LIF blocks (64-64-M-128-128-M-256-256-256-256, step mode 'm',
+batch 4 of 3x32x32) with coupled nodes:
 
 * ours: the node's gradient in closed form, the batch norm in front of it inverted;
-* usual: the node's input from the inverse, the node again with gradients on, ``torch.autograd.grad``; autograd keeps the batch
-  norm's input;
-* usual, layer: ``torch.utils.checkpoint`` over convolution, batch norm and node, which keeps as little as ours;
+* usual: the node's input from the inverse, the node again with gradients on,
+  ``torch.autograd.grad``; autograd keeps the batch norm's input;
+* usual, layer: ``torch.utils.checkpoint`` over convolution, batch norm and node, which keeps as
+  little as ours;
 * plain: autograd keeps everything.
 
-Times are medians of training steps taken in turns; shorter is what a step of ours takes less than the other one's, the median
-over neighbours. Memory is that of live tensors. Gradients are compared with those of the usual way; and in float32, with those
-that float64 gives for the same spikes: what rounding has done to them.
+Times are medians of training steps taken in turns; shorter is what a step of ours takes less than
+the other one's, the median over neighbours. Memory is that of live tensors. Gradients are compared
+with those of the usual way; and in float32, with those that float64 gives for the same spikes: what
+rounding has done to them.
 """
 
 from __future__ import annotations
@@ -29,13 +33,22 @@ import torch.nn as nn
 from torch import Tensor
 
 from snn_revplugin.adapters.spikingjelly import CoupledLIFNode
-from snn_revplugin.comparison import Setup, largest_relative_difference, take_turns, versions
-from snn_revplugin.memory import memory_report, mib
-from snn_revplugin.reference import reference_coupled_step
-from snn_revplugin.workloads import WORKLOADS, Batch, CheckpointedBlock, in_blocks
+from snn_revplugin.cli.comparison import Setup, largest_relative_difference, take_turns, versions
+from snn_revplugin.cli.workloads import WORKLOADS, Batch, CheckpointedBlock, in_blocks
+from snn_revplugin.neurons.differentiable import reference_coupled_step
+from snn_revplugin.report.memory import memory_report, mib
 
 TIME_STEPS = (4, 8, 16)
-COLUMNS = ("T", "backward", "step", "ours is shorter by", "retained", "peak", "gradients", "from float64")
+COLUMNS = (
+    "T",
+    "backward",
+    "step",
+    "ours is shorter by",
+    "retained",
+    "peak",
+    "gradients",
+    "from float64",
+)
 
 
 class UsualNode(CoupledLIFNode):
@@ -49,7 +62,8 @@ class UsualNode(CoupledLIFNode):
 
 
 class _Usual(torch.autograd.Function):
-    """Keeps outputs, spikes as bytes and the first potential; inverts, runs again with gradients on, differentiates."""
+    """Keeps outputs, spikes as bytes and the first potential; inverts, runs again with gradients
+    on, differentiates."""
 
     @staticmethod
     def forward(ctx: Any, x_seq: Tensor, v: Tensor, node: UsualNode) -> tuple[Tensor, Tensor]:
@@ -74,7 +88,9 @@ class _Usual(torch.autograd.Function):
             for x in x_seq:
                 y, v = reference_coupled_step(coupled, x, v, fire)
                 outputs.append(y)
-            grads = torch.autograd.grad((torch.stack(outputs), v), (x_seq, start), (grad_outputs, grad_last))
+            grads = torch.autograd.grad(
+                (torch.stack(outputs), v), (x_seq, start), (grad_outputs, grad_last)
+            )
         return *grads, None
 
 
@@ -84,7 +100,12 @@ class SameSpikes(CoupledLIFNode):
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object
     ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
-        coupled, outputs, (v,), notes = self._coupled(), [], states, inputs[0].dtype is torch.float32
+        coupled, outputs, (v,), notes = (
+            self._coupled(),
+            [],
+            states,
+            inputs[0].dtype is torch.float32,
+        )
         if notes:
             self.fired = []
         again = iter(self.fired)
@@ -116,7 +137,12 @@ def nets(build: Callable[[type[nn.Module]], nn.Module]) -> dict[str, nn.Module]:
     """The four, with the same parameters."""
     plain = partial(CoupledLIFNode, reversible=False)
     made = {}
-    for name, neuron in (("ours", CoupledLIFNode), ("usual", UsualNode), ("usual, layer", plain), ("plain", plain)):
+    for name, neuron in (
+        ("ours", CoupledLIFNode),
+        ("usual", UsualNode),
+        ("usual, layer", plain),
+        ("plain", plain),
+    ):
         torch.manual_seed(0)
         made[name] = build(neuron)
     made["usual, layer"] = in_blocks(made["usual, layer"], CheckpointedBlock)
@@ -126,10 +152,14 @@ def nets(build: Callable[[type[nn.Module]], nn.Module]) -> dict[str, nn.Module]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--time-steps", type=int, nargs="+", default=TIME_STEPS)
-    parser.add_argument("--repeats", type=int, default=7, help="training steps of each that are timed")
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="training steps of each that are timed"
+    )
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64"))
     options = parser.parse_args()
-    print(", ".join(f"{name} {version}" for name, version in versions().items() if version), end=", ")
+    print(
+        ", ".join(f"{name} {version}" for name, version in versions().items() if version), end=", "
+    )
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, {options.dtype} on cpu\n")
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
     dtype = getattr(torch, options.dtype)
@@ -156,7 +186,9 @@ def rows(setup: Setup, repeats: int) -> list[tuple[str, ...]]:
     seconds = take_turns(steps, repeats)
     lines = []
     for name in made:
-        ratio = statistics.median(a / b for a, b in zip(seconds["ours"], seconds[name], strict=True))
+        ratio = statistics.median(
+            a / b for a, b in zip(seconds["ours"], seconds[name], strict=True)
+        )
         lines.append(
             (
                 str(setup.time_steps),
@@ -165,8 +197,12 @@ def rows(setup: Setup, repeats: int) -> list[tuple[str, ...]]:
                 "" if name == "ours" else f"{100 * (1 - ratio):.1f}%",
                 mib(memory[name].retained),
                 mib(memory[name].peak),
-                "" if name == "usual" else f"{largest_relative_difference(gradients['usual'], gradients[name]):.1e}",
-                "" if exact is None else f"{largest_relative_difference(exact, gradients[name]):.2e}",
+                ""
+                if name == "usual"
+                else f"{largest_relative_difference(gradients['usual'], gradients[name]):.1e}",
+                ""
+                if exact is None
+                else f"{largest_relative_difference(exact, gradients[name]):.2e}",
             )
         )
     return lines

@@ -1,9 +1,11 @@
-"""The hosts' own models, the host's neurons and ours in one run: ``python benchmarks/models.py [NAME ...]``.
+"""The hosts' own models, the host's neurons and ours in one run: ``python benchmarks/models.py
+[NAME ...]``.
 
-One training step each, forward and backward: memory in bytes of live tensors, the gradients of the parameters among them; time
-of steps taken in turns, and the median of the ratios; whether all spikes are equal; the largest difference of a layer's
-gradient, relative to the largest entry of the host's; and the boundaries that ``explain`` names. To add a model, add a row,
-here or in ``models_snntorch.py``.
+One training step each, forward and backward: memory in bytes of live tensors, the gradients of the
+parameters among them; time of steps taken in turns, and the median of the ratios; whether all
+spikes are equal; the largest difference of a layer's gradient, relative to the largest entry of the
+host's; and the boundaries that ``explain`` names. To add a model, add a row, here or in
+``models_snntorch.py``.
 """
 
 from __future__ import annotations
@@ -20,18 +22,35 @@ import torch.nn.functional as F
 from models_snntorch import MODELS as SNNTORCH
 from torch import Tensor
 
-from snn_revplugin import explain
-from snn_revplugin.comparison import Setup, compare, versions
-from snn_revplugin.memory import mib
-from snn_revplugin.workloads import HOST, OURS, Workload
+from snn_revplugin.cli.comparison import Setup, compare, versions
+from snn_revplugin.cli.workloads import HOST, OURS, Workload
+from snn_revplugin.report import explain
+from snn_revplugin.report.memory import mib
 
 COLUMNS = (
-    "model", "mode", "T", "batch", "image", "host retained", "ours", "less", "host peak", "ours", "less", "of which gradients",
-    "host step", "ours", "ratio", "spikes", "gradients", "boundaries",
-)  # fmt: skip
+    "model",
+    "mode",
+    "T",
+    "batch",
+    "image",
+    "host retained",
+    "ours",
+    "less",
+    "host peak",
+    "ours",
+    "less",
+    "of which gradients",
+    "host step",
+    "ours",
+    "ratio",
+    "spikes",
+    "gradients",
+    "boundaries",
+)
 
 
-# SpikingJelly ---------------------------------------------------------------------------------------------------------------
+# SpikingJelly
+# ------------------------------------------------------------
 
 
 class OverTime(nn.Module):
@@ -49,7 +68,9 @@ class OverTime(nn.Module):
         self.net, self.mode = net, mode
         if mode != "own":
             functional.set_step_mode(net, mode)
-        for each in net.modules():  # so that spikes come through, and no residual branch is multiplied by zero
+        for each in (
+            net.modules()
+        ):  # so that spikes come through, and no residual branch is multiplied by zero
             if isinstance(each, nn.modules.batchnorm._BatchNorm):
                 nn.init.uniform_(each.weight, 0.5, 1.5)
 
@@ -77,7 +98,8 @@ def spikingjelly(
     """The rows of one model.
 
     Args:
-        module: of ``spikingjelly.activation_based.model``; ``builder`` in it, ``name`` by default, makes the model.
+        module: of ``spikingjelly.activation_based.model``; ``builder`` in it, ``name`` by default,
+            makes the model.
         image: shape of one image.
         *modes: the step modes; a model that has none of its own repeats the image over T itself.
         options: the builder's.
@@ -88,14 +110,26 @@ def spikingjelly(
             from spikingjelly.activation_based import surrogate
 
             sizes = options | ({"T": time_steps} if mode == "own" else {})
-            arguments = {"surrogate_function": surrogate.ATan(), "detach_reset": True, "v_threshold": 0.5}
-            found = getattr(__import__(f"spikingjelly.activation_based.model.{module}", fromlist=["_"]), builder or name)
+            arguments = {
+                "surrogate_function": surrogate.ATan(),
+                "detach_reset": True,
+                "v_threshold": 0.5,
+            }
+            found = getattr(
+                __import__(f"spikingjelly.activation_based.model.{module}", fromlist=["_"]),
+                builder or name,
+            )
             return OverTime(found(spiking_neuron=neuron, **sizes, **arguments), mode)
 
         return build
 
     return [
-        (Workload(name, name, "spikingjelly", make(mode), F.cross_entropy, image, time_steps, batch), mode)
+        (
+            Workload(
+                name, name, "spikingjelly", make(mode), F.cross_entropy, image, time_steps, batch
+            ),
+            mode,
+        )
         for mode in modes or ("own",)
     ]
 
@@ -104,10 +138,46 @@ TEN = {"num_classes": 10}
 MODELS = [
     *spikingjelly("spiking_resnet18", "spiking_resnet", (3, 64, 64), "s", "m", **TEN),
     *spikingjelly("spiking_resnet50", "spiking_resnet", (3, 64, 64), "s", "m", **TEN),
-    *spikingjelly("sew_resnet18 ADD", "sew_resnet", (3, 64, 64), "s", "m", builder="sew_resnet18", cnf="ADD", **TEN),
-    *spikingjelly("sew_resnet18 AND", "sew_resnet", (3, 64, 64), "s", "m", builder="sew_resnet18", cnf="AND", **TEN),
-    *spikingjelly("sew_resnet18 IAND", "sew_resnet", (3, 64, 64), "s", "m", builder="sew_resnet18", cnf="IAND", **TEN),
-    *spikingjelly("sew_resnet101 ADD", "sew_resnet", (3, 64, 64), "m", builder="sew_resnet101", cnf="ADD", batch=2, **TEN),
+    *spikingjelly(
+        "sew_resnet18 ADD",
+        "sew_resnet",
+        (3, 64, 64),
+        "s",
+        "m",
+        builder="sew_resnet18",
+        cnf="ADD",
+        **TEN,
+    ),
+    *spikingjelly(
+        "sew_resnet18 AND",
+        "sew_resnet",
+        (3, 64, 64),
+        "s",
+        "m",
+        builder="sew_resnet18",
+        cnf="AND",
+        **TEN,
+    ),
+    *spikingjelly(
+        "sew_resnet18 IAND",
+        "sew_resnet",
+        (3, 64, 64),
+        "s",
+        "m",
+        builder="sew_resnet18",
+        cnf="IAND",
+        **TEN,
+    ),
+    *spikingjelly(
+        "sew_resnet101 ADD",
+        "sew_resnet",
+        (3, 64, 64),
+        "m",
+        builder="sew_resnet101",
+        cnf="ADD",
+        batch=2,
+        **TEN,
+    ),
     *spikingjelly("spiking_vgg11_bn", "spiking_vgg", (3, 64, 64), "s", "m", **TEN),
     *spikingjelly("CIFAR10Net", "parametric_lif_net", (3, 32, 32), "s", "m", channels=64),
     *spikingjelly("DVSGestureNet", "parametric_lif_net", (2, 128, 128), "s", "m", channels=32),
@@ -125,23 +195,33 @@ MODELS = [
 ]
 
 
-# The table ------------------------------------------------------------------------------------------------------------------
+# The table
+# ------------------------------------------------------------
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", help="models whose names begin so; all of them by default")
-    parser.add_argument("--repeats", type=int, default=3, help="training steps of each that are timed")
+    parser.add_argument(
+        "names", nargs="*", help="models whose names begin so; all of them by default"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="training steps of each that are timed"
+    )
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
 
-    print(", ".join(f"{name} {version}" for name, version in versions().items() if version), end=", ")
+    print(
+        ", ".join(f"{name} {version}" for name, version in versions().items() if version), end=", "
+    )
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, float32 on {options.device}\n")
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
     for workload, mode in MODELS:
         if options.names and not any(workload.name.startswith(name) for name in options.names):
             continue
-        print(f"| {' | '.join(cells_of(workload, mode, options.repeats, options.device))} |", flush=True)
+        print(
+            f"| {' | '.join(cells_of(workload, mode, options.repeats, options.device))} |",
+            flush=True,
+        )
         gc.collect()
 
 
@@ -150,7 +230,10 @@ def cells_of(workload: Workload, mode: str, repeats: int, device: str) -> tuple[
     setup = Setup.usual(workload, device=device)
     comparison = compare(setup, repeats)
     host, ours = (comparison.memory[whose] for whose in (HOST, OURS))
-    step = {whose: 1000 * sorted(seconds)[len(seconds) // 2] for whose, seconds in comparison.seconds.items()}
+    step = {
+        whose: 1000 * sorted(seconds)[len(seconds) // 2]
+        for whose, seconds in comparison.seconds.items()
+    }
     error, boundaries = differences(setup)
     return (
         workload.name,
@@ -175,17 +258,30 @@ def cells_of(workload: Workload, mode: str, repeats: int, device: str) -> tuple[
 
 
 def differences(setup: Setup) -> tuple[float, str]:
-    """The largest difference of a layer's gradient, relative to the layer's largest entry, and our neurons' boundaries.
+    """The largest difference of a layer's gradient, relative to the layer's largest entry, and our
+    neurons' boundaries.
 
-    A layer's weight and bias count together: a bias in front of a batch norm has a gradient of nothing but rounding.
+    A layer's weight and bias count together: a bias in front of a batch norm has a gradient of
+    nothing but rounding.
     """
     batch, gradients = setup.data(), {}
     for whose in (HOST, OURS):
         net = setup.net(whose)
         setup.loss(net, batch).backward()
-        gradients[whose] = [layer for layer in map(_gradient_of, net.modules()) if layer is not None]
-    error = max(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(*gradients.values(), strict=True) if a.any())
-    found = {each for row in explain(net).rows for each in (*row.boundaries, *row.reasons, row.left) if each}
+        gradients[whose] = [
+            layer for layer in map(_gradient_of, net.modules()) if layer is not None
+        ]
+    error = max(
+        ((a - b).abs().max() / a.abs().max()).item()
+        for a, b in zip(*gradients.values(), strict=True)
+        if a.any()
+    )
+    found = {
+        each
+        for row in explain(net).rows
+        for each in (*row.boundaries, *row.reasons, row.left)
+        if each
+    }
     return error, ", ".join(sorted(found)) or "none"
 
 

@@ -1,6 +1,8 @@
-"""The networks of snnTorch's tutorials, as rows for the table of the hosts' models (``python benchmarks/models.py``).
+"""The networks of snnTorch's tutorials, as rows for the table of the hosts' models (``python
+benchmarks/models.py``).
 
-They are those of ``examples/``, in the sizes of the tutorials' own data. ``MODELS`` holds a workload and its step mode each.
+They are those of ``examples/``, in the sizes of the tutorials' own data. ``MODELS`` holds a
+workload and its step mode each.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from snn_revplugin.workloads import Workload, loss_of_every_step, loss_of_mean
+from snn_revplugin.cli.workloads import Workload, loss_of_every_step, loss_of_mean
 
 LOOP = "loop"  # the only step mode that snnTorch has
 Neuron = type[nn.Module]
@@ -26,7 +28,8 @@ def options(**more: object) -> dict[str, object]:
 
 
 class InOneSequence(nn.Module):
-    """Layers in one ``nn.Sequential`` that ends in a neuron: quick start, tutorials 6 and 7, population coding.
+    """Layers in one ``nn.Sequential`` that ends in a neuron: quick start, tutorials 6 and 7,
+    population coding.
 
     Args:
         layers: the last gives out spikes and potential.
@@ -41,8 +44,11 @@ class InOneSequence(nn.Module):
         """The last layer's spikes or potentials, ``[T, N, ...]``."""
         from snntorch import SpikingNeuron, utils
 
-        # The host resets the neurons of every net that it has seen, and the memory for that would count here.
-        SpikingNeuron.instances[:] = [each for each in self.layers if isinstance(each, SpikingNeuron)]
+        # The host resets the neurons of every net that it has seen, and the memory for that would
+        # count here.
+        SpikingNeuron.instances[:] = [
+            each for each in self.layers if isinstance(each, SpikingNeuron)
+        ]
         utils.reset(self.layers)
         return torch.stack([self.layers(images)[self.which] for _ in range(time_steps)])
 
@@ -65,22 +71,35 @@ def events(neuron: Neuron) -> nn.Module:
 
 def population(neuron: Neuron) -> nn.Module:
     return InOneSequence(
-        nn.Flatten(), nn.Linear(28 * 28, 128), neuron(**options()), nn.Linear(128, 500), neuron(**options(output=True))
+        nn.Flatten(),
+        nn.Linear(28 * 28, 128),
+        neuron(**options()),
+        nn.Linear(128, 500),
+        neuron(**options(output=True)),
     )
 
 
 def autoencoder(neuron: Neuron) -> nn.Module:
     return InOneSequence(
-        nn.Conv2d(1, 32, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(32), neuron(**options()),
-        nn.Conv2d(32, 64, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(64), neuron(**options()),
-        nn.Flatten(), nn.Linear(64 * 8 * 8, 32), neuron(**options()),
-        nn.Linear(32, 64 * 8 * 8), neuron(**options()), nn.Unflatten(1, (64, 8, 8)),
-        nn.ConvTranspose2d(64, 32, 3, padding=1, stride=2, output_padding=1, bias=False), nn.BatchNorm2d(32),
+        nn.Conv2d(1, 32, 3, padding=1, stride=2, bias=False),
+        nn.BatchNorm2d(32),
+        neuron(**options()),
+        nn.Conv2d(32, 64, 3, padding=1, stride=2, bias=False),
+        nn.BatchNorm2d(64),
+        neuron(**options()),
+        nn.Flatten(),
+        nn.Linear(64 * 8 * 8, 32),
+        neuron(**options()),
+        nn.Linear(32, 64 * 8 * 8),
+        neuron(**options()),
+        nn.Unflatten(1, (64, 8, 8)),
+        nn.ConvTranspose2d(64, 32, 3, padding=1, stride=2, output_padding=1, bias=False),
+        nn.BatchNorm2d(32),
         neuron(**options()),
         nn.ConvTranspose2d(32, 1, 3, padding=1, stride=2, output_padding=1),
         neuron(**options(output=True, reset_mechanism="none")),
         potentials=True,
-    )  # fmt: skip
+    )
 
 
 class FeedForward(nn.Module):
@@ -102,7 +121,8 @@ class FeedForward(nn.Module):
 
 
 class Regression(nn.Module):
-    """Regression 1: decays learned neuron by neuron, thresholds of their own, a read-out that never resets."""
+    """Regression 1: decays learned neuron by neuron, thresholds of their own, a read-out that never
+    resets."""
 
     def __init__(self, neuron: Neuron, features: int = 28 * 28, hidden: int = 128) -> None:
         super().__init__()
@@ -114,7 +134,10 @@ class Regression(nn.Module):
 
         self.fc1, self.lif1 = nn.Linear(features, hidden), layer()
         self.fc2, self.lif2 = nn.Linear(hidden, hidden), layer()
-        self.fc3, self.read_out = nn.Linear(hidden, 1), neuron(beta=torch.rand(1), learn_beta=True, reset_mechanism="none")
+        self.fc3, self.read_out = (
+            nn.Linear(hidden, 1),
+            neuron(beta=torch.rand(1), learn_beta=True, reset_mechanism="none"),
+        )
 
     def forward(self, images: Tensor, time_steps: int) -> Tensor:
         """The read-out's potentials, ``[T, N, 1]``."""
@@ -129,9 +152,12 @@ class Regression(nn.Module):
 
 
 class ForwardForward(nn.Module):
-    """Forward-forward: no gradient from one layer to the next, and of each the mean square of its firing rates."""
+    """Forward-forward: no gradient from one layer to the next, and of each the mean square of its
+    firing rates."""
 
-    def __init__(self, neuron: Neuron, features: int = 28 * 28, hidden: int = 500, depth: int = 2) -> None:
+    def __init__(
+        self, neuron: Neuron, features: int = 28 * 28, hidden: int = 500, depth: int = 2
+    ) -> None:
         super().__init__()
         sizes = (features, *(hidden,) * depth)
         self.weights = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))

@@ -1,9 +1,9 @@
 """What one neuron call costs, from a few neurons to many: ``python benchmarks/neuron_call.py``.
 
-One layer in a time loop: a linear layer of as many inputs as neurons on data that change at every step, then
-``snntorch.Leaky`` or ``RevLeaky``, batch of one; forward and backward of T steps, over T. Host and ours take turns; the
-ratio is the median over neighbours. Small layers are kept as they are (the setting ``smallest``); the last columns compute
-them again all the same.
+One layer in a time loop: a linear layer of as many inputs as neurons on data that change at every
+step, then ``snntorch.Leaky`` or ``RevLeaky``, batch of one; forward and backward of T steps, over
+T. Host and ours take turns; the ratio is the median over neighbours. Small layers are kept as they
+are (the setting ``smallest``); the last columns compute them again all the same.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ import torch.nn as nn
 
 from snn_revplugin import get_settings, use_settings
 from snn_revplugin.adapters.snntorch import RevLeaky
-from snn_revplugin.comparison import take_turns, versions
+from snn_revplugin.cli.comparison import take_turns, versions
 
 NEURONS = (4, 64, 128, 256, 1024, 4096)
 COLUMNS = ("neurons", "host", "ours", "ratio", "ours, all computed again", "ratio")
 
 
-def call(kind: type[nn.Module], neurons: int, time_steps: int, smallest: int) -> Callable[[], None]:
+def call(
+    kind: type[nn.Module], neurons: int, time_steps: int, recompute_min_bytes: int
+) -> Callable[[], None]:
     torch.manual_seed(0)
     neuron, data = kind(beta=0.9), torch.rand(time_steps, neurons)
     weight = nn.Parameter(torch.randn(neurons, neurons) / neurons**0.5)
 
     def step() -> None:
-        with use_settings(smallest=smallest):
+        with use_settings(recompute_min_bytes=recompute_min_bytes):
             mem, total = torch.zeros(neurons), torch.zeros(())
             for x in data:
                 spikes, mem = neuron(weight @ x, mem)
@@ -47,17 +49,28 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(", ".join(f"{name} {version}" for name, version in versions().items() if version), f"{options.threads} thread(s)\n")
+    print(
+        ", ".join(f"{name} {version}" for name, version in versions().items() if version),
+        f"{options.threads} thread(s)\n",
+    )
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
     for neurons in NEURONS:
-        sides = {"host": (snntorch.Leaky, 0), "ours": (RevLeaky, get_settings().smallest), "again": (RevLeaky, 0)}
-        steps = {name: call(kind, neurons, options.time_steps, least) for name, (kind, least) in sides.items()}
+        sides = {
+            "host": (snntorch.Leaky, 0),
+            "ours": (RevLeaky, get_settings().recompute_min_bytes),
+            "again": (RevLeaky, 0),
+        }
+        steps = {
+            name: call(kind, neurons, options.time_steps, least)
+            for name, (kind, least) in sides.items()
+        }
         seconds = take_turns(steps, options.repeats)
         cells = [str(neurons)]
         for name, times in seconds.items():
             cells.append(f"{1e6 * statistics.median(times) / options.time_steps:.0f} us")
             if name != "host":
-                cells.append(f"{statistics.median(a / b for a, b in zip(times, seconds['host'], strict=True)):.2f}")
+                ratios = (a / b for a, b in zip(times, seconds["host"], strict=True))
+                cells.append(f"{statistics.median(ratios):.2f}")
         print(f"| {' | '.join(cells)} |", flush=True)
 
 

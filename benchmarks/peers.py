@@ -1,10 +1,11 @@
 """Work 2 by other ways to save memory: ``python benchmarks/peers.py``.
 
-SpikingJelly's conv-BN-LIF net (64-64-M-128-128-M-256-256-256-256, step mode 'm', T 16, batch 4 of 3x32x32) trained with the
-host's ``LIFNode``, with ours, and with each convolution, batch norm and neuron checkpointed: by SpikingJelly's
-``memopt.optimize_memory(level=1, checkpoint_budget="memory")``, which compresses spikes, and by ``torch.utils.checkpoint``;
-and with ours inside of either.
-Memory of one training step in live tensors, times of steps taken in turns; gradients against the host's.
+SpikingJelly's conv-BN-LIF net (64-64-M-128-128-M-256-256-256-256, step mode 'm', T 16, batch 4 of
+3x32x32) trained with the host's ``LIFNode``, with ours, and with each convolution, batch norm and
+neuron checkpointed: by SpikingJelly's ``memopt.optimize_memory(level=1,
+checkpoint_budget="memory")``, which compresses spikes, and by ``torch.utils.checkpoint``; and with
+ours inside of either. Memory of one training step in live tensors, times of steps taken in turns;
+gradients against the host's.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import torch.nn as nn
 from spikingjelly.activation_based import functional, memopt
 from torch import Tensor
 
-from snn_revplugin.comparison import Setup, largest_relative_difference, take_turns, versions
-from snn_revplugin.memory import memory_report, mib
-from snn_revplugin.workloads import HOST, OURS, WORKLOADS, Block, CheckpointedBlock, in_blocks
+from snn_revplugin.cli.comparison import Setup, largest_relative_difference, take_turns, versions
+from snn_revplugin.cli.workloads import HOST, OURS, WORKLOADS, Block, CheckpointedBlock, in_blocks
+from snn_revplugin.report.memory import memory_report, mib
 
 COLUMNS = ("way", "retained", "peak", "step", "over the host's", "gradients")
 
@@ -28,7 +29,9 @@ COLUMNS = ("way", "retained", "peak", "step", "over the host's", "gradients")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--time-steps", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=7, help="training steps of each that are timed")
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="training steps of each that are timed"
+    )
     options = parser.parse_args()
     setup = Setup.usual(WORKLOADS["vgg"], time_steps=options.time_steps)
     batch = setup.data()
@@ -37,7 +40,9 @@ def main() -> None:
         def forward(net: nn.Module) -> Tensor:
             return net(batch.images, options.time_steps)
 
-        net = memopt.optimize_memory(in_blocks(net, Block), Block, forward, level=1, checkpoint_budget="memory")
+        net = memopt.optimize_memory(
+            in_blocks(net, Block), Block, forward, level=1, checkpoint_budget="memory"
+        )
         functional.reset_net(net)
         return net
 
@@ -59,13 +64,22 @@ def main() -> None:
         steps[name], memory[name] = step, memory_report(lambda net=net: setup.loss(net, batch))
         gradients[name] = [each.grad.clone() for each in net.parameters()]
     seconds = take_turns(steps, options.repeats)
-    print(", ".join(f"{name} {version}" for name, version in versions().items() if version), end=", ")
+    print(
+        ", ".join(f"{name} {version}" for name, version in versions().items() if version), end=", "
+    )
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, float32 on cpu\n")
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
     for name in nets:
-        ratio = statistics.median(a / b for a, b in zip(seconds[name], seconds["host"], strict=True))
+        ratio = statistics.median(
+            a / b for a, b in zip(seconds[name], seconds["host"], strict=True)
+        )
         error = largest_relative_difference(gradients["host"], gradients[name])
-        cells = name, mib(memory[name].retained), mib(memory[name].peak), f"{1000 * statistics.median(seconds[name]):.0f} ms"
+        cells = (
+            name,
+            mib(memory[name].retained),
+            mib(memory[name].peak),
+            f"{1000 * statistics.median(seconds[name]):.0f} ms",
+        )
         print(f"| {' | '.join(cells)} | {ratio:.2f} | {error:.1e} |")
 
 

@@ -1,9 +1,9 @@
 """By how much a process grows in one training step: ``python benchmarks/resident.py``.
 
-Work 1, the convolutional net of snnTorch's tutorials in its own time loop, batch 32 of 28x28, host's neurons and ours, each
-in a fresh process after a warm-up of two short steps; the growth of the largest resident set that Linux reports (``VmHWM``),
-with no environment variable set. Next to it, the bytes of Python objects that a neuron call leaves behind in forward, by
-``tracemalloc``.
+Work 1, the convolutional net of snnTorch's tutorials in its own time loop, batch 32 of 28x28,
+host's neurons and ours, each in a fresh process after a warm-up of two short steps; the growth of
+the largest resident set that Linux reports (``VmHWM``), with no environment variable set. Next to
+it, the bytes of Python objects that a neuron call leaves behind in forward, by ``tracemalloc``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import sys
 import tracemalloc
 from pathlib import Path
 
-from snn_revplugin.comparison import Setup
-from snn_revplugin.workloads import HOST, OURS, WORKLOADS
+from snn_revplugin.cli.comparison import Setup
+from snn_revplugin.cli.workloads import HOST, OURS, WORKLOADS
 
 WARM_UP = 4  # time steps
 NEURONS = 3
@@ -32,7 +32,14 @@ def main() -> None:
     grown = {}
     print("| neurons | resident set grows by | Python objects a neuron call |\n| --- | --- | --- |")
     for whose in (HOST, OURS):
-        command = (sys.executable, __file__, "--whose", whose, "--time-steps", str(options.time_steps))
+        command = (
+            sys.executable,
+            __file__,
+            "--whose",
+            whose,
+            "--time-steps",
+            str(options.time_steps),
+        )
         answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
         grown[whose] = float(answer[0])
         print(f"| {whose} | {grown[whose]:.1f} MiB | {float(answer[1]):.0f} bytes |", flush=True)

@@ -1,9 +1,9 @@
 """The works of the README, host's neurons and ours in one run: ``python benchmarks/work.py``.
 
-Work 1 is the convolutional net of snnTorch's tutorials in its own time loop, T 100 and 400, batch 32 of 28x28. Work 2 is eight
-conv-BN-LIF blocks of SpikingJelly in multi-step mode, T 16, batch 4 of 3x32x32. Memory is that of one training step, forward
-and backward, in bytes of live tensors; times are of steps taken in turns, and their ratio is the median over pairs of
-neighbours.
+Work 1 is the convolutional net of snnTorch's tutorials in its own time loop, T 100 and 400, batch
+32 of 28x28. Work 2 is eight conv-BN-LIF blocks of SpikingJelly in multi-step mode, T 16, batch 4 of
+3x32x32. Memory is that of one training step, forward and backward, in bytes of live tensors; times
+are of steps taken in turns, and their ratio is the median over pairs of neighbours.
 """
 
 from __future__ import annotations
@@ -14,32 +14,53 @@ from pathlib import Path
 
 import torch
 
-from snn_revplugin.comparison import Comparison, Setup, compare, rows_of, versions, write_csv
-from snn_revplugin.memory import mib
-from snn_revplugin.workloads import HOST, OURS, WORKLOADS
+from snn_revplugin.cli.comparison import Comparison, Setup, compare, rows_of, versions, write_csv
+from snn_revplugin.cli.workloads import HOST, OURS, WORKLOADS
+from snn_revplugin.report.memory import mib
 
 WORKS = (("work 1", "csnn", 100), ("work 1", "csnn", 400), ("work 2", "vgg", 16))
 COLUMNS = (
-    "work", "T", "host retained", "ours", "less", "host peak", "ours", "less", "host step", "ours", "ratio", "spikes",
-    "potentials", "gradients",
-)  # fmt: skip
+    "work",
+    "T",
+    "host retained",
+    "ours",
+    "less",
+    "host peak",
+    "ours",
+    "less",
+    "host step",
+    "ours",
+    "ratio",
+    "spikes",
+    "potentials",
+    "gradients",
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--repeats", type=int, default=7, help="training steps of each that are timed")
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="training steps of each that are timed"
+    )
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--csv", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
 
     rows = []
-    print(", ".join(f"{name} {version}" for name, version in versions().items() if version), end=", ")
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, {options.dtype} on {options.device}\n")
+    print(
+        ", ".join(f"{name} {version}" for name, version in versions().items() if version), end=", "
+    )
+    print(
+        f"{platform.machine()}, {torch.get_num_threads()} threads, {options.dtype} on"
+        f" {options.device}\n"
+    )
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
     for title, name, time_steps in WORKS:
         dtype = getattr(torch, options.dtype)
-        setup = Setup.usual(WORKLOADS[name], time_steps=time_steps, dtype=dtype, device=options.device)
+        setup = Setup.usual(
+            WORKLOADS[name], time_steps=time_steps, dtype=dtype, device=options.device
+        )
         comparison = compare(setup, options.repeats)
         rows += rows_of(comparison)
         print(f"| {' | '.join(cells_of(title, comparison))} |", flush=True)

@@ -1,4 +1,5 @@
-"""The documentation site: ``make docs`` builds it into ``out/docs``. Options of Sphinx, and nothing else."""
+"""The documentation site: ``make docs`` builds it into ``out/docs``. Options of Sphinx, and nothing
+else."""
 
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ version = release = snn_revplugin.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 suppress_warnings = ["config.cache"]  # the tables are text: they are made anew for every build
 
-# Pages are Markdown, which is read on its own too; ``{{ name }}`` stands for a table of registries.py.
+# Pages are Markdown, which is read on its own too; ``{{ name }}`` stands for a table of
+# registries.py.
 myst_enable_extensions = ["substitution"]
 myst_heading_anchors = 3
 smartquotes = False  # step mode 's' is what one types

@@ -1,7 +1,9 @@
-"""Draws the pictures of the documentation: ``python docs/pictures.py`` writes ``docs/pictures/*.svg``.
+"""Draws the pictures of the documentation: ``python docs/pictures.py`` writes
+``docs/pictures/*.svg``.
 
-Plain SVG, 520 units wide so that it can be read on a telephone, transparent, in colours that follow the reader's preference
-for light or dark. Solid stands for what is kept from forward to backward, dashed for what is given up and had again.
+Plain SVG, 520 units wide so that it can be read on a telephone, transparent, in colours that follow
+the reader's preference for light or dark. Solid stands for what is kept from forward to backward,
+dashed for what is given up and had again.
 """
 
 from __future__ import annotations
@@ -12,21 +14,17 @@ from pathlib import Path
 FOLDER = Path(__file__).parent / "pictures"
 WIDTH = 520
 STYLE = """
-  text { font: 15px system-ui, sans-serif; fill: #1b1f24; text-anchor: middle; }
-  .start { text-anchor: start; } .end { text-anchor: end; } .small { font-size: 13px; } .head { font-weight: 600; }
-  .plain { fill: #f3f4f6; stroke: #8a929c; } .kept { fill: #cfe5fb; stroke: #1f6fb5; }
-  .host { fill: #f9d9d6; stroke: #b5453a; }
-  .again { fill: none; stroke: #1f6fb5; stroke-dasharray: 4 3; }
-  .line { fill: none; stroke: #5b636d; } .back { fill: none; stroke: #b5453a; } .forth { fill: none; stroke: #1f6fb5; }
-  .tip { fill: #5b636d; } .back-tip { fill: #b5453a; } .forth-tip { fill: #1f6fb5; }
-  rect, circle, path { stroke-width: 1.5; }
-  @media (prefers-color-scheme: dark) {
-    text { fill: #e3e7eb; }
-    .plain { fill: #2a2f36; stroke: #7d8691; } .kept { fill: #123c5f; stroke: #6db3f2; }
-    .host { fill: #5a2622; stroke: #f08a7f; }
-    .again { stroke: #6db3f2; } .line { stroke: #a6aeb8; } .back { stroke: #f08a7f; } .forth { stroke: #6db3f2; }
-    .tip { fill: #a6aeb8; } .back-tip { fill: #f08a7f; } .forth-tip { fill: #6db3f2; }
-  }
+  text { font: 15px system-ui, sans-serif; fill: #1b1f24; text-anchor: middle; } .start {
+  text-anchor: start; } .end { text-anchor: end; } .small { font-size: 13px; } .head { font-weight:
+  600; } .plain { fill: #f3f4f6; stroke: #8a929c; } .kept { fill: #cfe5fb; stroke: #1f6fb5; } .host
+  { fill: #f9d9d6; stroke: #b5453a; } .again { fill: none; stroke: #1f6fb5; stroke-dasharray: 4 3; }
+  .line { fill: none; stroke: #5b636d; } .back { fill: none; stroke: #b5453a; } .forth { fill: none;
+  stroke: #1f6fb5; } .tip { fill: #5b636d; } .back-tip { fill: #b5453a; } .forth-tip { fill:
+  #1f6fb5; } rect, circle, path { stroke-width: 1.5; } @media (prefers-color-scheme: dark) { text {
+  fill: #e3e7eb; } .plain { fill: #2a2f36; stroke: #7d8691; } .kept { fill: #123c5f; stroke:
+  #6db3f2; } .host { fill: #5a2622; stroke: #f08a7f; } .again { stroke: #6db3f2; } .line { stroke:
+  #a6aeb8; } .back { stroke: #f08a7f; } .forth { stroke: #6db3f2; } .tip { fill: #a6aeb8; }
+  .back-tip { fill: #f08a7f; } .forth-tip { fill: #6db3f2; } }
 """
 
 
@@ -39,34 +37,70 @@ class Picture:
     def text(self, x: float, y: float, text: str, kind: str = "") -> None:
         self.parts.append(f'<text x="{x:g}" y="{y:g}" class="{kind}">{escape(text)}</text>')
 
-    def box(self, x: float, y: float, width: float, height: float, kind: str, *lines: str, size: str = "") -> None:
+    def box(
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        kind: str,
+        *lines: str,
+        size: str = "",
+    ) -> None:
         """A rectangle with lines of text in its middle."""
-        self.parts.append(f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="6" class="{kind}"/>')
+        self.parts.append(
+            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="6"'
+            f' class="{kind}"/>'
+        )
         for i, line in enumerate(lines):
-            self.text(x + width / 2, y + height / 2 + 5 + 17 * (i - (len(lines) - 1) / 2), line, size)
+            self.text(
+                x + width / 2, y + height / 2 + 5 + 17 * (i - (len(lines) - 1) / 2), line, size
+            )
 
     def dot(self, x: float, y: float, kind: str, radius: float = 11) -> None:
         self.parts.append(f'<circle cx="{x:g}" cy="{y:g}" r="{radius:g}" class="{kind}"/>')
 
-    def arrow(self, x0: float, y0: float, x1: float, y1: float, kind: str = "line", bend: float = 0) -> None:
-        """From one point to another, straight or bent upwards by so much; the tip points along the last piece."""
+    def arrow(
+        self, x0: float, y0: float, x1: float, y1: float, kind: str = "line", bend: float = 0
+    ) -> None:
+        """From one point to another, straight or bent upwards by so much; the tip points along the
+        last piece."""
         x, y = (x0 + x1) / 2, (y0 + y1) / 2 - 2 * bend
         self.parts.append(f'<path d="M{x0:g} {y0:g} Q{x:g} {y:g} {x1:g} {y1:g}" class="{kind}"/>')
         dx, dy = (x1 - x, y1 - y) if bend else (x1 - x0, y1 - y0)
         length = (dx * dx + dy * dy) ** 0.5
         dx, dy = 8 * dx / length, 8 * dy / length
-        corners = ((x1, y1), (x1 - dx - dy / 2, y1 - dy + dx / 2), (x1 - dx + dy / 2, y1 - dy - dx / 2))
+        corners = (
+            (x1, y1),
+            (x1 - dx - dy / 2, y1 - dy + dx / 2),
+            (x1 - dx + dy / 2, y1 - dy - dx / 2),
+        )
         tip = "tip" if kind == "line" else f"{kind}-tip"
-        self.parts.append(f'<polygon points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in corners)}" class="{tip}"/>')
+        self.parts.append(
+            f'<polygon points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in corners)}" class="{tip}"/>'
+        )
 
     def __str__(self) -> str:
-        head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {self.height}" role="img">'
-        return "\n".join((head, f"<title>{escape(self.title)}</title>", f"<style>{STYLE}</style>", *self.parts, "</svg>\n"))
+        head = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {self.height}"'
+            ' role="img">'
+        )
+        return "\n".join(
+            (
+                head,
+                f"<title>{escape(self.title)}</title>",
+                f"<style>{STYLE}</style>",
+                *self.parts,
+                "</svg>\n",
+            )
+        )
 
 
 def kept() -> Picture:
     """What one neuron-step keeps on its way through a block, host and ours."""
-    picture = Picture("What training keeps between two neurons in one time step, host and ours", 412)
+    picture = Picture(
+        "What training keeps between two neurons in one time step, host and ours", 412
+    )
     picture.text(80, 24, "one time step", "head")
     picture.text(278, 24, "the host keeps", "head")
     picture.text(442, 24, "ours keeps", "head")
@@ -90,7 +124,11 @@ def kept() -> Picture:
 
 def replayed() -> Picture:
     """The walk in forward, and computing again in backward."""
-    picture = Picture("Forward: the neuron walks down the graph and leaves recipes. Backward: they are computed again", 446)
+    picture = Picture(
+        "Forward: the neuron walks down the graph and leaves recipes. Backward: they are computed"
+        " again",
+        446,
+    )
     names = ("spikes", "conv", "norm", "pool", "neuron")
     lefts = [6 + 104 * i for i in range(5)]
 
@@ -102,7 +140,11 @@ def replayed() -> Picture:
     for i in (3, 2, 1, 0):
         picture.arrow(lefts[i + 1] + 40, 72, lefts[i] + 52, 72, "forth", bend=13)
     picture.text(30, 52, "the walk", "small start")
-    for i, lines in ((1, ("input:", "bits below")), (2, ("input:", "conv again")), (3, ("indices:", "pool again"))):
+    for i, lines in (
+        (1, ("input:", "bits below")),
+        (2, ("input:", "conv again")),
+        (3, ("indices:", "pool again")),
+    ):
         picture.arrow(lefts[i] + 46, 112, lefts[i] + 46, 130)
         picture.box(lefts[i], 132, 92, 46, "again", *lines, size="small")
     picture.box(lefts[0], 132, 92, 46, "kept", "1 bit", "a spike", size="small")
@@ -114,18 +156,31 @@ def replayed() -> Picture:
         if i:
             picture.arrow(x, 291, x - 12, 291, "back")
     picture.box(lefts[0], 352, 92, 46, "kept", "bits,", "unpacked", size="small")
-    for i, lines in ((1, ("conv's", "output")), (2, ("norm's", "output")), (3, ("indices", "and x[t]"))):
+    for i, lines in (
+        (1, ("conv's", "output")),
+        (2, ("norm's", "output")),
+        (3, ("indices", "and x[t]")),
+    ):
         picture.arrow(lefts[i] - 12, 375, lefts[i], 375, "forth")
         picture.box(lefts[i], 352, 92, 46, "again", *lines, size="small")
     for source, reader in ((0, 1), (1, 2), (3, 3), (3, 4)):
         picture.arrow(lefts[source] + 46, 350, lefts[reader] + 46, 312, "forth")
-    picture.text(260, 428, "red: autograd's own backward, in its own order.  blue: values that it asks for", "small")
+    picture.text(
+        260,
+        428,
+        "red: autograd's own backward, in its own order.  blue: values that it asks for",
+        "small",
+    )
     return picture
 
 
 def reversed_time() -> Picture:
     """Three ways to have the potentials again."""
-    picture = Picture("Three ways to have the membrane potentials again: reversed, rebuilt from an anchor, scanned", 462)
+    picture = Picture(
+        "Three ways to have the membrane potentials again: reversed, rebuilt from an anchor,"
+        " scanned",
+        462,
+    )
     rows = (
         (
             "Reversed: a soft reset, one call a time step",

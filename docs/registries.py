@@ -1,7 +1,9 @@
-"""The tables of the page on what is supported, made from the library's own registries when the documentation is built.
+"""The tables of the page on what is supported, made from the library's own registries when the
+documentation is built.
 
-Nothing is listed by hand that the library knows: the neurons are the table of swaps, the operations are ``replay.OPERATIONS``,
-the options are the parameters of the hosts' constructors, each tried out, and what came of it is what ``explain`` says.
+Nothing is listed by hand that the library knows: the neurons are the table of swaps, the operations
+are ``replay.OPERATIONS``, the options are the parameters of the hosts' constructors, each tried
+out, and what came of it is what ``explain`` says.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ import torch.nn as nn
 import snn_revplugin
 from snn_revplugin.adapters import snntorch as snntorch_adapter
 from snn_revplugin.adapters import spikingjelly as spikingjelly_adapter
-from snn_revplugin.explain import operation_name
-from snn_revplugin.kernels import form
-from snn_revplugin.neuron import ReversibleNeuron
+from snn_revplugin.kernels import kernel_spec as spec
+from snn_revplugin.neurons.surrogate import Surrogate
 from snn_revplugin.replay import OPERATIONS
-from snn_revplugin.surrogate import Surrogate
-from snn_revplugin.swap import HOSTS, known_swaps
+from snn_revplugin.report.explain import operation_name
+from snn_revplugin.swap.module import ReversibleNeuron
+from snn_revplugin.swap.table import HOSTS, known_swaps
 
 ADAPTERS = {name: importlib.import_module(adapter) for name, adapter in HOSTS.items()}
 TIME_STEPS = 3
@@ -78,7 +80,9 @@ def tables() -> dict[str, str]:
     for swap in known_swaps():
         made[f"options_{swap.host.__name__.lower()}"] = options(swap.reversible, swap.host)
     made["surrogates_snntorch"] = surrogates(_of_snntorch(), snntorch_adapter.surrogate_from)
-    made["surrogates_spikingjelly"] = surrogates(_of_spikingjelly(), spikingjelly_adapter.surrogate_from)
+    made["surrogates_spikingjelly"] = surrogates(
+        _of_spikingjelly(), spikingjelly_adapter.surrogate_from
+    )
     return made
 
 
@@ -88,7 +92,11 @@ def neurons() -> str:
     rows = []
     for adapter in ADAPTERS.values():
         for name, kind in vars(adapter).items():
-            is_ours = isinstance(kind, type) and issubclass(kind, ReversibleNeuron) and kind.__module__ == adapter.__name__
+            is_ours = (
+                isinstance(kind, type)
+                and issubclass(kind, ReversibleNeuron)
+                and kind.__module__ == adapter.__name__
+            )
             if is_ours and not name.startswith("_"):
                 stands_for = _code(_path(hosts[kind])) if kind in hosts else "none"
                 rows.append((_code(name), stands_for))
@@ -96,7 +104,8 @@ def neurons() -> str:
 
 
 def options(kind: type[nn.Module], host: type[nn.Module]) -> str:
-    """Every parameter of the host's constructor, the values that are tried, and what ``explain`` says of each."""
+    """Every parameter of the host's constructor, the values that are tried, and what ``explain``
+    says of each."""
     rows = []
     for name, parameter in inspect.signature(host.__init__).parameters.items():
         if name in ("self", "args", "kwargs"):
@@ -132,25 +141,36 @@ def outcome(kind: type[nn.Module], name: str, value: object) -> str:
 
 
 def surrogates(known: Iterable[tuple[str, Any]], surrogate_from: Callable[[Any], Any]) -> str:
-    """The hosts' surrogate gradients with their default parameters: how ours computes each one's derivative."""
+    """The hosts' surrogate gradients with their default parameters: how ours computes each one's
+    derivative."""
     rows = []
     for name, function in known:
         surrogate = surrogate_from(function)
         if surrogate is None:
-            how = "the host's own path: it is not a plain Heaviside step forward, or learns parameters of its own"
+            how = (
+                "the host's own path: it is not a plain Heaviside step forward, or learns"
+                " parameters of its own"
+            )
         elif isinstance(surrogate, Surrogate):
             how = "closed form"
         else:
             how = "by autograd"
-        kernel = "yes" if isinstance(surrogate, Surrogate) and surrogate.name in form.SURROGATES else "no"
+        kernel = (
+            "yes"
+            if isinstance(surrogate, Surrogate) and surrogate.name in spec.SURROGATES
+            else "no"
+        )
         rows.append((_code(name), how, kernel))
     return table(("surrogate", "derivative", "fused kernel"), rows)
 
 
 def operations() -> str:
-    """``replay.OPERATIONS``: one row a graph node, with the tensors that it saves and recipes stand for."""
+    """``replay.OPERATIONS``: one row a graph node, with the tensors that it saves and recipes stand
+    for."""
     rows = []
-    for each in sorted(OPERATIONS.values(), key=lambda each: (operation_name(each.node), each.node)):
+    for each in sorted(
+        OPERATIONS.values(), key=lambda each: (operation_name(each.node), each.node)
+    ):
         saved = [name for name in (*each.inputs, *each.outputs) if name is not None]
         if each.is_view:
             told = "a view"
@@ -164,12 +184,21 @@ def operations() -> str:
 
 def settings() -> str:
     """The fields of :class:`snn_revplugin.Settings`, with its docstring's words."""
-    described = dict(re.findall(r"^    (\w+): (.*(?:\n        .*)*)", inspect.getdoc(snn_revplugin.Settings), re.MULTILINE))
+    described = dict(
+        re.findall(
+            r"^    (\w+): (.*(?:\n        .*)*)",
+            inspect.getdoc(snn_revplugin.Settings),
+            re.MULTILINE,
+        )
+    )
     defaults = snn_revplugin.Settings()
     names = type(defaults).__dataclass_fields__
     return table(
         ("setting", "default", ""),
-        [(_code(name), _shown(getattr(defaults, name)), " ".join(described[name].split())) for name in names],
+        [
+            (_code(name), _shown(getattr(defaults, name)), " ".join(described[name].split()))
+            for name in names
+        ],
     )
 
 
@@ -189,7 +218,11 @@ def _of_snntorch() -> Iterable[tuple[str, Any]]:
 def _of_spikingjelly() -> Iterable[tuple[str, Any]]:
     module = spikingjelly_adapter.host_surrogate
     for name, kind in vars(module).items():
-        if isinstance(kind, type) and issubclass(kind, module.SurrogateFunctionBase) and not name.endswith("Base"):
+        if (
+            isinstance(kind, type)
+            and issubclass(kind, module.SurrogateFunctionBase)
+            and not name.endswith("Base")
+        ):
             yield name, kind(*SURROGATES_NEED.get(name, ()))
 
 
@@ -197,7 +230,11 @@ def _path(kind: type) -> str:
     """Where users import a class from: the shortest module of its host that has it."""
     parts = kind.__module__.split(".")
     modules = (".".join(parts[: i + 1]) for i in range(len(parts)))
-    return next(f"{name}.{kind.__name__}" for name in modules if getattr(sys.modules[name], kind.__name__, None) is kind)
+    return next(
+        f"{name}.{kind.__name__}"
+        for name in modules
+        if getattr(sys.modules[name], kind.__name__, None) is kind
+    )
 
 
 def _shown(value: object) -> str:

@@ -1,4 +1,5 @@
-"""A spiking autoencoder: convolutions down to a code of spikes, transposed convolutions back up to the image.
+"""A spiking autoencoder: convolutions down to a code of spikes, transposed convolutions back up to
+the image.
 
 python examples/snntorch_autoencoder.py                 # the host's neurons
 snn-revplugin run examples/snntorch_autoencoder.py      # the same file with the neurons swapped
@@ -28,10 +29,15 @@ class Autoencoder(nn.Module):
             nn.Flatten(), nn.Linear(32 * 2 * 2, code), leaky(),
         )  # fmt: skip
         self.decoder = nn.Sequential(
-            nn.Linear(code, 32 * 2 * 2), leaky(), nn.Unflatten(1, (32, 2, 2)),
-            nn.ConvTranspose2d(32, 16, 3, stride=2, padding=1, output_padding=1), nn.BatchNorm2d(16), leaky(),
-            nn.ConvTranspose2d(16, 1, 3, stride=2, padding=1, output_padding=1), leaky(output=True, reset_mechanism="none"),
-        )  # fmt: skip
+            nn.Linear(code, 32 * 2 * 2),
+            leaky(),
+            nn.Unflatten(1, (32, 2, 2)),
+            nn.ConvTranspose2d(32, 16, 3, stride=2, padding=1, output_padding=1),
+            nn.BatchNorm2d(16),
+            leaky(),
+            nn.ConvTranspose2d(16, 1, 3, stride=2, padding=1, output_padding=1),
+            leaky(output=True, reset_mechanism="none"),
+        )
 
     def forward(self, images):
         """The read-out's potentials at the last time step, as an image ``[N, 1, 8, 8]``."""
@@ -54,4 +60,7 @@ for i, (images, _) in enumerate(digits.batches(options.iterations, options.batch
 images, _ = digits.held_out()
 with torch.no_grad():
     net.eval()
-    print(f"test error {F.mse_loss(net(images), images):.4f}, of a blank image {images.square().mean():.4f}")
+    print(
+        f"test error {F.mse_loss(net(images), images):.4f}, of a blank image"
+        f" {images.square().mean():.4f}"
+    )

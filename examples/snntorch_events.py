@@ -1,4 +1,5 @@
-"""Frames of events, another one at every time step, through a convolutional ``nn.Sequential``: as in snnTorch's tutorial 7.
+"""Frames of events, another one at every time step, through a convolutional ``nn.Sequential``: as
+in snnTorch's tutorial 7.
 
 python examples/snntorch_events.py                      # the host's neurons
 snn-revplugin run examples/snntorch_events.py           # the same file with the neurons swapped

@@ -1,4 +1,5 @@
-"""A fully connected net of two layers that carries its potentials by hand, a loss on the potential of every time step.
+"""A fully connected net of two layers that carries its potentials by hand, a loss on the potential
+of every time step.
 
 As in snnTorch's tutorial 5.
 

@@ -1,7 +1,8 @@
-"""Forward-forward learning: each layer learns alone to be busy for an image with its right label, and calm for a wrong one.
+"""Forward-forward learning: each layer learns alone to be busy for an image with its right label,
+and calm for a wrong one.
 
-The label stands in front of the image. A layer's goodness is the mean square of its neurons' firing rates; no
-gradient passes from one layer to the next.
+The label stands in front of the image. A layer's goodness is the mean square of its neurons' firing
+rates; no gradient passes from one layer to the next.
 
 python examples/snntorch_forward_forward.py             # the host's neurons
 snn-revplugin run examples/snntorch_forward_forward.py  # the same file with the neurons swapped
@@ -26,7 +27,8 @@ class Layer(nn.Module):
         self.optimizer = torch.optim.Adam(self.parameters(), lr=5e-3)
 
     def forward(self, x):
-        """The neurons' firing rates; the input is scaled to a length, so that no layer reads the goodness of the one below."""
+        """The neurons' firing rates; the input is scaled to a length, so that no layer reads the
+        goodness of the one below."""
         x = F.normalize(x, dim=1) * x.shape[1] ** 0.5
         mem, rate = self.lif.reset_mem(), 0
         for _ in range(options.time_steps):
@@ -35,7 +37,8 @@ class Layer(nn.Module):
         return rate
 
     def learn(self, right, wrong):
-        """One step on both kinds of input; what the layer makes of them afterwards, for the next."""
+        """One step on both kinds of input; what the layer makes of them afterwards, for the
+        next."""
         good, bad = (self(x).square().mean(1) for x in (right, wrong))
         loss = F.softplus(torch.cat([0.2 - good, bad - 0.2]) * 10).mean()
         self.optimizer.zero_grad()

@@ -1,4 +1,5 @@
-"""Population coding: fifty output neurons for each class, counted together over very few time steps.
+"""Population coding: fifty output neurons for each class, counted together over very few time
+steps.
 
 python examples/snntorch_population.py                  # the host's neurons
 snn-revplugin run examples/snntorch_population.py       # the same file with the neurons swapped
@@ -26,7 +27,9 @@ def spikes_of(images):
     return torch.stack([net(images)[0] for _ in range(options.time_steps)])
 
 
-loss_fn = SF.mse_count_loss(correct_rate=1.0, incorrect_rate=0.0, population_code=True, num_classes=10)
+loss_fn = SF.mse_count_loss(
+    correct_rate=1.0, incorrect_rate=0.0, population_code=True, num_classes=10
+)
 optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
 for i, (images, classes) in enumerate(digits.batches(options.iterations, options.batch)):
     loss = loss_fn(spikes_of(images), classes)

@@ -1,4 +1,5 @@
-"""snnTorch's quick start: a convolutional net in one ``nn.Sequential``, whose neurons keep their potential themselves.
+"""snnTorch's quick start: a convolutional net in one ``nn.Sequential``, whose neurons keep their
+potential themselves.
 
 python examples/snntorch_quickstart.py                  # the host's neurons
 snn-revplugin run examples/snntorch_quickstart.py       # the same file with the neurons swapped

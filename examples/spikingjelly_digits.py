@@ -1,4 +1,5 @@
-"""A SpikingJelly training script on scikit-learn's digits, as one writes it: conv-BN-LIF, multi-step mode.
+"""A SpikingJelly training script on scikit-learn's digits, as one writes it: conv-BN-LIF,
+multi-step mode.
 
 python examples/spikingjelly_digits.py                  # the host's neurons
 snn-revplugin run examples/spikingjelly_digits.py       # the same file with the neurons swapped

@@ -1,19 +1,20 @@
-"""Train spiking neural networks of snnTorch and SpikingJelly in a fraction of the memory: same spikes, same gradients.
+"""Train spiking neural networks of snnTorch and SpikingJelly in a fraction of the memory: same
+spikes, same gradients.
 
 ::
 
-    import snn_revplugin
-    snn_revplugin.convert(net)      # every supported neuron of a net, in place; restore(net) undoes it
+    import snn_revplugin snn_revplugin.convert(net)      # every supported neuron of a net, in
+    place; restore(net) undoes it
 
-or neuron by neuron, from ``snn_revplugin.adapters.snntorch`` and ``snn_revplugin.adapters.spikingjelly``. Importing this
-package imports no host.
+or neuron by neuron, from ``snn_revplugin.adapters.snntorch`` and
+``snn_revplugin.adapters.spikingjelly``. Importing this package imports no host.
 """
 
-from .check import check_reversible
-from .convert import Conversion, convert, restore
-from .explain import explain
-from .memory import memory_report
+from .report.check import check_reversible
+from .report.explain import explain
+from .report.memory import memory_report
 from .settings import Settings, get_settings, use_settings
+from .swap.convert import Conversion, convert, restore
 
 __all__ = [
     "Conversion",

@@ -12,26 +12,32 @@ BACKENDS = ("auto", "triton", "torch")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the memory saving works, for every reversible neuron that is called while these settings hold.
+    """How the memory saving works, for every reversible neuron that is called while these settings
+    hold.
 
     Args:
         reversible: False makes every neuron take its host's own path, for comparison.
-        lost_bits: how many bits of a membrane potential's mantissa (24 in float32, 53 in float64) reversing time may cost
-            before an anchor mends it, at most 5. More bits mean fewer anchors and coarser gradients; at 0 a neuron that leaks
-            is not reversed at all but rebuilt forward, exactly.
-        longest_stretch: the most time steps between two anchors of a neuron that is reversed.
-        rebuild_stretch: the time steps between two anchors of a neuron whose reset cannot be inverted. Its potentials
-            are rebuilt forward from the anchor below, exactly; a whole stretch of them stands in memory at a time. At 1 every
-            potential is kept, and the layers below run forward twice, not three times.
-        backend: what computes a neuron's arithmetic: "triton" for fused kernels, "torch" for plain torch code, "auto" for
-            kernels where they can be had and have agreed with the plain code on a sample. With "triton" they are taken on
-            trust, and a call raises where they cannot be had.
-        smallest: the bytes of a time step, of a neuron's current and what was saved on the way to it, up to which both are
-            kept as they are from the second such step on: Python would need about as many to note how to have them again, and
-            time. Larger means faster where Python takes most of the time; at 0 everything is computed again.
-        host_order: True keeps backward to the host's own order of operations and memory formats, for gradients with the host's
-            very bits wherever potentials are not reversed. Otherwise a layer that sees the same data at every time step is
-            differentiated once, and spikes come to a convolution's backward as that is fastest.
+        lost_bits: how many bits of a membrane potential's mantissa (24 in float32, 53 in float64)
+            reversing time may cost before an anchor mends it, at most 5. More bits mean fewer
+            anchors and coarser gradients; at 0 a neuron that leaks is not reversed at all but
+            rebuilt forward, exactly.
+        max_anchor_interval: the most time steps between two anchors of a neuron that is reversed.
+        rebuild_interval: the time steps between two anchors of a neuron whose reset cannot be
+            inverted. Its potentials are rebuilt forward from the anchor below, exactly; a whole
+            stretch of them stands in memory at a time. At 1 every potential is kept, and the layers
+            below run forward twice, not three times.
+        backend: what computes a neuron's arithmetic: "triton" for fused kernels, "torch" for plain
+            torch code, "auto" for kernels where they can be had and have agreed with the plain code
+            on a sample. With "triton" they are taken on trust, and a call raises where they cannot
+            be had.
+        smallest: the bytes of a time step, of a neuron's current and what was saved on the way to
+            it, up to which both are kept as they are from the second such step on: Python would
+            need about as many to note how to have them again, and time. Larger means faster where
+            Python takes most of the time; at 0 everything is computed again.
+        match_host_order: True keeps backward to the host's own order of operations and memory
+            formats, for gradients with the host's very bits wherever potentials are not reversed.
+            Otherwise a layer that sees the same data at every time step is differentiated once, and
+            spikes come to a convolution's backward as that is fastest.
 
     Raises:
         ValueError: a number out of range, or an unknown backend.
@@ -39,22 +45,26 @@ class Settings:
 
     reversible: bool = True
     lost_bits: float = 4
-    longest_stretch: int = 64
-    rebuild_stretch: int = 12
+    max_anchor_interval: int = 64
+    rebuild_interval: int = 12
     backend: str = "auto"
-    smallest: int = 1024
-    host_order: bool = False
+    recompute_min_bytes: int = 1024
+    match_host_order: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.lost_bits <= 5:
             raise ValueError(f"lost_bits must lie between 0 and 5, got {self.lost_bits}")
-        for name in ("longest_stretch", "rebuild_stretch"):
+        for name in ("max_anchor_interval", "rebuild_interval"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.smallest >= 0:
-            raise ValueError(f"smallest must be at least 0, got {self.smallest}")
+        if not self.recompute_min_bytes >= 0:
+            raise ValueError(
+                f"recompute_min_bytes must be at least 0, got {self.recompute_min_bytes}"
+            )
         if self.backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {self.backend!r}")
+            raise ValueError(
+                f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {self.backend!r}"
+            )
 
 
 _settings: ContextVar[Settings] = ContextVar("snn_revplugin_settings", default=Settings())  # noqa: B039 (frozen)

@@ -1,6 +1,6 @@
-"""What every test needs: one thread, and the hosts' global registers left as they were found. And the kernels: with
-``TRITON_INTERPRET=1`` in the environment every neuron of the suite that a kernel can take runs in Triton's interpreter; a
-line at the end of a run tells what ran where.
+"""What every test needs: one thread, and the hosts' global registers left as they were found. And
+the kernels: with ``TRITON_INTERPRET=1`` in the environment every neuron of the suite that a kernel
+can take runs in Triton's interpreter; a line at the end of a run tells what ran where.
 """
 
 from __future__ import annotations
@@ -14,19 +14,31 @@ import torch
 from hosts import PURE
 from torch import Tensor
 
-# The tensors of these tests are tiny: several threads would spend their time waiting for each other, and a test run beside
-# another one many times its own.
+# The tensors of these tests are tiny: several threads would spend their time waiting for each
+# other, and a test run beside another one many times its own.
 torch.set_num_threads(1)
 
 
-# For SpikingJelly 2 from their imports on; 0.0.0.0.14 has neither these models, layers and tools nor pure transitions.
+# For SpikingJelly 2 from their imports on; 0.0.0.0.14 has neither these models, layers and tools
+# nor pure transitions.
 FOR_SPIKINGJELLY_2 = [
-    "test_distributed.py", "test_docs.py", "test_norms_over_time.py", "test_spikingjelly_layers.py",
-    "test_spikingjelly_models.py", "test_spikingjelly_tools.py", "test_suite.py", "test_training_setups.py",
-]  # fmt: skip
+    "test_distributed.py",
+    "test_docs.py",
+    "test_norms_over_time.py",
+    "test_spikingjelly_layers.py",
+    "test_spikingjelly_models.py",
+    "test_spikingjelly_tools.py",
+    "test_suite.py",
+    "test_training_setups.py",
+]
 collect_ignore = [] if PURE else FOR_SPIKINGJELLY_2
 
-AS_USERS_DO = {"test_cli", "test_docs", "test_examples", "test_small"}  # in the settings as they are
+AS_USERS_DO = {
+    "test_cli",
+    "test_docs",
+    "test_examples",
+    "test_small",
+}  # in the settings as they are
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 KERNELS = {
     "gpu": "on a GPU",
@@ -36,7 +48,8 @@ KERNELS = {
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Tell how many tests of the kernels ran where; of those of other processes (pytest-xdist) as well."""
+    """Tell how many tests of the kernels ran where; of those of other processes (pytest-xdist) as
+    well."""
     told = []
     for marker, where in KERNELS.items():
         counts = {}
@@ -48,26 +61,32 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.ensure_newline()
     terminalreporter.write_line("kernel tests: " + ", ".join(told))
     if collect_ignore:
-        terminalreporter.write_line(f"SpikingJelly 0.0.0.0.14, so not collected: {', '.join(collect_ignore)}")
+        terminalreporter.write_line(
+            f"SpikingJelly 0.0.0.0.14, so not collected: {', '.join(collect_ignore)}"
+        )
     if INTERPRETED:
-        terminalreporter.write_line("TRITON_INTERPRET=1: the neurons of all other tests too, where a kernel could take them")
+        terminalreporter.write_line(
+            "TRITON_INTERPRET=1: the neurons of all other tests too, where a kernel could take them"
+        )
 
 
 @pytest.fixture(autouse=True)
 def _compute_everything_again(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The tensors of these tests are so small that a user's neurons would keep most of them as they are."""
+    """The tensors of these tests are so small that a user's neurons would keep most of them as they
+    are."""
     from snn_revplugin import use_settings
 
     if request.module.__name__ in AS_USERS_DO:
         yield
         return
-    with use_settings(smallest=0):
+    with use_settings(recompute_min_bytes=0):
         yield
 
 
 @pytest.fixture(autouse=True)
 def _forget_snntorch_neurons() -> Iterator[None]:
-    """snnTorch remembers every neuron for ever and resets all of them at once: a test must not meet those of another."""
+    """snnTorch remembers every neuron for ever and resets all of them at once: a test must not meet
+    those of another."""
     try:
         from snntorch import SpikingNeuron
     except ImportError:
@@ -82,9 +101,14 @@ def _forget_snntorch_neurons() -> Iterator[None]:
 def kernels_on(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Kernels in the interpreter unless the test is on a GPU; outputs full of NaN."""
     from snn_revplugin import use_settings
-    from snn_revplugin.kernels import backend, fused, fused_coupled, launch
+    from snn_revplugin.kernels import backend, launch
+    from snn_revplugin.kernels import triton_coupled as fused_coupled
+    from snn_revplugin.kernels import triton_neuron as fused
 
-    on_gpu = getattr(request.node, "callspec", None) is not None and request.node.callspec.params.get("device") == "cuda"
+    on_gpu = (
+        getattr(request.node, "callspec", None) is not None
+        and request.node.callspec.params.get("device") == "cuda"
+    )
     monkeypatch.setattr(backend, "INTERPRETED", not on_gpu)
     make = launch.empty
 
@@ -99,7 +123,9 @@ def kernels_on(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def capability(request: pytest.FixtureRequest, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+def capability(
+    request: pytest.FixtureRequest, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[int]:
     """Triton compiles for this compute capability."""
     from on_kernels import NoDevice
     from triton.runtime.driver import driver

@@ -1,9 +1,11 @@
-"""What ``tests/test_distributed.py`` has torchrun start: networks trained by two processes, and by one.
+"""What ``tests/test_distributed.py`` has torchrun start: networks trained by two processes, and by
+one.
 
-    python -m torch.distributed.run --standalone --nproc-per-node 2 tests/distributed_worker.py FAMILY FILE
+    python -m torch.distributed.run --standalone --nproc-per-node 2 tests/distributed_worker.py
+    FAMILY FILE
 
-Every set-up of the family trains every net with the host's neurons and with ours; the first process writes what it saw, one
-dictionary a training, to FILE.
+Every set-up of the family trains every net with the host's neurons and with ours; the first process
+writes what it saw, one dictionary a training, to FILE.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from snn_revplugin.adapters.snntorch import CoupledLeaky, RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevLIFNode, RevParametricLIFNode
-from snn_revplugin.neuron import NO_GRADIENT, ReversibleNeuron
+from snn_revplugin.swap.module import NO_GRADIENT, ReversibleNeuron
 
 T, BATCH, CHANNELS, SIZE = 6, 4, 6, 5
 PROCESSES = 2
@@ -46,7 +48,9 @@ class Net:
     sequences: bool = False  # whether a block is given all time steps at once
     norm: type[nn.Module] | None = None
     outside: bool = False  # whether the time loop is around what wraps the network
-    evaluates: bool = False  # whether a forward without gradients comes between forward and backward
+    evaluates: bool = (
+        False  # whether a forward without gradients comes between forward and backward
+    )
 
 
 def _spikingjelly(**options: Any) -> Callable[[], dict[str, Any]]:
@@ -55,17 +59,32 @@ def _spikingjelly(**options: Any) -> Callable[[], dict[str, Any]]:
 
 LEAKY = {"beta": torch.full((CHANNELS, 1, 1), 0.8), "learn_beta": True, "init_hidden": True}
 NETS = {
-    # FSDP refuses parameters without a dimension, the host's own ``beta`` among them: one decay a channel.
+    # FSDP refuses parameters without a dimension, the host's own ``beta`` among them: one decay a
+    # channel.
     "Leaky": Net(snn.Leaky, RevLeaky, lambda: copy.deepcopy(LEAKY)),
     "Leaky, loop outside": Net(snn.Leaky, RevLeaky, lambda: copy.deepcopy(LEAKY), outside=True),
-    "Leaky, evaluated before backward": Net(snn.Leaky, RevLeaky, lambda: copy.deepcopy(LEAKY), outside=True, evaluates=True),
+    "Leaky, evaluated before backward": Net(
+        snn.Leaky, RevLeaky, lambda: copy.deepcopy(LEAKY), outside=True, evaluates=True
+    ),
     "CoupledLeaky, loop outside": Net(
-        partial(CoupledLeaky, reversible=False), CoupledLeaky, lambda: {"init_hidden": True}, outside=True, evaluates=True
+        partial(CoupledLeaky, reversible=False),
+        CoupledLeaky,
+        lambda: {"init_hidden": True},
+        outside=True,
+        evaluates=True,
     ),
     "LIF s": Net(neuron.LIFNode, RevLIFNode, _spikingjelly(v_reset=None)),
     "LIF m": Net(neuron.LIFNode, RevLIFNode, _spikingjelly(step_mode="m"), sequences=True),
-    "LIF m, batch norm": Net(neuron.LIFNode, RevLIFNode, _spikingjelly(step_mode="m"), sequences=True, norm=nn.BatchNorm2d),
-    "PLIF m": Net(neuron.ParametricLIFNode, RevParametricLIFNode, _spikingjelly(step_mode="m"), sequences=True),
+    "LIF m, batch norm": Net(
+        neuron.LIFNode,
+        RevLIFNode,
+        _spikingjelly(step_mode="m"),
+        sequences=True,
+        norm=nn.BatchNorm2d,
+    ),
+    "PLIF m": Net(
+        neuron.ParametricLIFNode, RevParametricLIFNode, _spikingjelly(step_mode="m"), sequences=True
+    ),
 }
 
 
@@ -89,7 +108,9 @@ class Network(nn.Module):
 
     def __init__(self, net: Net, kind: Callable[..., nn.Module], unused: bool = False) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(Block(2, net, kind), Block(CHANNELS, net, kind), Block(CHANNELS, net, kind))
+        self.blocks = nn.Sequential(
+            Block(2, net, kind), Block(CHANNELS, net, kind), Block(CHANNELS, net, kind)
+        )
         self.read_out = nn.Linear(CHANNELS * SIZE * SIZE, 3)
         self.sequences = net.sequences
         if unused:
@@ -97,14 +118,18 @@ class Network(nn.Module):
         self.spikes: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        spikes = self.blocks(x) if self.sequences else torch.stack([self.blocks(frame) for frame in x])
+        spikes = (
+            self.blocks(x) if self.sequences else torch.stack([self.blocks(frame) for frame in x])
+        )
         self.spikes.append(spikes.detach())
         return self.read_out(spikes.mean(0).flatten(1).to(self.read_out.weight.dtype))
 
 
 def forget(network: Network) -> None:
     for each in network.blocks:
-        each.neuron.reset_mem() if isinstance(each.neuron, snn.SpikingNeuron) else each.neuron.reset()
+        each.neuron.reset_mem() if isinstance(
+            each.neuron, snn.SpikingNeuron
+        ) else each.neuron.reset()
 
 
 Setup = Callable[[Network], nn.Module]  # to what is trained in its place
@@ -129,7 +154,12 @@ def blocks(network: Network) -> list[nn.Module]:
 
 
 def layers(network: Network) -> list[nn.Module]:
-    return [part for each in network.blocks for part in (each.conv, each.norm) if not isinstance(part, nn.Identity)]
+    return [
+        part
+        for each in network.blocks
+        for part in (each.conv, each.norm)
+        if not isinstance(part, nn.Identity)
+    ]
 
 
 UNUSED, ACCUMULATED, BFLOAT16 = "find_unused_parameters", "no_sync", "blocks, bfloat16"
@@ -163,17 +193,24 @@ def nets_of(family: str, setup: str) -> tuple[str, ...]:
     if setup in ("blocks", "layers"):
         # The learned time constant of PLIF has no dimension: FSDP refuses it.
         return tuple(name for name, net in NETS.items() if name != "PLIF m" and not net.evaluates)
-    # A norm's running statistics stay float32 where weights are cast, which torch's kernel for a CPU refuses.
+    # A norm's running statistics stay float32 where weights are cast, which torch's kernel for a
+    # CPU refuses.
     return "Leaky", "LIF m"
 
 
-def train(net: Net, kind: Callable[..., nn.Module], setup: str, wrap: Setup | None) -> dict[str, Any]:
+def train(
+    net: Net, kind: Callable[..., nn.Module], setup: str, wrap: Setup | None
+) -> dict[str, Any]:
     """Two steps of the optimiser; without ``wrap`` in one process, on the batches of both."""
     torch.manual_seed(0)
     network = Network(net, kind, unused=setup == UNUSED)
     model = network if wrap is None else wrap(network)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    share = slice(None) if wrap is None else slice(dist.get_rank() * BATCH, (dist.get_rank() + 1) * BATCH)
+    share = (
+        slice(None)
+        if wrap is None
+        else slice(dist.get_rank() * BATCH, (dist.get_rank() + 1) * BATCH)
+    )
     seen: dict[str, Any] = {}
     for step in range(2):
         for part in range(2 if setup == ACCUMULATED else 1):
@@ -189,19 +226,29 @@ def train(net: Net, kind: Callable[..., nn.Module], setup: str, wrap: Setup | No
                         model(x[:1])
                 (output - target).square().mean().backward()
         if step == 0:
-            seen["gradients"] = {name: _whole(each.grad) for name, each in network.named_parameters()}
+            seen["gradients"] = {
+                name: _whole(each.grad) for name, each in network.named_parameters()
+            }
         optimizer.step()
         optimizer.zero_grad()
     seen["spikes"] = torch.cat(network.spikes)[:T]
     seen["parameters"] = {name: _whole(each.detach()) for name, each in network.named_parameters()}
-    ledgers = [each.reversal.ledger for each in network.modules() if isinstance(each, ReversibleNeuron)]
+    ledgers = [
+        each.record.statistics for each in network.modules() if isinstance(each, ReversibleNeuron)
+    ]
     seen["reasons"] = [set(each.reasons) - {NO_GRADIENT} for each in ledgers]
     seen["boundaries"] = [dict(each.boundaries) for each in ledgers]
     return seen
 
 
 def _whole(tensor: Tensor | None) -> Tensor | None:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor if tensor is None else tensor.clone()
+    return (
+        tensor.full_tensor()
+        if hasattr(tensor, "full_tensor")
+        else tensor
+        if tensor is None
+        else tensor.clone()
+    )
 
 
 def main(family: str, file: str) -> None:

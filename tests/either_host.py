@@ -13,8 +13,8 @@ def potential_of(neuron: nn.Module) -> Tensor:
 
 
 def step_of(neuron: nn.Module, current: Tensor, potential: Tensor) -> tuple[Tensor, Tensor]:
-    """One time step from a potential: spikes and the next potential. Of snnTorch without ``init_hidden``, of SpikingJelly in
-    step mode 's'."""
+    """One time step from a potential: spikes and the next potential. Of snnTorch without
+    ``init_hidden``, of SpikingJelly in step mode 's'."""
     if isinstance(neuron, snn.SpikingNeuron):
         return neuron(current, potential)
     neuron.v = potential

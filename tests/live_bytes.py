@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_iter
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that are born inside the block and still alive: ``now``, and at most ``peak``.
+    """Counts the bytes of the storages that are born inside the block and still alive: ``now``, and
+    at most ``peak``.
 
     Args:
         *there_already: tensors whose memory does not count, under whatever alias they pass by.
@@ -22,7 +23,9 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, *there_already: Tensor) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._known: dict[int, object] = {id(each.untyped_storage()): each.untyped_storage() for each in there_already}
+        self._known: dict[int, object] = {
+            id(each.untyped_storage()): each.untyped_storage() for each in there_already
+        }
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -46,8 +49,9 @@ class LiveBytes(TorchDispatchMode):
 def after_launches() -> None:
     """To be called before memory is read where neurons may have run in Triton's interpreter.
 
-    Each launch there leaves a cycle of the interpreter's own, a function that refers to itself and to the storages of its
-    arguments (``GridExecutor._init_args_hst``). That one is left to the garbage collector; without the interpreter nothing is.
+    Each launch there leaves a cycle of the interpreter's own, a function that refers to itself and
+    to the storages of its arguments (``GridExecutor._init_args_hst``). That one is left to the
+    garbage collector; without the interpreter nothing is.
     """
     if os.environ.get("TRITON_INTERPRET") == "1":
         gc.collect()

@@ -1,4 +1,5 @@
-"""What the tests of the kernels share: devices, training steps compared between backends, launches that are looked into."""
+"""What the tests of the kernels share: devices, training steps compared between backends, launches
+that are looked into."""
 
 from __future__ import annotations
 
@@ -18,30 +19,45 @@ DEVICES = [
     pytest.param(
         "cuda",
         id="gpu",
-        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")],
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+        ],
     ),
 ]
-InterpretedFunction = pytest.importorskip("triton.runtime.interpreter", reason="Triton is not installed").InterpretedFunction
+InterpretedFunction = pytest.importorskip(
+    "triton.runtime.interpreter", reason="Triton is not installed"
+).InterpretedFunction
 COMPILES_BESIDE_THE_INTERPRETER = pytest.mark.skipif(
     not hasattr(InterpretedFunction, "run"),
-    reason="once a kernel has been interpreted, this release of Triton compiles none any more in the same process",
+    reason=(
+        "once a kernel has been interpreted, this release of Triton compiles none any more in the"
+        " same process"
+    ),
 )
 ON_EVERY_DEVICE = pytest.mark.parametrize("device", DEVICES)
 
 
-def trained(run: Callable[[], tuple[list[Tensor], list[Tensor]]], backend_: str) -> tuple[list[Tensor], list[Tensor | None]]:
+def trained(
+    run: Callable[[], tuple[list[Tensor], list[Tensor]]], backend_: str
+) -> tuple[list[Tensor], list[Tensor | None]]:
     """The outputs of a program and the gradients of its leaves, under a backend."""
     with use_settings(backend=backend_):
         outputs, leaves = run()
         torch.manual_seed(7)
-        loss = sum((each.double() * torch.randn(each.shape, dtype=torch.float64).to(each.device)).sum() for each in outputs)
+        loss = sum(
+            (each.double() * torch.randn(each.shape, dtype=torch.float64).to(each.device)).sum()
+            for each in outputs
+        )
         for leaf in leaves:
             leaf.grad = None
         loss.backward()
     return [each.detach() for each in outputs], [leaf.grad for leaf in leaves]
 
 
-def assert_trains_alike(run: Callable[[], tuple[list[Tensor], list[Tensor]]], tolerance: float | None = None) -> None:
+def assert_trains_alike(
+    run: Callable[[], tuple[list[Tensor], list[Tensor]]], tolerance: float | None = None
+) -> None:
     (plain, grads), (ours, our_grads) = trained(run, "torch"), trained(run, "triton")
     for i, (a, b) in enumerate(zip(plain, ours, strict=True)):
         assert_exact(f"output {i}", a, b)
@@ -59,7 +75,11 @@ class Launch(NamedTuple):
 
     @property
     def kind(self) -> tuple:
-        return self.kernel, self.constants.get("PART"), *(value is None for value in self.arguments.values())
+        return (
+            self.kernel,
+            self.constants.get("PART"),
+            *(value is None for value in self.arguments.values()),
+        )
 
 
 def launches(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> dict[tuple, Launch]:

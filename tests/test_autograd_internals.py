@@ -1,4 +1,5 @@
-"""What we rely on of torch's private autograd: each function does what it says on the torch that is installed."""
+"""What we rely on of torch's private autograd: each function does what it says on the torch that is
+installed."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks, save_on_cpu, saved
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from snn_revplugin import autograd_internals as internals
+from snn_revplugin.torch_internals import backward_pass, graph, saved_tensors, tensors, transforms
 
 
 def parameter(*shape: int) -> Tensor:
@@ -23,21 +24,21 @@ def parameter(*shape: int) -> Tensor:
 
 class TestPasses:
     def test_no_pass_outside_of_backward(self) -> None:
-        assert internals.current_pass() == internals.NO_PASS
+        assert backward_pass.current_pass() == backward_pass.NO_PASS
         parameter(2).sum().backward()
-        assert internals.current_pass() == internals.NO_PASS
+        assert backward_pass.current_pass() == backward_pass.NO_PASS
 
     def test_a_pass_has_one_number_and_the_next_another(self) -> None:
         x = parameter(2)
         y = x * 2
         z = y * 3
         for each in (y, z):
-            each.register_hook(lambda _: seen.append(internals.current_pass()))
+            each.register_hook(lambda _: seen.append(backward_pass.current_pass()))
         passes = []
         for _ in range(3):
             seen: list[int] = []
             z.sum().backward(retain_graph=True)
-            assert len(seen) == 2 and seen[0] == seen[1] != internals.NO_PASS
+            assert len(seen) == 2 and seen[0] == seen[1] != backward_pass.NO_PASS
             passes.append(seen[0])
         assert len(set(passes)) == 3
 
@@ -45,12 +46,12 @@ class TestPasses:
         seen = []
 
         def hook(_: Tensor) -> None:
-            seen.append(internals.current_pass())
+            seen.append(backward_pass.current_pass())
             with torch.enable_grad():
                 inner = parameter(2)
-                inner.register_hook(lambda _: seen.append(internals.current_pass()))
+                inner.register_hook(lambda _: seen.append(backward_pass.current_pass()))
                 inner.sum().backward()
-            seen.append(internals.current_pass())
+            seen.append(backward_pass.current_pass())
 
         x = parameter(2)
         x.register_hook(hook)
@@ -63,7 +64,7 @@ class TestPasses:
 
         def hook(_: Tensor) -> None:
             together.wait(timeout=60)
-            seen.append(internals.current_pass())
+            seen.append(backward_pass.current_pass())
             together.wait(timeout=60)
 
         def work() -> None:
@@ -80,20 +81,24 @@ class TestPasses:
 
     @pytest.mark.parametrize(
         ("options", "keeps"),
-        [({}, False), ({"retain_graph": True}, True), ({"create_graph": True, "retain_graph": True}, True)],
+        [
+            ({}, False),
+            ({"retain_graph": True}, True),
+            ({"create_graph": True, "retain_graph": True}, True),
+        ],
         ids=["plain", "retain_graph", "create_graph"],
     )
     def test_whether_the_graph_is_kept(self, options: dict[str, bool], keeps: bool) -> None:
         seen, x = [], parameter(2)
         y = x * 2
-        y.register_hook(lambda _: seen.append(internals.pass_keeps_graph()))
+        y.register_hook(lambda _: seen.append(backward_pass.pass_keeps_graph()))
         torch.autograd.grad(y.sum(), x, **options)
         assert seen == [keeps]
 
     def test_a_callback_at_the_end(self) -> None:
         events, x = [], parameter(2)
         y = x * 2
-        y.register_hook(lambda _: internals.at_end_of_pass(lambda: events.append("end")))
+        y.register_hook(lambda _: backward_pass.at_end_of_pass(lambda: events.append("end")))
         x.register_hook(lambda _: events.append("last node"))
         y.sum().backward()
         assert events == ["last node", "end"]
@@ -105,7 +110,7 @@ class TestPasses:
             raise KeyError("in backward")
 
         y = x * 2
-        y.register_hook(lambda _: internals.at_end_of_pass(lambda: events.append("end")))
+        y.register_hook(lambda _: backward_pass.at_end_of_pass(lambda: events.append("end")))
         x.register_hook(fail)
         with pytest.raises(KeyError):
             y.sum().backward()
@@ -114,20 +119,20 @@ class TestPasses:
 
 class TestWhoElseIsAtWork:
     def test_saved_tensor_hooks(self) -> None:
-        assert not internals.saved_tensor_hooks_active()
+        assert not saved_tensors.saved_tensor_hooks_active()
         with saved_tensors_hooks(lambda x: x, lambda x: x):
-            assert internals.saved_tensor_hooks_active()
+            assert saved_tensors.saved_tensor_hooks_active()
         with save_on_cpu():
-            assert internals.saved_tensor_hooks_active()
+            assert saved_tensors.saved_tensor_hooks_active()
         with disable_saved_tensors_hooks("not here"):
-            assert internals.saved_tensor_hooks_active()
-        assert not internals.saved_tensor_hooks_active()
+            assert saved_tensors.saved_tensor_hooks_active()
+        assert not saved_tensors.saved_tensor_hooks_active()
 
     def test_checkpoint(self) -> None:
         seen = []
 
         def function(x: Tensor) -> Tensor:
-            seen.append(internals.saved_tensor_hooks_active())
+            seen.append(saved_tensors.saved_tensor_hooks_active())
             return x.sin()
 
         checkpoint(function, parameter(3), use_reentrant=False).sum().backward()
@@ -137,12 +142,16 @@ class TestWhoElseIsAtWork:
         seen = []
 
         def function(x: Tensor) -> Tensor:
-            seen.append(internals.is_transformed())
+            seen.append(transforms.is_transformed())
             return (x * 2).sum()
 
         function(torch.ones(3))
         assert seen == [False]
-        for transform in (torch.func.grad(function), torch.vmap(function), torch.func.functionalize(function)):
+        for transform in (
+            torch.func.grad(function),
+            torch.vmap(function),
+            torch.func.functionalize(function),
+        ):
             transform(torch.ones(2, 3))
         assert seen[1:] == [True] * 3
         function(torch.ones(3))
@@ -153,7 +162,7 @@ class TestWhoElseIsAtWork:
         seen = []
 
         def function(x: Tensor) -> Tensor:
-            seen.append(internals.is_transformed())
+            seen.append(transforms.is_transformed())
             return x * 2
 
         torch.jit.trace(function, torch.ones(3), check_trace=False)
@@ -161,7 +170,7 @@ class TestWhoElseIsAtWork:
 
     def test_compiling(self) -> None:
         def function(x: Tensor) -> Tensor:
-            return x + 1 if internals.is_transformed() else x
+            return x + 1 if transforms.is_transformed() else x
 
         assert torch.compile(function, backend="eager", fullgraph=True)(torch.zeros(())) == 1
         assert function(torch.zeros(())) == 0
@@ -171,62 +180,81 @@ class TestNodes:
     def test_names(self) -> None:
         x, w = parameter(2, 3, 8, 8), parameter(4, 3, 3, 3)
         node = F.conv2d(x, w).grad_fn
-        assert internals.name_of(node) == "ConvolutionBackward0"
-        assert internals.name_of(node.next_functions[0][0]) == "AccumulateGrad"
+        assert graph.name_of(node) == "ConvolutionBackward0"
+        assert graph.name_of(node.next_functions[0][0]) == "AccumulateGrad"
 
     def test_leaf_edges(self) -> None:
         x = parameter(3)
         node = x.exp().grad_fn
-        assert not internals.is_leaf_edge(node)
+        assert not graph.is_leaf_edge(node)
         leaf = node.next_functions[0][0]
-        assert internals.is_leaf_edge(leaf) and leaf.variable is x
+        assert graph.is_leaf_edge(leaf) and leaf.variable is x
 
     def test_attributes(self) -> None:
-        node = F.conv2d(parameter(1, 4, 9, 9), parameter(4, 2, 3, 3), None, (2, 1), (0, 3), 2, 2).grad_fn
+        node = F.conv2d(
+            parameter(1, 4, 9, 9), parameter(4, 2, 3, 3), None, (2, 1), (0, 3), 2, 2
+        ).grad_fn
         names = ("stride", "padding", "dilation", "groups", "transposed")
-        assert [internals.attribute_of(node, name) for name in names] == [(2, 1), (0, 3), (2, 2), 2, False]
+        assert [graph.attribute_of(node, name) for name in names] == [
+            (2, 1),
+            (0, 3),
+            (2, 2),
+            2,
+            False,
+        ]
 
     def test_negative_attributes(self) -> None:
         x = parameter(2, 3, 4)
-        assert internals.attribute_of(x.sum((-1, -3)).grad_fn, "dim") == (-1, -3)
-        assert internals.attribute_of(x.select(-1, -2).grad_fn, "dim") in (-1, 2)
-        assert internals.attribute_of(x.transpose(-1, -2).grad_fn, "dim0") in (-1, 2)
-        assert x.detach().select(2, internals.attribute_of(x.select(2, -1).grad_fn, "index")).equal(x[..., -1])
+        assert graph.attribute_of(x.sum((-1, -3)).grad_fn, "dim") == (-1, -3)
+        assert graph.attribute_of(x.select(-1, -2).grad_fn, "dim") in (-1, 2)
+        assert graph.attribute_of(x.transpose(-1, -2).grad_fn, "dim0") in (-1, 2)
+        assert (
+            x.detach()
+            .select(2, graph.attribute_of(x.select(2, -1).grad_fn, "index"))
+            .equal(x[..., -1])
+        )
 
     def test_attributes_without_an_end(self) -> None:
         x = parameter(5)
         node = x[1:].grad_fn
         names = ("dim", "start", "end", "step")
-        again = torch.ops.aten.slice.Tensor(x.detach(), *(internals.attribute_of(node, name) for name in names))
+        again = torch.ops.aten.slice.Tensor(
+            x.detach(), *(graph.attribute_of(node, name) for name in names)
+        )
         assert torch.equal(again, x[1:])
 
     def test_shape_and_type_of_outputs(self) -> None:
         x = parameter(2, 3, 4)
-        assert tuple(internals.shape_of_output(x.view(6, 4).grad_fn)) == (6, 4)
+        assert tuple(graph.shape_of_output(x.view(6, 4).grad_fn)) == (6, 4)
         node = x.split([1, 2], dim=1)[0].grad_fn
-        assert [tuple(internals.shape_of_output(node, i)) for i in range(2)] == [(2, 1, 4), (2, 2, 4)]
-        assert internals.type_of_output(x.to(torch.bfloat16).grad_fn) == (torch.bfloat16, torch.device("cpu"))
+        assert [tuple(graph.shape_of_output(node, i)) for i in range(2)] == [(2, 1, 4), (2, 2, 4)]
+        assert graph.type_of_output(x.to(torch.bfloat16).grad_fn) == (
+            torch.bfloat16,
+            torch.device("cpu"),
+        )
 
 
 class TestSavedTensors:
     def test_what_a_node_saved(self) -> None:
         x, w = parameter(3), torch.ones(3)
         node = (x * w).grad_fn
-        assert internals.saved_by(node, "other") is w
-        assert internals.saved_by(node, "self") is None  # w asks for no gradient, so nobody needs x
+        assert saved_tensors.saved_by(node, "other") is w
+        assert (
+            saved_tensors.saved_by(node, "self") is None
+        )  # w asks for no gradient, so nobody needs x
 
     def test_nothing_after_backward_freed_it(self) -> None:
         x = parameter(3)
         y = x * x
         y.sum().backward()
-        assert internals.saved_by(y.grad_fn, "self") is None
+        assert saved_tensors.saved_by(y.grad_fn, "self") is None
 
     def test_nothing_after_it_was_changed_in_place(self) -> None:
         """That is autograd's error to raise, in backward."""
         x, w = parameter(3), torch.ones(3)
         y = x * w
         w.add_(1)
-        assert internals.saved_by(y.grad_fn, "other") is None
+        assert saved_tensors.saved_by(y.grad_fn, "other") is None
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             y.sum().backward()
 
@@ -235,7 +263,7 @@ class TestSavedTensors:
         unpacked = []
         with saved_tensors_hooks(lambda x: x, lambda x: unpacked.append(1) or x):
             y = parameter(3) * torch.ones(3)
-        assert internals.saved_by(y.grad_fn, "other") is None
+        assert saved_tensors.saved_by(y.grad_fn, "other") is None
         assert unpacked == []
 
     def test_replacing(self) -> None:
@@ -250,7 +278,7 @@ class TestSavedTensors:
             return torch.full((3,), 5.0)
 
         assert memory() is not None
-        assert internals.replace_saved(y.grad_fn, "other", unpack)
+        assert saved_tensors.replace_saved(y.grad_fn, "other", unpack)
         assert memory() is None and not asked
         y.sum().backward(retain_graph=True)
         y.sum().backward()
@@ -259,8 +287,8 @@ class TestSavedTensors:
     def test_replacing_what_somebody_else_has_replaced(self) -> None:
         x = parameter(3)
         y = x * torch.ones(3)
-        assert internals.replace_saved(y.grad_fn, "other", lambda: torch.full((3,), 4.0))
-        assert not internals.replace_saved(y.grad_fn, "other", lambda: torch.zeros(3))
+        assert saved_tensors.replace_saved(y.grad_fn, "other", lambda: torch.full((3,), 4.0))
+        assert not saved_tensors.replace_saved(y.grad_fn, "other", lambda: torch.zeros(3))
         y.sum().backward()
         assert torch.equal(x.grad, torch.full((3,), 4.0))
 
@@ -274,7 +302,7 @@ class TestSavedTensors:
         x, recipe = parameter(3), Recipe()
         remembered = weakref.ref(recipe)
         y = x.exp()
-        assert internals.replace_saved(y.grad_fn, "result", recipe.value)
+        assert saved_tensors.replace_saved(y.grad_fn, "result", recipe.value)
         del recipe
         y.sum().backward(retain_graph=True)
         assert torch.equal(x.grad, torch.ones(3)) and remembered() is not None
@@ -285,8 +313,8 @@ class TestSavedTensors:
         x, mask, whole = parameter(3), torch.ones(3), torch.ones(2, 3)
 
         def alone(y: Tensor) -> bool:
-            saved = internals.saved_by(y.grad_fn, "other")
-            return internals.held_by_autograd_alone(saved, references=1)
+            saved = saved_tensors.saved_by(y.grad_fn, "other")
+            return saved_tensors.held_by_autograd_alone(saved, references=1)
 
         # Not inside of an assertion: pytest holds what it has seen there.
         products = [x * torch.ones(3), F.dropout(x, 0.5), x * mask, x * whole[0]]
@@ -299,23 +327,23 @@ class TestModes:
         class Functions(TorchFunctionMode):
             pass
 
-        outer, inner = (internals.Watch(lambda _: None, lambda _: None) for _ in range(2))
+        outer, inner = (tensors.Watch(lambda _: None, lambda _: None) for _ in range(2))
         functions = Functions()
-        assert internals.modes_at_work() == []
+        assert transforms.modes_at_work() == []
         with outer, functions, inner:
-            assert internals.modes_at_work() == [outer, inner, functions]
+            assert transforms.modes_at_work() == [outer, inner, functions]
             elsewhere: list[list] = []
-            thread = threading.Thread(target=lambda: elsewhere.append(internals.modes_at_work()))
+            thread = threading.Thread(target=lambda: elsewhere.append(transforms.modes_at_work()))
             thread.start()
             thread.join()
         assert elsewhere == [[]]
-        assert internals.modes_at_work() == []
+        assert transforms.modes_at_work() == []
 
 
 class TestWatching:
     def test_sees_what_is_read_and_given(self) -> None:
         read, given, x = [], [], torch.ones(3)
-        with internals.Watch(lambda tensors: read.append(len(tensors)), given.extend):
+        with tensors.Watch(lambda tensors: read.append(len(tensors)), given.extend):
             y = x.mul(2)
             first, rest = y.split([1, 2])
             torch.cat([rest, first])
@@ -325,15 +353,15 @@ class TestWatching:
     def test_sees_a_backward(self) -> None:
         given, x = [], parameter(3, 4)
         w = torch.ones(4, 2)
-        with internals.Watch(lambda _: None, given.extend):
+        with tensors.Watch(lambda _: None, given.extend):
             (x @ w).sum().backward()
         assert any(each.shape == x.shape for each in given)
         assert torch.equal(x.grad, torch.full((3, 4), 2.0))
 
     def test_memory_is_one_object(self) -> None:
         x = torch.ones(4)
-        storage = internals.storage_of(x)
-        assert internals.storage_of(x[1:].detach()) is storage
+        storage = tensors.storage_of(x)
+        assert tensors.storage_of(x[1:].detach()) is storage
         memory = weakref.ref(storage)
         view = x[2:]
         del x, storage
@@ -342,13 +370,13 @@ class TestWatching:
         assert memory() is None
 
     def test_memory_of_a_sparse_tensor(self) -> None:
-        assert internals.storage_of(torch.eye(3).to_sparse()) is None
+        assert tensors.storage_of(torch.eye(3).to_sparse()) is None
 
 
 def test_nodes_with_slots() -> None:
     """Their attributes take no dict, and nothing else about them changes."""
 
-    @internals.with_slots("note")
+    @graph.with_slots("note")
     class Twice(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -362,7 +390,7 @@ def test_nodes_with_slots() -> None:
 
     x = parameter(3)
     y = Twice.apply(x)
-    assert internals.name_of(y.grad_fn) == "TwiceBackward"
+    assert graph.name_of(y.grad_fn) == "TwiceBackward"
     assert "note" not in y.grad_fn.__dict__
     y.sum().backward()
     assert torch.equal(x.grad, torch.full((3,), 2.0))

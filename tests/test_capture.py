@@ -1,7 +1,9 @@
-"""CUDA graphs: a training step with our neurons can be captured, because nothing in it asks the device for a value.
+"""CUDA graphs: a training step with our neurons can be captured, because nothing in it asks the
+device for a value.
 
-On a CPU the code takes the same decisions when it is told that a graph is being captured; an operation that hands a value to
-Python is an error then. (What packs bits on a CPU is numpy, which no such operation sees; on CUDA it is torch code.)
+On a CPU the code takes the same decisions when it is told that a graph is being captured; an
+operation that hands a value to Python is an error then. (What packs bits on a CPU is numpy, which
+no such operation sees; on CUDA it is torch code.)
 """
 
 from __future__ import annotations
@@ -19,45 +21,60 @@ from spikingjelly.activation_based import neuron
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from snn_revplugin import capture
 from snn_revplugin.adapters.snntorch import CoupledLeaky, RevLeaky
 from snn_revplugin.adapters.spikingjelly import CoupledLIFNode, RevLIFNode, RevParametricLIFNode
+from snn_revplugin.torch_internals import capture
 
 T = 15  # more than a stretch between anchors
-READS_A_VALUE = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default, torch.ops.aten.is_nonzero.default}
+READS_A_VALUE = {
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.equal.default,
+    torch.ops.aten.is_nonzero.default,
+}
 KINDS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module], dict[str, Any]]] = {
     "Leaky": (snn.Leaky, RevLeaky, {"beta": 0.9}),
-    "Leaky learned": (snn.Leaky, RevLeaky, {"beta": 0.9, "learn_beta": True, "learn_threshold": True}),
+    "Leaky learned": (
+        snn.Leaky,
+        RevLeaky,
+        {"beta": 0.9, "learn_beta": True, "learn_threshold": True},
+    ),
     "LIF s": (neuron.LIFNode, RevLIFNode, {"v_reset": None}),
     "LIF m": (neuron.LIFNode, RevLIFNode, {"step_mode": "m"}),
     "PLIF s": (neuron.ParametricLIFNode, RevParametricLIFNode, {"v_reset": None}),
 }
 COUPLED: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module], dict[str, Any]]] = {
     "CoupledLeaky": (lambda **o: CoupledLeaky(reversible=False, **o), CoupledLeaky, {}),
-    "CoupledLIF m": (lambda **o: CoupledLIFNode(reversible=False, **o), CoupledLIFNode, {"step_mode": "m"}),
+    "CoupledLIF m": (
+        lambda **o: CoupledLIFNode(reversible=False, **o),
+        CoupledLIFNode,
+        {"step_mode": "m"},
+    ),
 }
 
 
 class NoValues(TorchDispatchMode):
     """Inside, an operation that hands a tensor's value to Python is an error."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         assert func not in READS_A_VALUE, f"{func} would stop the capture of a CUDA graph"
         return func(*args, **(kwargs or {}))
 
 
 class Net(nn.Module):
-    """Two layers of neurons with a layer norm, which replay recognises by values, and a sum with a number between them."""
+    """Two layers of neurons with a layer norm, which replay recognises by values, and a sum with a
+    number between them."""
 
     def __init__(self, make: Callable[..., nn.Module], options: dict[str, Any]) -> None:
         super().__init__()
-        self.weighs = nn.ModuleList([nn.Linear(6, 8), nn.Linear(8, 8)])
+        self.recompute_on_data = nn.ModuleList([nn.Linear(6, 8), nn.Linear(8, 8)])
         self.norm = nn.LayerNorm(8)
         self.neurons = nn.ModuleList([make(**options) for _ in range(2)])
 
     def forward(self, x_seq: Tensor) -> Tensor:
-        x_seq = self._through(0, self.weighs[0](x_seq))
-        return self._through(1, self.norm(self.weighs[1](1.0 - x_seq)))
+        x_seq = self._through(0, self.recompute_on_data[0](x_seq))
+        return self._through(1, self.norm(self.recompute_on_data[1](1.0 - x_seq)))
 
     def _through(self, index: int, currents: Tensor) -> Tensor:
         node, spikes = self.neurons[index], []
@@ -77,7 +94,10 @@ class Net(nn.Module):
 
 def nets(kind: str, device: str) -> tuple[nn.Module, nn.Module, Tensor]:
     if not PURE and "LIF" in kind and kind in KINDS:
-        pytest.skip("SpikingJelly 0.0.0.0.14 has no pure transitions, by which this net hands its potentials on")
+        pytest.skip(
+            "SpikingJelly 0.0.0.0.14 has no pure transitions, by which this net hands its"
+            " potentials on"
+        )
     host, ours, options = (KINDS | COUPLED)[kind]
     made = []
     for make in (host, ours):
@@ -89,7 +109,9 @@ def nets(kind: str, device: str) -> tuple[nn.Module, nn.Module, Tensor]:
 def step(net: nn.Module, x: Tensor) -> Tensor:
     net.zero_grad(set_to_none=False)
     outputs = net(x)
-    (outputs * torch.linspace(0.5, 1.5, outputs.numel(), device=x.device).view(outputs.shape)).sum().backward()
+    (
+        outputs * torch.linspace(0.5, 1.5, outputs.numel(), device=x.device).view(outputs.shape)
+    ).sum().backward()
     return outputs
 
 
@@ -97,7 +119,7 @@ def step(net: nn.Module, x: Tensor) -> Tensor:
 def test_nothing_asks_for_a_value(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     host, ours, x = nets(kind, "cpu")
     step(ours, x)  # numbers that do not change are looked up once, in the warm-up
-    monkeypatch.setattr(capture, "may_ask", lambda tensor: False)
+    monkeypatch.setattr(capture, "may_synchronise", lambda tensor: False)
     with NoValues():
         outputs = step(ours, x)
     expected = Observed({"spikes": step(host, x).detach()}).see_gradients(host)
@@ -115,7 +137,8 @@ def test_values_are_asked_for_elsewhere() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("kind", KINDS | COUPLED)
 def test_capture_of_a_training_step(kind: str) -> None:
-    """Captured once, replayed on other data: the host's spikes and gradients, and memory that does not grow."""
+    """Captured once, replayed on other data: the host's spikes and gradients, and memory that does
+    not grow."""
     host, ours, x = nets(kind, "cuda")
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

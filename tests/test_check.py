@@ -1,4 +1,5 @@
-"""``check_reversible`` finds how far off a reversed potential is, and says where nothing can be reversed."""
+"""``check_reversible`` finds how far off a reversed potential is, and says where nothing can be
+reversed."""
 
 import pytest
 import snntorch
@@ -8,8 +9,8 @@ from spikingjelly.activation_based import neuron
 
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevIFNode, RevLIFNode, RevParametricLIFNode
-from snn_revplugin.check import check_reversible
-from snn_revplugin.dynamics import Leaky as LeakyDynamics
+from snn_revplugin.neurons.leaky import Leaky as LeakyDynamics
+from snn_revplugin.report.check import check_reversible
 from snn_revplugin.settings import use_settings
 
 INVERTIBLE = {
@@ -20,7 +21,9 @@ INVERTIBLE = {
     "Leaky, a beta and threshold for each": lambda: RevLeaky(
         beta=torch.linspace(0.5, 1, 64), threshold=torch.linspace(0.5, 2, 64)
     ),
-    "Leaky, learned and hidden": lambda: RevLeaky(beta=0.8, learn_beta=True, learn_threshold=True, init_hidden=True),
+    "Leaky, learned and hidden": lambda: RevLeaky(
+        beta=0.8, learn_beta=True, learn_threshold=True, init_hidden=True
+    ),
     "IF": lambda: RevIFNode(v_reset=None),
     "LIF": lambda: RevLIFNode(tau=2.0, v_reset=None),
     "LIF, input not decayed": lambda: RevLIFNode(tau=10.0, v_reset=None, decay_input=False),
@@ -77,7 +80,10 @@ def test_short_mantissas_are_rebuilt_exactly(dtype: torch.dtype):
 
 
 def test_float64_is_as_much_better_as_its_mantissa_is_longer():
-    single, double = check_reversible(RevLeaky(beta=0.9)), check_reversible(RevLeaky(beta=0.9).double())
+    single, double = (
+        check_reversible(RevLeaky(beta=0.9)),
+        check_reversible(RevLeaky(beta=0.9).double()),
+    )
     assert 0 < double.error < 1e-8 * single.error
 
 
@@ -98,18 +104,26 @@ def test_no_bit_to_lose_leaves_no_error():
     assert not found.reversed
 
 
-@pytest.mark.parametrize("make", [lambda: snntorch.Leaky(0.9), lambda: neuron.LIFNode()], ids=["snntorch", "spikingjelly"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: snntorch.Leaky(0.9), lambda: neuron.LIFNode()],
+    ids=["snntorch", "spikingjelly"],
+)
 def test_a_neuron_of_the_host_is_checked_as_the_one_it_would_become(make):
     host = make()
     kind = type(host)
     check_reversible(host)
     assert type(host) is kind
-    assert "_reversal" not in vars(host)
+    assert "_record" not in vars(host)
 
 
 def test_a_wrong_inverse_is_found(monkeypatch: pytest.MonkeyPatch):
-    right = LeakyDynamics.uncharge
-    monkeypatch.setattr(LeakyDynamics, "uncharge", lambda self, h, x, resets: right(self, h, x, resets) + 0.01)
+    right = LeakyDynamics.invert_charge
+    monkeypatch.setattr(
+        LeakyDynamics,
+        "invert_charge",
+        lambda self, h, x, reset_signal: right(self, h, x, reset_signal) + 0.01,
+    )
     assert check_reversible(RevLeaky(beta=0.9)).error > 0.009
 
 
@@ -127,7 +141,7 @@ def test_the_neuron_is_left_alone_in_the_middle_of_a_sequence():
             assert check_reversible(lif).error < 1e-4
             assert lif.mem is mem
     assert len(calls) == 4
-    assert lif.reversal.ledger.calls == 4
+    assert lif.record.statistics.calls == 4
 
 
 def test_a_state_of_spikingjelly_is_left_alone():
@@ -161,7 +175,9 @@ def test_it_works_without_gradients_and_leaves_the_generator_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("module", [nn.ReLU(), snntorch.Synaptic(0.9, 0.8), "neuron"], ids=["ReLU", "Synaptic", "str"])
+@pytest.mark.parametrize(
+    "module", [nn.ReLU(), snntorch.Synaptic(0.9, 0.8), "neuron"], ids=["ReLU", "Synaptic", "str"]
+)
 def test_what_is_no_such_neuron_is_refused(module: object):
     with pytest.raises(TypeError, match=r"cannot be reversible|must be a torch.nn.Module"):
         check_reversible(module)
@@ -174,7 +190,9 @@ def test_a_neuron_on_the_path_of_the_host_is_refused_with_the_reason():
         check_reversible(RevLeaky(beta=0.9, reversible=False))
 
 
-@pytest.mark.parametrize("currents", [torch.ones(()), torch.ones(0, 3), torch.ones(3, 2, dtype=torch.int64)])
+@pytest.mark.parametrize(
+    "currents", [torch.ones(()), torch.ones(0, 3), torch.ones(3, 2, dtype=torch.int64)]
+)
 def test_bad_currents_are_refused(currents: torch.Tensor):
     with pytest.raises(ValueError, match="currents must be floating point"):
         check_reversible(RevLeaky(beta=0.9), currents)

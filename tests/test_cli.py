@@ -1,4 +1,5 @@
-"""The command line: what it prints, what it leaves, and that a script cannot tell that it is run by it."""
+"""The command line: what it prints, what it leaves, and that a script cannot tell that it is run by
+it."""
 
 import csv
 import subprocess
@@ -94,7 +95,9 @@ def script(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_run_changes_nothing_that_a_script_prints(script: Path):
-    plain = subprocess.run([sys.executable, script, "6"], capture_output=True, text=True, check=True)
+    plain = subprocess.run(
+        [sys.executable, script, "6"], capture_output=True, text=True, check=True
+    )
     result = invoke("run", script, "6")
     assert result.exit_code == 0
     assert result.stdout == plain.stdout
@@ -106,7 +109,9 @@ def test_run_tells_what_every_neuron_kept_and_why(script: Path):
     assert "2 of 3 spiking neurons ran as reversible ones" in report
     assert "Net.leaky: RevLeaky\n  reversible: 18 calls, 18 time steps" in report
     assert "Net.block.1: RevLIFNode\n  reversible: 3 calls, 18 time steps" in report
-    assert "Net.unlike: Synaptic\n  not reversible: Synaptic has no reversible counterpart" in report
+    assert (
+        "Net.unlike: Synaptic\n  not reversible: Synaptic has no reversible counterpart" in report
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,7 +205,13 @@ def test_a_neuron_with_dynamics_of_its_own_is_left_and_the_reason_told():
 def test_doctor_prints_versions_devices_and_what_is_supported():
     result = invoke("doctor")
     assert result.exit_code == 0
-    for expected in (version("torch"), version("snntorch"), "RevLeaky", "RevParametricLIFNode", "cores"):
+    for expected in (
+        version("torch"),
+        version("snntorch"),
+        "RevLeaky",
+        "RevParametricLIFNode",
+        "cores",
+    ):
         assert expected in result.stdout
     for expected in ("fast_sigmoid", "ATan", "convolution", "batch norm", "lost_bits"):
         assert expected in result.stdout
@@ -208,7 +219,9 @@ def test_doctor_prints_versions_devices_and_what_is_supported():
 
 def test_bench_prints_a_table_and_writes_figures(tmp_path: Path):
     path = tmp_path / "figures.csv"
-    result = invoke("bench", "--net", "digits-spikingjelly", "-T", 3, "-N", 2, "--repeats", 2, "--csv", path)
+    result = invoke(
+        "bench", "--net", "digits-spikingjelly", "-T", 3, "-N", 2, "--repeats", 2, "--csv", path
+    )
     assert result.exit_code == 0
     assert "digits-spikingjelly: T 3, batch 2, float32 on cpu" in result.stdout
     assert "spikes equal bit for bit" in result.stdout
@@ -220,7 +233,9 @@ def test_bench_prints_a_table_and_writes_figures(tmp_path: Path):
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_bench_in_another_dtype(dtype: str):
-    result = invoke("bench", "--net", "digits-snntorch", "-T", 3, "-N", 2, "--repeats", 1, "--dtype", dtype)
+    result = invoke(
+        "bench", "--net", "digits-snntorch", "-T", 3, "-N", 2, "--repeats", 1, "--dtype", dtype
+    )
     assert result.exit_code == 0
     assert f"{dtype} on cpu" in result.stdout
 
@@ -253,8 +268,12 @@ def test_demo_trains_both_networks_and_saves_a_picture(tmp_path: Path):
 
 @pytest.mark.parametrize("missing", ["typer", "rich", "matplotlib"])
 def test_a_missing_extra_is_named(missing: str):
-    program = f"import sys; sys.modules[{missing!r}] = None; from snn_revplugin.cli import main; main()"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    program = (
+        f"import sys; sys.modules[{missing!r}] = None; from snn_revplugin.cli import main; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 1
     assert result.stderr.strip() == (
         f"snn-revplugin needs {missing}, which is not installed: pip install 'snn-revplugin[cli]'"
@@ -262,7 +281,9 @@ def test_a_missing_extra_is_named(missing: str):
 
 
 def test_the_command_is_installed():
-    result = subprocess.run([Path(sys.executable).parent / "snn-revplugin", "--help"], capture_output=True, text=True)
+    result = subprocess.run(
+        [Path(sys.executable).parent / "snn-revplugin", "--help"], capture_output=True, text=True
+    )
     assert result.returncode == 0
     for command in ("demo", "bench", "doctor", "run"):
         assert command in result.stdout

@@ -1,4 +1,5 @@
-"""``torch.compile``: neurons are operators, the graph does not break, and spikes are those of the host without a compiler."""
+"""``torch.compile``: neurons are operators, the graph does not break, and spikes are those of the
+host without a compiler."""
 
 from __future__ import annotations
 
@@ -17,19 +18,25 @@ from spikingjelly.activation_based import surrogate as sj_surrogate
 from torch import Tensor
 
 import snn_revplugin
-from snn_revplugin import coupled_operators, operators
 from snn_revplugin.adapters.snntorch import CoupledLeaky, RevLeaky
-from snn_revplugin.adapters.spikingjelly import CoupledLIFNode, RevIFNode, RevLIFNode, RevParametricLIFNode
-from snn_revplugin.autograd_internals import computed_again
-from snn_revplugin.neuron import HAS_COMPILER, OLDEST_COMPILER
-from snn_revplugin.operators import SCAN_KEEPS, STEP_KEEPS
-from snn_revplugin.workloads import CheckpointedBlock
+from snn_revplugin.adapters.spikingjelly import (
+    CoupledLIFNode,
+    RevIFNode,
+    RevLIFNode,
+    RevParametricLIFNode,
+)
+from snn_revplugin.cli.workloads import CheckpointedBlock
+from snn_revplugin.compile import coupled_operators, operators
+from snn_revplugin.compile.operators import SCAN_KEEPS, STEP_KEEPS
+from snn_revplugin.swap.module import HAS_COMPILER, OLDEST_COMPILER
+from snn_revplugin.torch_internals.transforms import recomputed_when_compiled
 
 T = 4
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # those of the compiler
     pytest.mark.skipif(
-        not HAS_COMPILER, reason=f"before torch {OLDEST_COMPILER} the host's own path is compiled (test_tools.py)"
+        not HAS_COMPILER,
+        reason=f"before torch {OLDEST_COMPILER} the host's own path is compiled (test_tools.py)",
     ),
 ]
 Make = Callable[..., nn.Module]
@@ -72,18 +79,34 @@ class TimeLoop(nn.Module):
         return {"spikes": torch.stack(spikes), "outputs": self.second(torch.stack(spikes)), **seen}
 
 
-def observe(net: nn.Module, run: Callable[[Tensor], dict[str, Tensor]] | None = None, dtype: torch.dtype = torch.float32):
-    x = (2 * torch.randn(T, 5, 6, generator=torch.Generator().manual_seed(0))).to(dtype).requires_grad_()
+def observe(
+    net: nn.Module,
+    run: Callable[[Tensor], dict[str, Tensor]] | None = None,
+    dtype: torch.dtype = torch.float32,
+):
+    x = (
+        (2 * torch.randn(T, 5, 6, generator=torch.Generator().manual_seed(0)))
+        .to(dtype)
+        .requires_grad_()
+    )
     seen = (net if run is None else run)(x)
-    loss = sum((each * torch.linspace(0.5, 1.5, each.numel()).view(each.shape)).sum() for each in seen.values())
+    loss = sum(
+        (each * torch.linspace(0.5, 1.5, each.numel()).view(each.shape)).sum()
+        for each in seen.values()
+    )
     loss.backward()
     return Observed({name: each.detach() for name, each in seen.items()}).see_gradients(net, x=x)
 
 
 def check(
-    host: Make, ours: Make, *, backend: str = "aot_eager", keeps: str | None = None, dtype: torch.dtype = torch.float32,
+    host: Make,
+    ours: Make,
+    *,
+    backend: str = "aot_eager",
+    keeps: str | None = None,
+    dtype: torch.dtype = torch.float32,
     **options: Any,
-) -> TimeLoop:  # fmt: skip
+) -> TimeLoop:
     """The host's eager run, and ours compiled without a break of the graph."""
     nets = []
     for make in (host, ours):
@@ -107,7 +130,11 @@ LEAKY = {
     "learned": {"learn_beta": True, "learn_threshold": True, "learn_graded_spikes_factor": True},
     "at once": {"reset_delay": False, "learn_threshold": True, "learn_graded_spikes_factor": True},
     "zero at once": {"reset_delay": False, "reset_mechanism": "zero", "learn_beta": True},
-    "each neuron's own": {"beta": torch.linspace(-0.1, 1.1, 8), "learn_beta": True, "threshold": torch.linspace(0.5, 1, 8)},
+    "each neuron's own": {
+        "beta": torch.linspace(-0.1, 1.1, 8),
+        "learn_beta": True,
+        "threshold": torch.linspace(0.5, 1, 8),
+    },
 }
 NODES = {"IF": (neuron.IFNode, RevIFNode), "LIF": (neuron.LIFNode, RevLIFNode)}
 NODES["PLIF"] = neuron.ParametricLIFNode, RevParametricLIFNode
@@ -131,7 +158,11 @@ def test_node(kind: str, mode: str, options: dict[str, Any]) -> None:
     def build(node: Make) -> Make:
         return lambda **others: node(step_mode=mode, **others)
 
-    check(*(build(each) for each in NODES[kind]), keeps=SCAN_KEEPS if mode == "m" else STEP_KEEPS, **options)
+    check(
+        *(build(each) for each in NODES[kind]),
+        keeps=SCAN_KEEPS if mode == "m" else STEP_KEEPS,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
@@ -167,20 +198,30 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("kind", ["Leaky", "PLIF"])
 def test_inductor(kind: str) -> None:
     if kind == "Leaky":
-        check(snn.Leaky, RevLeaky, backend="inductor", keeps=STEP_KEEPS, beta=0.8, reset_delay=False, learn_threshold=True)
+        check(
+            snn.Leaky,
+            RevLeaky,
+            backend="inductor",
+            keeps=STEP_KEEPS,
+            beta=0.8,
+            reset_delay=False,
+            learn_threshold=True,
+        )
         return
     host, ours = NODES[kind]
     check(
-        lambda **others: host(step_mode="m", **others), lambda **others: ours(step_mode="m", **others),
-        backend="inductor", keeps=SCAN_KEEPS,
-    )  # fmt: skip
+        lambda **others: host(step_mode="m", **others),
+        lambda **others: ours(step_mode="m", **others),
+        backend="inductor",
+        keeps=SCAN_KEEPS,
+    )
 
 
 def test_the_backend_that_compiles_nothing() -> None:
     check(snn.Leaky, RevLeaky, backend="eager", keeps=STEP_KEEPS, beta=0.8)
 
 
-# ------------------------------------------------------------------------------------------------------- the host's own path
+# ------------------------------------------------------------------------------ the host's own path
 
 
 def test_what_operators_cannot_express_takes_the_hosts_path() -> None:
@@ -239,10 +280,14 @@ def test_around_a_compiled_step_the_loop_is_ordinary() -> None:
         torch.manual_seed(0)
         first, leaky = nn.Linear(6, 8), make(beta=0.8)
 
-        def step(x: Tensor, mem: Tensor, first: nn.Module = first, leaky: nn.Module = leaky) -> tuple[Tensor, Tensor]:
+        def step(
+            x: Tensor, mem: Tensor, first: nn.Module = first, leaky: nn.Module = leaky
+        ) -> tuple[Tensor, Tensor]:
             return leaky(first(x), mem)
 
-        compiled = step if make is snn.Leaky else torch.compile(step, backend="aot_eager", fullgraph=True)
+        compiled = (
+            step if make is snn.Leaky else torch.compile(step, backend="aot_eager", fullgraph=True)
+        )
         mem, spikes = torch.zeros(5, 8), []
         for x in 2 * torch.randn(T, 5, 6):
             spk, mem = compiled(x, mem)
@@ -258,7 +303,11 @@ def test_inside_of_a_checkpoint() -> None:
     for make in (neuron.LIFNode, RevLIFNode):
         torch.manual_seed(0)
         block = CheckpointedBlock(nn.Linear(6, 8), nn.Identity(), make(step_mode="m"))
-        run = block if make is neuron.LIFNode else torch.compile(block, backend="aot_eager", fullgraph=True)
+        run = (
+            block
+            if make is neuron.LIFNode
+            else torch.compile(block, backend="aot_eager", fullgraph=True)
+        )
         x = torch.randn(T, 5, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
         spikes = run(2 * x)
         (spikes * torch.linspace(0.5, 1.5, spikes.numel()).view(spikes.shape)).sum().backward()
@@ -266,22 +315,29 @@ def test_inside_of_a_checkpoint() -> None:
     assert_agree(*seen)
 
 
-# --------------------------------------------------------------------------------------------------------------- what is kept
+# ------------------------------------------------------------------------------------- what is kept
 
 
 class ConvNeuronConv(nn.Module):
     def __init__(self, make: Make) -> None:
         super().__init__()
-        self.first, self.neuron, self.second = nn.Conv2d(3, 8, 3), make(step_mode="m"), nn.Conv2d(8, 8, 3)
+        self.first, self.neuron, self.second = (
+            nn.Conv2d(3, 8, 3),
+            make(step_mode="m"),
+            nn.Conv2d(8, 8, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         currents = self.first(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        spikes, _ = self.neuron.multi_step_functional_forward((currents,), (torch.zeros_like(currents[0]),))
+        spikes, _ = self.neuron.multi_step_functional_forward(
+            (currents,), (torch.zeros_like(currents[0]),)
+        )
         return self.second(spikes[0].flatten(0, 1)).sum()
 
 
 def kept_by(net: nn.Module, x: Tensor) -> dict[torch.dtype, int]:
-    """Bytes that a compiled forward keeps for its backward, parameters and input aside, by dtype."""
+    """Bytes that a compiled forward keeps for its backward, parameters and input aside, by
+    dtype."""
     loss = torch.compile(net, backend="aot_eager", fullgraph=True)(x)
     node = loss.grad_fn
     own, kept = {each.data_ptr() for each in (*net.parameters(), x)}, {}
@@ -296,27 +352,42 @@ def test_spikes_are_kept_as_bits_and_potentials_not_at_all() -> None:
     x = torch.randn(T, 2, 3, 12, 12)
     host, ours = (kept_by(ConvNeuronConv(each), x) for each in (neuron.LIFNode, RevLIFNode))
     neuron_steps = T * 2 * 8 * 10 * 10
-    assert ours == {torch.uint8: neuron_steps // 8, torch.float32: 4 * neuron_steps + 4 * neuron_steps // T}
+    assert ours == {
+        torch.uint8: neuron_steps // 8,
+        torch.float32: 4 * neuron_steps + 4 * neuron_steps // T,
+    }
     assert sum(host.values()) >= 8 * neuron_steps  # potentials, and spikes as floats
 
 
 def test_the_mark_for_the_partitioner_does_not_stay() -> None:
     from torch.fx.traceback import current_meta
 
-    with computed_again():
+    with recomputed_when_compiled():
         assert "recompute" in current_meta
-        with computed_again():
+        with recomputed_when_compiled():
             pass
         assert "recompute" in current_meta
     assert "recompute" not in current_meta and "ac_graph_id" not in current_meta
 
 
-# ------------------------------------------------------------------------------------------------------------------ operators
+# ---------------------------------------------------------------------------------------- operators
 
 X = torch.randn(T, 3, 6)
 SAMPLES = {
-    "leaky subtract": (0, lambda: [torch.tensor(0.8), torch.tensor(1.0), torch.tensor(1.0)], [], "atan", [2.0]),
-    "leaky zero at_once": (0, lambda: [torch.rand(6), torch.tensor(1.0), torch.tensor(0.7)], [], "fast_sigmoid", [25.0]),
+    "leaky subtract": (
+        0,
+        lambda: [torch.tensor(0.8), torch.tensor(1.0), torch.tensor(1.0)],
+        [],
+        "atan",
+        [2.0],
+    ),
+    "leaky zero at_once": (
+        0,
+        lambda: [torch.rand(6), torch.tensor(1.0), torch.tensor(0.7)],
+        [],
+        "fast_sigmoid",
+        [25.0],
+    ),
     "if soft": (1, list, [1.0, 0.0, 0.0], "sigmoid", [4.0]),
     "lif hard detached decay_input": (1, list, [1.0, 0.1, 2.0], "atan", [2.0]),
     "plif hard decay_input": (1, lambda: [torch.tensor(0.3)], [1.0, 0.0, 0.0], "atan", [2.0]),
@@ -337,11 +408,17 @@ def test_operators_of_exact_neurons(kind: str, learned: bool) -> None:
         return
     for with_path in (False, True):
         torch.library.opcheck(operators.scan, (X, v.detach(), parameters, kind, *others, with_path))
-        gradients = torch.randn_like(X), torch.randn(3, 6), torch.randn_like(X) if with_path else None
+        gradients = (
+            torch.randn_like(X),
+            torch.randn(3, 6),
+            torch.randn_like(X) if with_path else None,
+        )
         given = *gradients, X, v.detach(), parameters, kind, *others, bool(parameters)
         torch.library.opcheck(operators.scan_backward, given)
         x_seq = X.clone().requires_grad_(learned)
-        torch.library.opcheck(torch.ops.snn_revplugin.sequence, (x_seq, v, traced, kind, *others, with_path))
+        torch.library.opcheck(
+            torch.ops.snn_revplugin.sequence, (x_seq, v, traced, kind, *others, with_path)
+        )
 
 
 def test_operators_of_the_coupled_neuron() -> None:
@@ -355,4 +432,7 @@ def test_operators_of_the_coupled_neuron() -> None:
             inputs = (each.clone().requires_grad_() for each in (x, v))
             torch.library.opcheck(operator, (*inputs, *given, *others))
         y, after, bits = operator(x, v, numbers, [], *others)
-        torch.library.opcheck(backward, (torch.randn_like(y), torch.randn_like(after), y, v, bits, numbers, [], *others))
+        torch.library.opcheck(
+            backward,
+            (torch.randn_like(y), torch.randn_like(after), y, v, bits, numbers, [], *others),
+        )

@@ -17,10 +17,11 @@ from snntorch import utils
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import Tensor
 
-from snn_revplugin import convert, restore
+from snn_revplugin import restore
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevIFNode, RevLIFNode, RevParametricLIFNode
 from snn_revplugin.settings import use_settings
+from snn_revplugin.swap import convert
 
 
 def step_spike(z: Tensor) -> Tensor:
@@ -75,7 +76,13 @@ class SnnTorchNet(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             nn.Linear(5, 6),
-            snn.Leaky(beta=0.9, init_hidden=True, learn_beta=True, learn_threshold=True, spike_grad=step_spike),
+            snn.Leaky(
+                beta=0.9,
+                init_hidden=True,
+                learn_beta=True,
+                learn_threshold=True,
+                spike_grad=step_spike,
+            ),
             nn.Linear(6, 6),
             NamedLeaky("inner"),
         )
@@ -94,7 +101,11 @@ class SpikingJellyNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            layer.Linear(5, 6), neuron.ParametricLIFNode(v_reset=None), layer.Linear(6, 6), LoudLIF(0.3), neuron.IFNode()
+            layer.Linear(5, 6),
+            neuron.ParametricLIFNode(v_reset=None),
+            layer.Linear(6, 6),
+            LoudLIF(0.3),
+            neuron.IFNode(),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,8 +136,11 @@ def neurons_of(net: nn.Module) -> list[nn.Module]:
     return [m for m in net.modules() if isinstance(m, snn.SpikingNeuron | neuron.BaseNode)]
 
 
-def both(host: str, program: Callable[[nn.Module, Callable[[nn.Module], object]], Observed]) -> list[nn.Module]:
-    """A program on a host's net, and on one that it converts by the function it is given; returns the latter's neurons."""
+def both(
+    host: str, program: Callable[[nn.Module, Callable[[nn.Module], object]], Observed]
+) -> list[nn.Module]:
+    """A program on a host's net, and on one that it converts by the function it is given; returns
+    the latter's neurons."""
     seen, nets = [], []
     for swap in (lambda net: None, convert):
         torch.manual_seed(0)
@@ -164,7 +178,9 @@ def test_the_report(host: str) -> None:
     assert text.splitlines()[0] == "3 neurons swapped, 0 left"
     assert "  body.3: " + " -> ".join(SWAPPED[host]["body.3"]) in text
     back = restore(net)
-    assert back.swapped == {name: (after, before) for name, (before, after) in SWAPPED[host].items()}
+    assert back.swapped == {
+        name: (after, before) for name, (before, after) in SWAPPED[host].items()
+    }
 
 
 @EVERY_HOST
@@ -175,7 +191,10 @@ def test_a_neuron_stays_the_object_that_it_was(host: str) -> None:
         each.eval()
         each.register_forward_hook(lambda module, args, output: None)
         each.register_full_backward_hook(lambda module, grads, outputs: None)
-    before = [(each, dict(each.__dict__), list(each.parameters()), dict(each.named_buffers())) for each in neurons_of(net)]
+    before = [
+        (each, dict(each.__dict__), list(each.parameters()), dict(each.named_buffers()))
+        for each in neurons_of(net)
+    ]
     keys, values = list(net.state_dict()), [each.clone() for each in net.state_dict().values()]
     registered = list(snn.SpikingNeuron.instances)
     convert(net)
@@ -289,7 +308,9 @@ def test_twice_is_as_once(host: str) -> None:
     assert restore(net).swapped == {}
 
 
-@pytest.mark.parametrize("net", [nn.Linear(2, 3), nn.Sequential(nn.ReLU(), nn.Dropout()), nn.ModuleList()], ids=str)
+@pytest.mark.parametrize(
+    "net", [nn.Linear(2, 3), nn.Sequential(nn.ReLU(), nn.Dropout()), nn.ModuleList()], ids=str
+)
 def test_a_net_without_neurons(net: nn.Module) -> None:
     report = convert(net)
     assert (report.swapped, report.left) == ({}, {})
@@ -298,15 +319,21 @@ def test_a_net_without_neurons(net: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "thing", [None, "net", [nn.Linear(1, 1)], snn.Leaky, torch.zeros(1)], ids=lambda thing: type(thing).__name__
+    "thing",
+    [None, "net", [nn.Linear(1, 1)], snn.Leaky, torch.zeros(1)],
+    ids=lambda thing: type(thing).__name__,
 )
 @pytest.mark.parametrize("function", [convert, restore])
 def test_what_is_no_module(function: Callable, thing: object) -> None:
-    with pytest.raises(TypeError, match=r"net must be a torch\.nn\.Module, got " + type(thing).__name__):
+    with pytest.raises(
+        TypeError, match=r"net must be a torch\.nn\.Module, got " + type(thing).__name__
+    ):
         function(thing)
 
 
-@pytest.mark.parametrize("make", [lambda: snn.Leaky(beta=0.9), neuron.LIFNode], ids=["snntorch", "spikingjelly"])
+@pytest.mark.parametrize(
+    "make", [lambda: snn.Leaky(beta=0.9), neuron.LIFNode], ids=["snntorch", "spikingjelly"]
+)
 def test_a_neuron_by_itself(make: Callable[[], nn.Module]) -> None:
     lif = make()
     name = type(lif).__name__
@@ -319,9 +346,16 @@ def test_a_neuron_by_itself(make: Callable[[], nn.Module]) -> None:
 
 
 def test_neurons_made_as_ours_become_the_hosts() -> None:
-    net = nn.Sequential(RevLeaky(beta=0.9), RevLIFNode(reversible=False), RevIFNode(), RevParametricLIFNode())
+    net = nn.Sequential(
+        RevLeaky(beta=0.9), RevLIFNode(reversible=False), RevIFNode(), RevParametricLIFNode()
+    )
     assert len(restore(net).swapped) == 4
-    assert [type(each) for each in net] == [snn.Leaky, neuron.LIFNode, neuron.IFNode, neuron.ParametricLIFNode]
+    assert [type(each) for each in net] == [
+        snn.Leaky,
+        neuron.LIFNode,
+        neuron.IFNode,
+        neuron.ParametricLIFNode,
+    ]
     assert "reversible" not in net[1].__dict__
 
 
@@ -330,7 +364,13 @@ def test_dynamics_of_the_users_own_are_left_and_named() -> None:
     replaced.fire = lambda mem: (mem > 0.5).float()
     replaced_too.multi_step_forward = lambda x_seq: x_seq
     net = nn.ModuleDict(
-        {"a": NoisyLeaky(beta=0.9), "b": OtherLIF(), "c": replaced, "d": replaced_too, "e": snn.Leaky(beta=0.5)}
+        {
+            "a": NoisyLeaky(beta=0.9),
+            "b": OtherLIF(),
+            "c": replaced,
+            "d": replaced_too,
+            "e": snn.Leaky(beta=0.5),
+        }
     )
     kinds = [type(each) for each in net.values()]
     report = convert(net)
@@ -357,7 +397,9 @@ def test_other_neurons_are_left_and_named() -> None:
     )
     report = convert(net)
     assert report.swapped == {}
-    assert report.left == {name: f"{type(each).__name__} has no reversible counterpart" for name, each in net.items()}
+    assert report.left == {
+        name: f"{type(each).__name__} has no reversible counterpart" for name, each in net.items()
+    }
 
 
 def test_one_class_for_each_of_the_users() -> None:
@@ -481,11 +523,15 @@ def test_a_parametrized_decay() -> None:
 
 
 def test_a_threshold_that_learns_in_the_users_own_way() -> None:
-    """SpikingJelly's threshold is a number, but with a surrogate of the user's own a tensor in its place learns."""
+    """SpikingJelly's threshold is a number, but with a surrogate of the user's own a tensor in its
+    place learns."""
     gradients = []
     for swap in (lambda net: None, convert):
         torch.manual_seed(0)
-        lif, threshold = neuron.LIFNode(surrogate_function=step_spike), nn.Parameter(torch.tensor(0.7))
+        lif, threshold = (
+            neuron.LIFNode(surrogate_function=step_spike),
+            nn.Parameter(torch.tensor(0.7)),
+        )
         lif.v_threshold = threshold
         swap(lif)
         x = torch.rand(4, 2, 5, requires_grad=True)

@@ -1,4 +1,5 @@
-"""The split-coupled node: its equations, its inverse, its gradient against plain autograd, what it keeps, both hosts' APIs.
+"""The split-coupled node: its equations, its inverse, its gradient against plain autograd, what it
+keeps, both hosts' APIs.
 
 The chain rule through its states is tried in ``test_trajectory.py``, leaks in ``test_leaks.py``.
 """
@@ -31,16 +32,17 @@ from torch.utils.checkpoint import checkpoint
 import snn_revplugin
 from snn_revplugin.adapters.snntorch import CoupledLeaky
 from snn_revplugin.adapters.spikingjelly import CoupledLIFNode
-from snn_revplugin.comparison import Setup
-from snn_revplugin.coupled import LARGEST_BETA, SMALLEST_ALPHA, SMALLEST_BETA, Coupled
-from snn_revplugin.coupled_step import STATE, Outputs, rebuilt_input
-from snn_revplugin.neuron import HAS_COMPILER, OLDEST_COMPILER, Reversal
-from snn_revplugin.reference import reference_coupled_step
-from snn_revplugin.replay import FIRED, recipe_of
-from snn_revplugin.scratch import scratch
-from snn_revplugin.spikes import Block, PackedSpikes
-from snn_revplugin.surrogate import Surrogate
-from snn_revplugin.workloads import WORKLOADS
+from snn_revplugin.bptt.coupled_step import STATE, Outputs, rebuilt_input
+from snn_revplugin.bptt.record import NeuronRecord
+from snn_revplugin.cli.comparison import Setup
+from snn_revplugin.cli.workloads import WORKLOADS
+from snn_revplugin.neurons.coupled import LARGEST_BETA, SMALLEST_ALPHA, SMALLEST_BETA, Coupled
+from snn_revplugin.neurons.differentiable import reference_coupled_step
+from snn_revplugin.neurons.surrogate import Surrogate
+from snn_revplugin.packed.spikes import Block, PackedSpikes
+from snn_revplugin.replay import FIRED, attach_recipes
+from snn_revplugin.swap.module import HAS_COMPILER, OLDEST_COMPILER
+from snn_revplugin.torch_internals.pass_cache import pass_cache
 
 SHAPE = (3, 4, 5)
 LONG = 512
@@ -63,11 +65,15 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def inputs(length: int, dtype: torch.dtype = torch.float64, shape: tuple[int, ...] = SHAPE) -> Tensor:
+def inputs(
+    length: int, dtype: torch.dtype = torch.float64, shape: tuple[int, ...] = SHAPE
+) -> Tensor:
     return (torch.randn(length, *shape, dtype=torch.float64) * 1.5 + 0.3).to(dtype)
 
 
-def steps(node: Coupled, x: Tensor, v: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+def steps(
+    node: Coupled, x: Tensor, v: Tensor
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
     """``x, v, y, v', fired`` of every step."""
     record = []
     for each in x:
@@ -99,7 +105,9 @@ class TestEquations:
         halves = partial(torch.chunk, chunks=2, dim=node.split_dim)
 
         def reset(m: Tensor, s: Tensor) -> Tensor:
-            return m - node.v_threshold * s if node.v_reset is None else (1 - s) * m + s * node.v_reset
+            return (
+                m - node.v_threshold * s if node.v_reset is None else (1 - s) * m + s * node.v_reset
+            )
 
         record = steps(node, inputs(10), torch.randn(SHAPE, dtype=torch.float64))
         for x, v, y, after, fired in record:
@@ -110,8 +118,12 @@ class TestEquations:
             m2 = after1 + (y1 - after1) / node.tau
             s2 = (m2 > node.v_threshold).double()
             y2, after2 = s2 + node.beta * x1, reset(m2, s2) + node.alpha * v1
-            torch.testing.assert_close(y, torch.cat([y1, y2], node.split_dim), rtol=1e-12, atol=1e-12)
-            torch.testing.assert_close(after, torch.cat([after1, after2], node.split_dim), rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(
+                y, torch.cat([y1, y2], node.split_dim), rtol=1e-12, atol=1e-12
+            )
+            torch.testing.assert_close(
+                after, torch.cat([after1, after2], node.split_dim), rtol=1e-12, atol=1e-12
+            )
             assert torch.equal(fired.double(), torch.cat([s1, s2], node.split_dim))
         assert_alive(torch.stack([fired for *_, fired in record]))
 
@@ -119,15 +131,34 @@ class TestEquations:
     @pytest.mark.parametrize("detach_reset", [False, True])
     def test_the_derivative_is_autograds(self, node: Coupled, detach_reset: bool) -> None:
         node = replace(node, surrogate=Surrogate("straight_through"), detach_reset=detach_reset)
-        x, v = inputs(1)[0].requires_grad_(), torch.randn(SHAPE, dtype=torch.float64, requires_grad=True)
+        x, v = (
+            inputs(1)[0].requires_grad_(),
+            torch.randn(SHAPE, dtype=torch.float64, requires_grad=True),
+        )
         y, after, fired = node.step(x.detach(), v.detach())
-        for given in ((torch.randn_like(y), torch.randn_like(y)), (torch.randn_like(y), None), (None, torch.randn_like(y))):
-            halves = [None if each is None else node.halves(each) for each in (y, fired.double(), v.detach(), after, *given)]
+        for given in (
+            (torch.randn_like(y), torch.randn_like(y)),
+            (torch.randn_like(y), None),
+            (None, torch.randn_like(y)),
+        ):
+            halves = [
+                None if each is None else node.halves(each)
+                for each in (y, fired.double(), v.detach(), after, *given)
+            ]
             charged = node.charge_first(*halves[:3]), node.charge_second(halves[0], halves[3][0])
-            found = (torch.cat(each, node.split_dim) for each in node.gradient(charged, halves[1], *halves[4:]))
+            found = (
+                torch.cat(each, node.split_dim)
+                for each in node.gradient(charged, halves[1], *halves[4:])
+            )
             outputs = reference_coupled_step(node, x, v, StraightThrough.apply)
-            roots = [(output, grad) for output, grad in zip(outputs, given, strict=True) if grad is not None]
-            expected = torch.autograd.grad([root for root, _ in roots], (x, v), [grad for _, grad in roots])
+            roots = [
+                (output, grad)
+                for output, grad in zip(outputs, given, strict=True)
+                if grad is not None
+            ]
+            expected = torch.autograd.grad(
+                [root for root, _ in roots], (x, v), [grad for _, grad in roots]
+            )
             for ours, autograds in zip(found, expected, strict=True):
                 torch.testing.assert_close(ours, autograds, rtol=1e-12, atol=1e-12)
 
@@ -158,7 +189,9 @@ class TestEquations:
                 growth, v = before.norm().item(), before
             assert growth == pytest.approx(silent.growth_backward, rel=1e-3)
 
-    @pytest.mark.parametrize(("alpha", "bounded"), [(0.3, True), (0.5, True), (0.6, False), (1.0, False)])
+    @pytest.mark.parametrize(
+        ("alpha", "bounded"), [(0.3, True), (0.5, True), (0.6, False), (1.0, False)]
+    )
     def test_potentials_stay_bounded_up_to_one_over_tau(self, alpha: float, bounded: bool) -> None:
         node = Coupled(tau=2.0, alpha=alpha)
         assert (node.growth_forward <= 1 + 1e-12) is bounded
@@ -169,10 +202,14 @@ class TestEquations:
 class TestInverse:
     @every_node
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_every_step_of_a_long_sequence_is_undone(self, node: Coupled, dtype: torch.dtype) -> None:
+    def test_every_step_of_a_long_sequence_is_undone(
+        self, node: Coupled, dtype: torch.dtype
+    ) -> None:
         eps = torch.finfo(dtype).eps
         length = LONG if node.growth_forward < 1.1 else 150  # before potentials overflow
-        for x, v, y, after, fired in steps(node, inputs(length, dtype), torch.zeros(SHAPE, dtype=dtype)):
+        for x, v, y, after, fired in steps(
+            node, inputs(length, dtype), torch.zeros(SHAPE, dtype=dtype)
+        ):
             assert after.isfinite().all()
             back_x, back_v = node.inverse(y, after, fired)
             largest = max(x.abs().max().item(), v.abs().max().item(), after.abs().max().item(), 1.0)
@@ -182,7 +219,8 @@ class TestInverse:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("tau", [1.0, 1.001])
     def test_a_long_chain_where_errors_do_not_grow(self, tau: float, dtype: torch.dtype) -> None:
-        """alpha 1 forgets nothing, and with tau near 1 nothing grows: the whole sequence comes back without an anchor."""
+        """alpha 1 forgets nothing, and with tau near 1 nothing grows: the whole sequence comes back
+        without an anchor."""
         node = Coupled(tau=tau, alpha=1.0)
         assert node.growth_backward < 1.0011
         record = steps(node, inputs(LONG, dtype), torch.zeros(SHAPE, dtype=dtype))
@@ -202,20 +240,28 @@ class TestInverse:
             _, v = node.inverse(y, v, fired)
             after_steps[count] = error(v, before)
         largest = max(after.abs().max().item() for *_, after, _ in record)
-        bound = {count: 100 * 2.0**-52 * largest * node.growth_backward**count for count in after_steps}
+        bound = {
+            count: 100 * 2.0**-52 * largest * node.growth_backward**count for count in after_steps
+        }
         judged = [count for count in after_steps if bound[count] < 1]
         assert len(judged) >= 3
         assert all(after_steps[count] <= bound[count] for count in judged)
-        assert after_steps[40] > 1e3 * after_steps[1]  # and it does grow: the inverse alone would not do for training
+        assert (
+            after_steps[40] > 1e3 * after_steps[1]
+        )  # and it does grow: the inverse alone would not do for training
 
     @every_node
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-    def test_the_scan_that_training_uses_instead_is_exact(self, node: Coupled, dtype: torch.dtype) -> None:
+    def test_the_scan_that_training_uses_instead_is_exact(
+        self, node: Coupled, dtype: torch.dtype
+    ) -> None:
         growing = 10 if dtype is torch.float16 else 100  # before potentials overflow
         length = growing if node.growth_forward > 1.1 else LONG
         v = start = torch.randn(SHAPE).to(dtype)
         for x, _, y, after, fired in steps(node, inputs(length, dtype), start):
-            assert error(node.inputs(y, fired.to(dtype)), x) <= 16 * torch.finfo(dtype).eps * max(1, 1 / node.beta)
+            assert error(node.inputs(y, fired.to(dtype)), x) <= 16 * torch.finfo(dtype).eps * max(
+                1, 1 / node.beta
+            )
             v = torch.cat(node.again(*map(node.halves, (y, fired.to(dtype), v))), node.split_dim)
             assert torch.equal(v, after)
         assert v.isfinite().all()
@@ -223,13 +269,17 @@ class TestInverse:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
     def test_what_passes_on_comes_back_from_beside_a_spike(self, dtype: torch.dtype) -> None:
         """The one fact that the exact scan rests on, over all magnitudes that an input may have."""
-        x = torch.randn(100_000, dtype=torch.float64) * 10 ** torch.empty(100_000, dtype=torch.float64).uniform_(-8, 5)
+        x = torch.randn(100_000, dtype=torch.float64) * 10 ** torch.empty(
+            100_000, dtype=torch.float64
+        ).uniform_(-8, 5)
         x = x[x.abs() < 0.1 / torch.finfo(dtype).eps].to(dtype)
         assert len(x) > 50_000
         for beta in (1.0, 0.7, 0.01):
             passed = Coupled(beta=beta).passed(x)
             assert torch.equal((passed + 1) - 1, passed)
-            assert ((passed - beta * x).abs() <= torch.finfo(dtype).eps * (1 + (beta * x).abs())).all()
+            assert (
+                (passed - beta * x).abs() <= torch.finfo(dtype).eps * (1 + (beta * x).abs())
+            ).all()
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -261,17 +311,25 @@ def test_any_layout(layout: str, dtype: torch.dtype) -> None:
 class TestRefusals:
     @pytest.mark.parametrize("tau", [0.0, 0.99, -2.0, math.inf, math.nan])
     def test_tau(self, tau: float) -> None:
-        with pytest.raises(ValueError, match=rf"tau must be finite and at least 1 time step, got {tau}"):
+        with pytest.raises(
+            ValueError, match=rf"tau must be finite and at least 1 time step, got {tau}"
+        ):
             Coupled(tau=tau)
 
     @pytest.mark.parametrize("alpha", [0.0, -0.5, SMALLEST_ALPHA / 2, 1.001, math.nan])
     def test_alpha(self, alpha: float) -> None:
-        with pytest.raises(ValueError, match=rf"alpha must lie between .* and 1, got {alpha}: .* inverted"):
+        with pytest.raises(
+            ValueError, match=rf"alpha must lie between .* and 1, got {alpha}: .* inverted"
+        ):
             Coupled(alpha=alpha)
 
-    @pytest.mark.parametrize("beta", [0.0, -1.0, SMALLEST_BETA / 2, LARGEST_BETA * 2, math.inf, math.nan])
+    @pytest.mark.parametrize(
+        "beta", [0.0, -1.0, SMALLEST_BETA / 2, LARGEST_BETA * 2, math.inf, math.nan]
+    )
     def test_beta(self, beta: float) -> None:
-        with pytest.raises(ValueError, match=rf"beta must lie between .*, got {beta}: the input has to come back"):
+        with pytest.raises(
+            ValueError, match=rf"beta must lie between .*, got {beta}: the input has to come back"
+        ):
             Coupled(beta=beta)
 
     def test_thresholds_and_resets_that_are_no_numbers(self) -> None:
@@ -281,22 +339,35 @@ class TestRefusals:
             Coupled(v_reset=math.inf)
 
     @pytest.mark.parametrize(
-        "make", [CoupledLeaky, CoupledLIFNode, partial(CoupledLIFNode, step_mode="m"), partial(CoupledLeaky, reversible=False)]
+        "make",
+        [
+            CoupledLeaky,
+            CoupledLIFNode,
+            partial(CoupledLIFNode, step_mode="m"),
+            partial(CoupledLeaky, reversible=False),
+        ],
     )
     def test_an_odd_size(self, make: Callable[[], nn.Module]) -> None:
         node = make()
         x = torch.randn(2, 5, 4, requires_grad=True)
         x = x.expand(3, 2, 5, 4) if getattr(node, "step_mode", "s") == "m" else x
         with pytest.raises(
-            ValueError, match=r"split_dim: dimension 1 .*shape \(2, 5, 4\), has the odd size 5; expected an even"
+            ValueError,
+            match=(
+                r"split_dim: dimension 1 .*shape \(2, 5, 4\), has the odd size 5; expected an even"
+            ),
         ):
             node(x)
 
     def test_a_missing_dimension(self) -> None:
-        with pytest.raises(ValueError, match=r"split_dim: .*shape \(4,\) for one time step has no dimension 1"):
+        with pytest.raises(
+            ValueError, match=r"split_dim: .*shape \(4,\) for one time step has no dimension 1"
+        ):
             CoupledLeaky()(torch.randn(4, requires_grad=True))
 
-    @pytest.mark.parametrize("bad", [{"alpha": 0.0}, {"beta": 0.0}, {"tau": 0.5}, {"reset_mechanism": "none"}])
+    @pytest.mark.parametrize(
+        "bad", [{"alpha": 0.0}, {"beta": 0.0}, {"tau": 0.5}, {"reset_mechanism": "none"}]
+    )
     def test_a_constructor_that_fails_leaves_nothing_behind(self, bad: dict) -> None:
         known = len(snn.SpikingNeuron.instances)
         with pytest.raises(ValueError, match=next(iter(bad))):
@@ -311,7 +382,10 @@ class TestRefusals:
             CoupledLIFNode(**bad)
 
 
-PLAIN_LEAKY, PLAIN_LIF = partial(CoupledLeaky, reversible=False), partial(CoupledLIFNode, reversible=False)
+PLAIN_LEAKY, PLAIN_LIF = (
+    partial(CoupledLeaky, reversible=False),
+    partial(CoupledLIFNode, reversible=False),
+)
 USERS = {
     "snnTorch": lambda: snn_surrogate.custom_surrogate(lambda z, grad, spikes: grad / (1 + z * z)),
     "SpikingJelly": lambda: lambda z: UsersSpike.apply(z),
@@ -360,11 +434,22 @@ LIF = {
 }
 
 
-def two_layers(make: MakeNeuron, options: dict, dtype: torch.dtype, mode: str, length: int = 24) -> Observed:
-    """Two layers of nodes with a batch norm and a convolution between them, from a start that is not zero."""
-    below, norm, weigh, node = make(**options), nn.BatchNorm1d(6).to(dtype), nn.Conv1d(6, 4, 3).to(dtype), make(**options)
+def two_layers(
+    make: MakeNeuron, options: dict, dtype: torch.dtype, mode: str, length: int = 24
+) -> Observed:
+    """Two layers of nodes with a batch norm and a convolution between them, from a start that is
+    not zero."""
+    below, norm, weigh, node = (
+        make(**options),
+        nn.BatchNorm1d(6).to(dtype),
+        nn.Conv1d(6, 4, 3).to(dtype),
+        make(**options),
+    )
     nets = nn.ModuleList([below, norm, weigh, node])
-    x, v = inputs(length, dtype, (3, 6, 8)).requires_grad_(), torch.randn(3, 4, 6, dtype=dtype, requires_grad=True)
+    x, v = (
+        inputs(length, dtype, (3, 6, 8)).requires_grad_(),
+        torch.randn(3, 4, 6, dtype=dtype, requires_grad=True),
+    )
     if mode == "m":
         functional.set_step_mode(nets, "m")
         node.v = v * 1
@@ -381,7 +466,10 @@ def two_layers(make: MakeNeuron, options: dict, dtype: torch.dtype, mode: str, l
         node.v = v * 1
         y = torch.stack([node(weigh(norm(below(frame)))) for frame in x])
         last = node.v
-    ((y * torch.randn(y.shape, dtype=dtype)).sum() + (last * torch.randn(last.shape, dtype=dtype)).sum()).backward()
+    (
+        (y * torch.randn(y.shape, dtype=dtype)).sum()
+        + (last * torch.randn(last.shape, dtype=dtype)).sum()
+    ).backward()
     return Observed({"y": y, "v": last}).see_gradients(nets, x=x, start=v)
 
 
@@ -409,7 +497,9 @@ class TestGradients:
     @pytest.mark.parametrize("alpha", [0.02, 0.25, 0.5])
     def test_long_sequences(self, alpha: float, dtype: torch.dtype) -> None:
         for mode in ("s", "m"):
-            program = partial(two_layers, options={"alpha": alpha}, dtype=dtype, mode=mode, length=300)
+            program = partial(
+                two_layers, options={"alpha": alpha}, dtype=dtype, mode=mode, length=300
+            )
             agree(program, PLAIN_LIF, CoupledLIFNode, tolerance=TOLERANCES[dtype])
 
     @pytest.mark.parametrize("mode", ["s", "m"])
@@ -421,8 +511,11 @@ class TestGradients:
 @pytest.mark.parametrize("mode", ["s", "m"])
 @pytest.mark.parametrize("detach_reset", [True, False])
 @pytest.mark.parametrize("v_reset", [0.0, None])
-def test_the_closed_form_has_the_bits_of_autograd(v_reset: float | None, detach_reset: bool, mode: str) -> None:
-    """Sums are taken in autograd's order. (Next to weights that are no powers of two a fused multiply-add rounds once.)"""
+def test_the_closed_form_has_the_bits_of_autograd(
+    v_reset: float | None, detach_reset: bool, mode: str
+) -> None:
+    """Sums are taken in autograd's order. (Next to weights that are no powers of two a fused
+    multiply-add rounds once.)"""
 
     def program(make: MakeNeuron) -> Observed:
         node = make(v_reset=v_reset, detach_reset=detach_reset, surrogate_function=surrogate.ATan())
@@ -461,7 +554,10 @@ def test_a_potential_handed_from_one_neuron_to_another() -> None:
 def test_incoming_gradients_are_left_as_they_are() -> None:
     for options in LIF.values():
         for mode in ("s", "m"):
-            node, x = CoupledLIFNode(step_mode=mode, **options), torch.randn(3, 2, 4, 6, requires_grad=True)
+            node, x = (
+                CoupledLIFNode(step_mode=mode, **options),
+                torch.randn(3, 2, 4, 6, requires_grad=True),
+            )
             y = node(x if mode == "m" else x[0])
             grads = torch.randn_like(y), torch.randn_like(node.v)
             before = [each.clone() for each in grads]
@@ -473,17 +569,21 @@ def test_single_and_multi_step_agree() -> None:
     seen = []
     for mode in ("s", "m"):
         torch.manual_seed(0)
-        seen.append(two_layers(CoupledLIFNode, {}, torch.float64, mode, length=1))  # one step: the same batch for the norm
+        seen.append(
+            two_layers(CoupledLIFNode, {}, torch.float64, mode, length=1)
+        )  # one step: the same batch for the norm
     assert_agree(*seen, tolerance=1e-12)
 
 
 class TestMemory:
-    """In float32, of one layer of 8 x 16 x 10 neurons; the leaf that the inputs come from counts for nobody."""
+    """In float32, of one layer of 8 x 16 x 10 neurons; the leaf that the inputs come from counts
+    for nobody."""
 
     count = 8 * 16 * 10
 
     def kept(self, make: Callable[[], nn.Module], length: int) -> tuple[int, int]:
-        """Bytes alive after forward beside the outputs, and beside all gradients and outputs at the peak of backward."""
+        """Bytes alive after forward beside the outputs, and beside all gradients and outputs at the
+        peak of backward."""
         node, grad = make(), torch.randn(length, 8, 16, 10)
         x = torch.randn(length, 8, 16, 10, requires_grad=True)
         frames = [torch.randn(8, 16, 10, requires_grad=True) for _ in range(length)]
@@ -507,7 +607,9 @@ class TestMemory:
 
     @pytest.mark.parametrize("alpha", [0.05, 0.5, 1.0])
     @pytest.mark.parametrize("length", [4, 50, 200])
-    @pytest.mark.parametrize("make", [CoupledLeaky, CoupledLIFNode, partial(CoupledLIFNode, step_mode="m")])
+    @pytest.mark.parametrize(
+        "make", [CoupledLeaky, CoupledLIFNode, partial(CoupledLIFNode, step_mode="m")]
+    )
     def test_bits_and_the_last_potential_are_kept_and_nothing_else(
         self, make: Callable[..., nn.Module], length: int, alpha: float
     ) -> None:
@@ -537,11 +639,16 @@ class TestMemory:
         ours, _ = self.kept(CoupledLIFNode, 200)
         assert host / ours >= 58.65
 
-    def test_a_batch_norm_and_a_convolution_between_two_nodes_keep_nothing_of_their_own(self) -> None:
-        """What a convolution saved is the node's own output; what the norm saved is computed again from it."""
+    def test_a_batch_norm_and_a_convolution_between_two_nodes_keep_nothing_of_their_own(
+        self,
+    ) -> None:
+        """What a convolution saved is the node's own output; what the norm saved is computed again
+        from it."""
 
         def held(make: Callable[[], nn.Module]) -> int:
-            nets = nn.Sequential(make(), nn.Conv1d(16, 16, 3, padding=1), nn.BatchNorm1d(16), make())
+            nets = nn.Sequential(
+                make(), nn.Conv1d(16, 16, 3, padding=1), nn.BatchNorm1d(16), make()
+            )
             x = torch.randn(30, 8, 16, 10)
             with LiveBytes(x, *nets.parameters(), *nets.buffers()) as live:
                 outputs = [nets(frame) for frame in x]
@@ -552,20 +659,28 @@ class TestMemory:
         torch.manual_seed(0)
         outputs, potentials = 2 * 30 * 4 * self.count, 2 * 4 * self.count
         statistics = 30 * 2 * 16 * 4 + 30 * 8  # of each batch, and the running count
-        assert held(CoupledLIFNode) <= outputs + potentials + 2 * self.rows(30) * self.count // 8 + statistics + 1024
+        assert (
+            held(CoupledLIFNode)
+            <= outputs + potentials + 2 * self.rows(30) * self.count // 8 + statistics + 1024
+        )
         assert held(PLAIN_LIF) > 2.5 * outputs
 
 
 def test_the_benchmark_measures_what_the_documentation_says() -> None:
     benchmark = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "coupled_node.py"))
-    host, ours = (benchmark["node_memory"](make, 60) for make in (neuron.LIFNode(), CoupledLIFNode()))
+    host, ours = (
+        benchmark["node_memory"](make, 60) for make in (neuron.LIFNode(), CoupledLIFNode())
+    )
     assert host.kept == 12 * 60 + 4
     assert 60 / 8 + 4 <= ours.kept < 64 / 8 + 4.01  # a block of bits has room for a few steps more
     assert benchmark["first_time_steps"](0.25, 2.0) == 59
     found = benchmark["rounding"](CoupledLIFNode(alpha=0.5), 30)
     assert found.scanned == 0 and found.gradient < 1e-6
     assert found.inverted > 1 > 1e-6 > found.inputs
-    assert benchmark["anchor_distance"](1.0, 1.0) == 256 and benchmark["anchor_distance"](0.5, 2.0) == 1
+    assert (
+        benchmark["anchor_distance"](1.0, 1.0) == 256
+        and benchmark["anchor_distance"](0.5, 2.0) == 1
+    )
 
 
 class TestEdits:
@@ -579,7 +694,10 @@ class TestEdits:
         with torch.no_grad():
             y.add_(1)
         with pytest.raises(
-            RuntimeError, match=r"the input and the state of a coupled neuron \(its output\) again has been modif"
+            RuntimeError,
+            match=(
+                r"the input and the state of a coupled neuron \(its output\) again has been modif"
+            ),
         ):
             loss.backward()
 
@@ -622,7 +740,9 @@ class TestEdits:
     def test_a_double_backward_raises(self) -> None:
         for mode in ("s", "m"):
             node, x = CoupledLIFNode(step_mode=mode), torch.randn(4, 2, 6, 3, requires_grad=True)
-            (grad,) = torch.autograd.grad((node(x if mode == "m" else x[0]) ** 2).sum(), x, create_graph=True)
+            (grad,) = torch.autograd.grad(
+                (node(x if mode == "m" else x[0]) ** 2).sum(), x, create_graph=True
+            )
             with pytest.raises(RuntimeError, match="once_differentiable"):
                 grad.sum().backward()
 
@@ -634,10 +754,15 @@ class TestValues:
         node, x = CoupledLeaky(), torch.randn(3, 4, requires_grad=True)
         y, _ = node(x)
         offered = getattr(y.grad_fn, FIRED)
-        assert isinstance(offered, Outputs) and offered.derived and offered.cheap and offered.identity is None
+        assert (
+            isinstance(offered, Outputs)
+            and offered.derived
+            and offered.cheap
+            and offered.identity is None
+        )
         assert offered.value().data_ptr() == y.data_ptr() and not offered.value().requires_grad
         assert offered.take()[1] is False
-        assert offered.peek().data_ptr() == y.data_ptr()
+        assert offered.compute().data_ptr() == y.data_ptr()
         assert not offered.were_edited()
         with torch.no_grad():
             y.add_(1)
@@ -646,26 +771,31 @@ class TestValues:
             offered.value()
 
     def test_a_walk_ends_at_them(self) -> None:
-        node, weigh, reversal = CoupledLeaky(), nn.Linear(4, 6), Reversal()
+        node, weigh, record = CoupledLeaky(), nn.Linear(4, 6), NeuronRecord()
         y, _ = node(torch.randn(3, 4, requires_grad=True))
         current = weigh(y)
-        value = recipe_of(current, reversal)
+        value = attach_recipes(current, record)
         assert torch.equal(value.value(), current)
-        assert dict(reversal.ledger.operations) == {"AddmmBackward0": 1, "TBackward0": 1}
-        assert not reversal.ledger.boundaries
+        assert dict(record.statistics.operations) == {"AddmmBackward0": 1, "TBackward0": 1}
+        assert not record.statistics.boundaries
 
     @pytest.mark.parametrize("time", [False, True])
-    def test_a_rebuilt_input_is_shared_by_its_readers_and_dropped_by_the_last(self, time: bool) -> None:
+    def test_a_rebuilt_input_is_shared_by_its_readers_and_dropped_by_the_last(
+        self, time: bool
+    ) -> None:
         node = Coupled(beta=0.5)
         x = inputs(4, torch.float32)
         record = steps(node, x, torch.zeros(SHAPE))
-        y, fired = torch.stack([each[2] for each in record]), torch.stack([each[4] for each in record])
+        y, fired = (
+            torch.stack([each[2] for each in record]),
+            torch.stack([each[4] for each in record]),
+        )
         if not time:
             x, y, fired = x[0], y[0], fired[0]
         value = rebuilt_input(node, Outputs(y), PackedSpikes(fired, y.dtype), time)
-        torch.testing.assert_close(value.peek(), x, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(value.compute(), x, rtol=1e-6, atol=1e-6)
         for _ in range(2):
-            value.expect()
+            value.add_reader()
         seen = []
 
         class Readers(torch.autograd.Function):
@@ -676,9 +806,9 @@ class TestValues:
             @staticmethod
             def backward(ctx, grad: Tensor) -> Tensor:
                 seen.append(value.value())
-                seen.append(value in scratch())
+                seen.append(value in pass_cache())
                 seen.append(value.value())
-                seen.append(value in scratch())
+                seen.append(value in pass_cache())
                 return grad
 
         Readers.apply(torch.ones(1, requires_grad=True)).backward()
@@ -698,10 +828,12 @@ class TestPlain:
     """The plain path gives the same numbers, and the ledger says why it was taken."""
 
     def reasons(self, node: nn.Module) -> list[str]:
-        assert node.reversal.ledger.steps == 0
-        return list(node.reversal.ledger.reasons)
+        assert node.record.statistics.steps == 0
+        return list(node.record.statistics.reasons)
 
-    @pytest.mark.parametrize("make", [CoupledLeaky, CoupledLIFNode, partial(CoupledLIFNode, step_mode="m")])
+    @pytest.mark.parametrize(
+        "make", [CoupledLeaky, CoupledLIFNode, partial(CoupledLIFNode, step_mode="m")]
+    )
     def test_reasons(self, make: Callable[..., nn.Module]) -> None:
         x = torch.randn(3, 2, 4, 6)
 
@@ -740,7 +872,10 @@ class TestPlain:
         torch.testing.assert_close(inside, x.grad, rtol=1e-6, atol=1e-6)
 
     def test_a_surrogate_that_is_no_step(self) -> None:
-        for node in (CoupledLeaky(spike_grad=torch.sigmoid), CoupledLIFNode(surrogate_function=nn.Sigmoid())):
+        for node in (
+            CoupledLeaky(spike_grad=torch.sigmoid),
+            CoupledLIFNode(surrogate_function=nn.Sigmoid()),
+        ):
             out = node(torch.randn(2, 4, requires_grad=True))
             (out[0] if isinstance(out, tuple) else out).sum().backward()
             assert "Heaviside" in self.reasons(node)[0]
@@ -749,7 +884,10 @@ class TestPlain:
         node = CoupledLIFNode()
         node(torch.randn(2, 4, 8, requires_grad=True))
         text = str(snn_revplugin.explain(node))
-        assert "keeps: its outputs, 1 bit a spike, the first potential of a sequence: 0.125 bytes a neuron-step" in text
+        assert (
+            "keeps: its outputs, 1 bit a spike, the first potential of a sequence: 0.125 bytes a"
+            " neuron-step" in text
+        )
         with torch.no_grad():
             node(torch.randn(2, 4, 8))
         assert "no gradient is recorded" in str(snn_revplugin.explain(node))
@@ -807,21 +945,30 @@ class TestSnnTorch:
 
     def test_numbers_are_loaded_and_take_effect(self) -> None:
         x = torch.randn(2, 4, requires_grad=True)
-        source, target = CoupledLeaky(tau=3.0, alpha=0.125, beta=0.5, threshold=0.25), CoupledLeaky()
+        source, target = (
+            CoupledLeaky(tau=3.0, alpha=0.125, beta=0.5, threshold=0.25),
+            CoupledLeaky(),
+        )
         first, _ = target(x, torch.zeros(2, 4))
         target.load_state_dict(source.state_dict())
         expected, _ = source(x, torch.zeros(2, 4))
-        assert torch.equal(target(x, torch.zeros(2, 4))[0], expected) and not torch.equal(first, expected)
+        assert torch.equal(target(x, torch.zeros(2, 4))[0], expected) and not torch.equal(
+            first, expected
+        )
 
     def test_the_reset_mechanism_may_change(self) -> None:
         x, node = torch.full((2, 4), 5.0), CoupledLeaky()
         node.reset_mechanism = "zero"
-        assert torch.equal(node(x, torch.zeros(2, 4))[1], CoupledLeaky(reset_mechanism="zero")(x)[1])
+        assert torch.equal(
+            node(x, torch.zeros(2, 4))[1], CoupledLeaky(reset_mechanism="zero")(x)[1]
+        )
 
 
 class TestSpikingJelly:
     def test_it_is_found_beside_the_hosts(self) -> None:
-        assert neuron.CoupledLIFNode is CoupledLIFNode and issubclass(CoupledLIFNode, neuron.BaseNode)
+        assert neuron.CoupledLIFNode is CoupledLIFNode and issubclass(
+            CoupledLIFNode, neuron.BaseNode
+        )
         node = CoupledLIFNode(v_reset=-0.5)
         assert list(node._memories) == ["v"] and node.v == -0.5 and not node.state_dict()
         assert "tau=2.0, alpha=0.25, beta=1.0, v_threshold=1.0" in repr(node)
@@ -843,7 +990,10 @@ class TestSpikingJelly:
     @pytest.mark.parametrize("mode", [pytest.param("s", marks=only_pure), "m"])
     def test_the_potentials_of_every_step(self, mode: str) -> None:
         def program(make: MakeNeuron) -> Observed:
-            node, x = make(step_mode=mode, store_v_seq=True), torch.randn(5, 2, 4, requires_grad=True)
+            node, x = (
+                make(step_mode=mode, store_v_seq=True),
+                torch.randn(5, 2, 4, requires_grad=True),
+            )
             y = node(x) if mode == "m" else torch.stack([node(frame) for frame in x])
             (y * torch.randn(y.shape) + node.v_seq * torch.randn(y.shape)).sum().backward()
             return Observed({"y": y, "v": node.v_seq}).see_gradients(x=x)
@@ -895,7 +1045,7 @@ def test_copies(way: str, mode: str) -> None:
     functional.detach_net(node)
     other = COPIES[way](node)
     assert torch.equal(other(x), node(x))
-    assert other.reversal is not node.reversal and other.reversal.ledger.calls == 1
+    assert other.record is not node.record and other.record.statistics.calls == 1
 
 
 def test_leaky_is_copied_too() -> None:
@@ -930,25 +1080,31 @@ def test_conversion_leaves_it_alone() -> None:
     assert isinstance(net[0], CoupledLeaky) and isinstance(net[1], CoupledLIFNode)
 
 
-@pytest.mark.skipif(not HAS_COMPILER, reason=f"the compiler of torch before {OLDEST_COMPILER} does not trace the plain code")
+@pytest.mark.skipif(
+    not HAS_COMPILER,
+    reason=f"the compiler of torch before {OLDEST_COMPILER} does not trace the plain code",
+)
 def test_compiled() -> None:
     node, weigh = CoupledLIFNode(step_mode="m"), nn.Linear(6, 6)
     x = torch.randn(3, 2, 4, 6)
 
     expected = torch.autograd.grad(node(weigh(x)).square().sum(), weigh.weight)[0]
     functional.reset_net(node)
-    calls = node.reversal.ledger.calls
+    calls = node.record.statistics.calls
     compiled = torch.compile(lambda x: node(weigh(x)), backend="aot_eager", fullgraph=True)
     found = torch.autograd.grad(compiled(x).square().sum(), weigh.weight)[0]
-    assert node.reversal.ledger.calls == calls
+    assert node.record.statistics.calls == calls
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 class TestBatchNorm:
-    """A batch norm in front of a coupled node is inverted: its input comes from the node's, not from the layers below."""
+    """A batch norm in front of a coupled node is inverted: its input comes from the node's, not
+    from the layers below."""
 
     @staticmethod
-    def net(reversible: bool, make: Callable[..., nn.Module] = CoupledLIFNode, shift: float = 1.0) -> nn.Sequential:
+    def net(
+        reversible: bool, make: Callable[..., nn.Module] = CoupledLIFNode, shift: float = 1.0
+    ) -> nn.Sequential:
         torch.manual_seed(0)
         net = nn.Sequential(
             layer.Conv2d(3, 8, 3, bias=False, step_mode="m"),
@@ -972,8 +1128,12 @@ class TestBatchNorm:
         (out * torch.randn(out.shape).to(dtype)).sum().backward()
         return [each.grad for each in net.parameters()]
 
-    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-13)])
-    def test_gradients_are_those_of_plain_autograd(self, dtype: torch.dtype, tolerance: float) -> None:
+    @pytest.mark.parametrize(
+        ("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-13)]
+    )
+    def test_gradients_are_those_of_plain_autograd(
+        self, dtype: torch.dtype, tolerance: float
+    ) -> None:
         plain, ours = (self.gradients(self.net(reversible), dtype) for reversible in (False, True))
         for i, (a, b) in enumerate(zip(plain, ours, strict=True)):
             assert_close(str(i), a, b, tolerance, floor=1.0)
@@ -981,10 +1141,15 @@ class TestBatchNorm:
     def test_no_convolution_runs_twice(self, monkeypatch: pytest.MonkeyPatch) -> None:
         net, runs = self.net(True), []
         convolution = torch.convolution
-        monkeypatch.setattr(torch, "convolution", lambda *args: runs.append(1) or convolution(*args))
+        monkeypatch.setattr(
+            torch, "convolution", lambda *args: runs.append(1) or convolution(*args)
+        )
         self.gradients(net)
         assert not runs
-        assert all(each.reversal.ledger.operations["inverse of NativeBatchNormBackward0"] == 1 for each in (net[2], net[6]))
+        assert all(
+            each.record.statistics.operations["inverse of NativeBatchNormBackward0"] == 1
+            for each in (net[2], net[6])
+        )
 
     def test_running_statistics_are_updated_once(self) -> None:
         plain, ours = self.net(False), self.net(True)
@@ -997,7 +1162,7 @@ class TestBatchNorm:
         nets = [self.net(reversible, shift=50.0) for reversible in (False, True)]
         for i, (a, b) in enumerate(zip(*(self.gradients(net) for net in nets), strict=True)):
             assert_close(str(i), a, b, 2e-6, floor=1.0)
-        assert "inverse of NativeBatchNormBackward0" not in nets[1][6].reversal.ledger.operations
+        assert "inverse of NativeBatchNormBackward0" not in nets[1][6].record.statistics.operations
 
     def test_a_norms_output_that_was_written_into_is_not_inverted(self) -> None:
         """Unrecorded, so that the node below still is the norm's."""
@@ -1023,7 +1188,9 @@ class TestBatchNorm:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.float64, 1e-12)])
-def test_the_fast_backward_gives_the_usual_ones_gradients(dtype: torch.dtype, tolerance: float) -> None:
+def test_the_fast_backward_gives_the_usual_ones_gradients(
+    dtype: torch.dtype, tolerance: float
+) -> None:
     benchmark = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "fast_backward.py"))
     setup = Setup.usual(WORKLOADS["vgg"], time_steps=2, batch=2, dtype=dtype)
     rows = benchmark["rows"](setup, 1)

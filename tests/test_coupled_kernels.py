@@ -1,4 +1,5 @@
-"""The fused kernels of the coupled node: the same bits forward, and gradients to rounding, as the plain torch code.
+"""The fused kernels of the coupled node: the same bits forward, and gradients to rounding, as the
+plain torch code.
 
 In the interpreter and on a GPU, and compiled ahead of time, as in ``test_kernels.py``.
 """
@@ -14,61 +15,92 @@ import pytest
 import torch
 import torch.nn as nn
 from compare import assert_alive, assert_exact
-from on_kernels import COMPILES_BESIDE_THE_INTERPRETER, ON_EVERY_DEVICE, assert_trains_alike, launches, trained
+from on_kernels import (
+    COMPILES_BESIDE_THE_INTERPRETER,
+    ON_EVERY_DEVICE,
+    assert_trains_alike,
+    launches,
+    trained,
+)
 from torch import Tensor
 
-from snn_revplugin import explain, use_settings
+from snn_revplugin import use_settings
 from snn_revplugin.adapters.snntorch import CoupledLeaky
 from snn_revplugin.adapters.spikingjelly import CoupledLIFNode
-from snn_revplugin.coupled import Coupled
-from snn_revplugin.coupled_sequence import coupled_sequence
-from snn_revplugin.coupled_step import coupled_step
+from snn_revplugin.bptt.coupled_sequence import coupled_sequence
+from snn_revplugin.bptt.coupled_step import coupled_step
+from snn_revplugin.bptt.record import NeuronRecord
+from snn_revplugin.bptt.statistics import CallStatistics
 from snn_revplugin.kernels import backend, launch
-from snn_revplugin.kernels.backend import arithmetic
-from snn_revplugin.kernels.fused_coupled import FusedCoupled
-from snn_revplugin.ledger import Ledger
-from snn_revplugin.neuron import Reversal
-from snn_revplugin.spikes import PackedSpikes
-from snn_revplugin.surrogate import Surrogate
+from snn_revplugin.kernels.backend import select_backend
+from snn_revplugin.kernels.triton_coupled import TritonCoupled
+from snn_revplugin.neurons.coupled import Coupled
+from snn_revplugin.neurons.surrogate import Surrogate
+from snn_revplugin.packed.spikes import PackedSpikes
+from snn_revplugin.report import explain
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.usefixtures("kernels_on")
 
-SIGMOID, ATAN = Surrogate("sigmoid", (4.0,), strict=False), Surrogate("atan", (2.0,), keeps_dtype=False)
-ODD = {"tau": 1.7, "alpha": 0.37, "beta": 0.7, "v_threshold": 0.8}  # no power of two among them: every product rounds
+SIGMOID, ATAN = (
+    Surrogate("sigmoid", (4.0,), strict=False),
+    Surrogate("atan", (2.0,), keeps_dtype=False),
+)
+ODD = {
+    "tau": 1.7,
+    "alpha": 0.37,
+    "beta": 0.7,
+    "v_threshold": 0.8,
+}  # no power of two among them: every product rounds
+
+
+def name_of_node(v_reset: float | None, detached: bool, fires: Surrogate) -> str:
+    reset = "soft" if v_reset is None else f"hard {v_reset}"
+    return reset + " detached" * detached + " strict" * (fires is ATAN)
+
+
 NODES = {
-    f"{'soft' if v_reset is None else f'hard {v_reset}'}{' detached' * detached}{' strict' * (fires is ATAN)}": Coupled(
+    name_of_node(v_reset, detached, fires): Coupled(
         **ODD, v_reset=v_reset, detach_reset=detached, surrogate=fires
     )
     for v_reset, detached, fires in product((None, 0.0, -0.3), (False, True), (SIGMOID, ATAN))
 } | {"as it comes": Coupled(), "no leak": Coupled(tau=1.0, alpha=1.0, v_reset=None)}
 EVERY_NODE = pytest.mark.parametrize("node", NODES.values(), ids=NODES)
-FEW = pytest.mark.parametrize("node", [NODES[name] for name in ("hard -0.3", "soft strict", "as it comes")])
+FEW = pytest.mark.parametrize(
+    "node", [NODES[name] for name in ("hard -0.3", "soft strict", "as it comes")]
+)
 # Halves that do not fill whole bytes, and such that do; the last are more than one program takes.
 SHAPES = [(1, 2), (3, 6, 1), (2, 4, 3), (1, 16), (3, 2, 8), (2, 210, 5), (2, 16, 67)]
 EVERY_SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
-def draw(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Tensor, Tensor]:
+def draw(
+    *shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
     """An input and a potential around the threshold."""
     torch.manual_seed(len(shape) + shape[0])
     x, v = torch.randn(shape) * 1.5 + 0.4, torch.randn(shape) + 0.4
     return x.to(device, dtype), v.to(device, dtype)
 
 
-def fused(node: Coupled) -> FusedCoupled:
-    return FusedCoupled(node, backend.INTERPRETED)
+def fused(node: Coupled) -> TritonCoupled:
+    return TritonCoupled(node, backend.INTERPRETED)
 
 
 def assert_same_step(node: Coupled, x: Tensor, v: Tensor) -> Tensor:
-    """A step by a kernel, and the same step taken again, have the bits, dtypes and strides of the plain one."""
+    """A step by a kernel, and the same step taken again, have the bits, dtypes and strides of the
+    plain one."""
     y, after, fired = node.step(x, v)
     our_y, our_after, packed = fused(node).step(x, v)
     with use_settings(backend="torch"):
         expected = PackedSpikes(fired, y.dtype)
     assert isinstance(packed, PackedSpikes)
     assert torch.equal(packed.bits, expected.bits)
-    assert (packed.shape, packed.strides, packed.dtype) == (expected.shape, expected.strides, expected.dtype)
+    assert (packed.shape, packed.strides, packed.dtype) == (
+        expected.shape,
+        expected.strides,
+        expected.dtype,
+    )
     assert_exact("y", y, our_y)
     assert_exact("after", after, our_after)
     again = torch.cat(node.taken_again(y, expected, node.halves(v)), node.split_dim).contiguous()
@@ -89,7 +121,9 @@ def test_a_step_is_the_plain_one(node: Coupled, shape: tuple[int, ...], device: 
 @ON_EVERY_DEVICE
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @EVERY_NODE
-def test_a_step_of_short_dtypes_is_the_plain_one(node: Coupled, dtype: torch.dtype, device: str) -> None:
+def test_a_step_of_short_dtypes_is_the_plain_one(
+    node: Coupled, dtype: torch.dtype, device: str
+) -> None:
     for shape in ((2, 42, 5), (2, 16, 7)):
         assert_alive(assert_same_step(node, *draw(*shape, dtype=dtype, device=device)))
 
@@ -97,8 +131,11 @@ def test_a_step_of_short_dtypes_is_the_plain_one(node: Coupled, dtype: torch.dty
 @ON_EVERY_DEVICE
 @pytest.mark.parametrize("strict", [False, True])
 @EVERY_NODE
-def test_potentials_on_the_threshold_and_one_ulp_beside_it(node: Coupled, strict: bool, device: str) -> None:
-    """Of either half in turn, by potentials and by inputs that go through the threshold in single ulps."""
+def test_potentials_on_the_threshold_and_one_ulp_beside_it(
+    node: Coupled, strict: bool, device: str
+) -> None:
+    """Of either half in turn, by potentials and by inputs that go through the threshold in single
+    ulps."""
     node = replace(node, split_dim=0, surrogate=replace(node.surrogate, strict=strict))
     ulps = torch.arange(-20, 21, device=device, dtype=torch.int32)
     x1 = (torch.tensor(0.83, device=device).view(torch.int32) + ulps).view(torch.float32)
@@ -118,7 +155,10 @@ def test_potentials_on_the_threshold_and_one_ulp_beside_it(node: Coupled, strict
 @ON_EVERY_DEVICE
 @EVERY_NODE
 def test_infinities_and_zeros(node: Coupled, device: str) -> None:
-    odd = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e38, -1e38, 1e-30, -1e-30, 1.0], device=device)
+    odd = torch.tensor(
+        [0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e38, -1e38, 1e-30, -1e-30, 1.0],
+        device=device,
+    )
     x, v = (each.contiguous() for each in torch.meshgrid(odd, odd, indexing="ij"))
     for dim in (0, 1):
         assert_same_step(replace(node, split_dim=dim), x, v)
@@ -137,7 +177,10 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @ON_EVERY_DEVICE
 @pytest.mark.parametrize("names", product(LAYOUTS, LAYOUTS), ids=" ".join)
 def test_every_layout_split_along_any_dimension(names: tuple[str, str], device: str) -> None:
-    x, v = (LAYOUTS[name](each) for name, each in zip(names, draw(2, 16, 6, 8, device=device), strict=True))
+    x, v = (
+        LAYOUTS[name](each)
+        for name, each in zip(names, draw(2, 16, 6, 8, device=device), strict=True)
+    )
     x = x + 0 if names[0] == "expanded" else x
     for dim in (0, 1, 2, -1):
         assert_same_step(Coupled(**ODD, surrogate=SIGMOID, split_dim=dim), x, v)
@@ -149,26 +192,35 @@ def test_every_layout_split_along_any_dimension(names: tuple[str, str], device: 
 def test_the_inverse_is_the_plain_one(node: Coupled, shape: tuple[int, ...], device: str) -> None:
     x, v = draw(*shape, device=device)
     y, after, fired = node.step(x, v)
-    for ours, plain, right in zip(fused(node).inverse(y, after, fired), node.inverse(y, after, fired), (x, v), strict=True):
+    for ours, plain, right in zip(
+        fused(node).inverse(y, after, fired), node.inverse(y, after, fired), (x, v), strict=True
+    ):
         torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(ours, right, rtol=1e-4, atol=1e-5)
 
 
-# -------------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
 def program(
-    node: Coupled, T: int, shape: tuple[int, ...], device: str, *, whole: bool, dtype: torch.dtype = torch.float32,
+    node: Coupled,
+    T: int,
+    shape: tuple[int, ...],
+    device: str,
+    *,
+    whole: bool,
+    dtype: torch.dtype = torch.float32,
     layout: Callable[[Tensor], Tensor] = lambda t: t,
-) -> Any:  # fmt: skip
-    """T steps of two layers of nodes, in one call each or step by step, with a batch norm in between that is inverted."""
+) -> Any:
+    """T steps of two layers of nodes, in one call each or step by step, with a batch norm in
+    between that is inverted."""
     torch.manual_seed(1)
     data, start = torch.randn(T, *shape) * 1.5 + 0.4, torch.randn(shape)
     data, start = (each.to(device, dtype).requires_grad_() for each in (data, start))
     norm = nn.BatchNorm1d(shape[1], device=device, dtype=dtype)
 
     def run() -> tuple[list[Tensor], list[Tensor]]:
-        one, other, outputs = Reversal(), Reversal(), []
+        one, other, outputs = NeuronRecord(), NeuronRecord(), []
         leaves = [data, start, *norm.parameters()]
         if whole:
             y, v = coupled_sequence(node, layout(data * 1), start, one)
@@ -188,7 +240,9 @@ def program(
 @pytest.mark.parametrize("whole", [False, True], ids=["step by step", "whole"])
 @pytest.mark.parametrize(("T", "shape"), [(1, (3, 2)), (2, (3, 16)), (9, (2, 6, 3))], ids=str)
 @EVERY_NODE
-def test_training_is_the_plain_one(node: Coupled, T: int, shape: tuple[int, ...], whole: bool, device: str) -> None:
+def test_training_is_the_plain_one(
+    node: Coupled, T: int, shape: tuple[int, ...], whole: bool, device: str
+) -> None:
     assert_trains_alike(program(node, T, shape, device, whole=whole))
 
 
@@ -205,7 +259,8 @@ def test_many_steps(node: Coupled, shape: tuple[int, ...], whole: bool, device: 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @FEW
 def test_short_dtypes(node: Coupled, dtype: torch.dtype, whole: bool, device: str) -> None:
-    """Gradients to what rounding once, where the plain code rounds after every operation, makes of them."""
+    """Gradients to what rounding once, where the plain code rounds after every operation, makes of
+    them."""
     assert_trains_alike(program(node, 3, (4, 16), device, whole=whole, dtype=dtype), 0.1)
 
 
@@ -226,7 +281,9 @@ def test_training_in_any_layout(name: str, split_dim: int, whole: bool, device: 
 
 @ON_EVERY_DEVICE
 @pytest.mark.parametrize("whole", [False, True], ids=["step by step", "whole"])
-@pytest.mark.parametrize("wanted", [slice(0, 1), slice(-1, None)], ids=["one output", "the last potential"])
+@pytest.mark.parametrize(
+    "wanted", [slice(0, 1), slice(-1, None)], ids=["one output", "the last potential"]
+)
 def test_a_loss_on_a_part(wanted: slice, whole: bool, device: str) -> None:
     run = program(NODES["hard -0.3"], 4, (2, 6), device, whole=whole)
 
@@ -241,11 +298,11 @@ def test_a_loss_on_a_part(wanted: slice, whole: bool, device: str) -> None:
 def test_an_empty_batch_takes_the_plain_code(whole: bool) -> None:
     data, start = torch.zeros(2, 0, 4, requires_grad=True), torch.zeros(0, 4, requires_grad=True)
     if whole:
-        y, v = coupled_sequence(Coupled(), data * 1, start, Reversal())
+        y, v = coupled_sequence(Coupled(), data * 1, start, NeuronRecord())
     else:
-        v, reversal = start, Reversal()
+        v, record = start, NeuronRecord()
         for x in data:
-            y, v = coupled_step(Coupled(), x * 1, v, reversal)
+            y, v = coupled_step(Coupled(), x * 1, v, record)
     (y.sum() + v.sum()).backward()
     assert data.grad.shape == data.shape and start.grad.shape == start.shape
 
@@ -262,31 +319,44 @@ def test_no_torch_code_in_a_training_step(monkeypatch: pytest.MonkeyPatch) -> No
         assert all(each.isfinite().all() and each.any() for each in grads)
 
 
-# -------------------------------------------------------------------------------------------------------------- decision
+# ----------------------------------------------------------------------------------------- decision
 
 
 def test_what_no_kernel_can_take() -> None:
     x, v = draw(2, 4)
     for node, each, reason in (
         (Coupled(), x.double(), "float64"),
-        (Coupled(surrogate=Surrogate("squarewave_fourier_series", (2, 8))), x, "'squarewave_fourier_series'"),
+        (
+            Coupled(surrogate=Surrogate("squarewave_fourier_series", (2, 8))),
+            x,
+            "'squarewave_fourier_series'",
+        ),
         (Coupled(), x.half(), "several dtypes"),
     ):
-        with use_settings(backend="triton"), pytest.raises(RuntimeError, match=f"'triton' was asked for.*{reason}"):
-            arithmetic(node, each, v.to(each.dtype) if reason == "float64" else v, Ledger())
+        with (
+            use_settings(backend="triton"),
+            pytest.raises(RuntimeError, match=f"'triton' was asked for.*{reason}"),
+        ):
+            select_backend(
+                node, each, v.to(each.dtype) if reason == "float64" else v, CallStatistics()
+            )
     with use_settings(backend="torch"):
-        assert arithmetic(node, x, v, Ledger()) is node
+        assert select_backend(node, x, v, CallStatistics()) is node
 
 
 def test_one_for_each_node() -> None:
     """A chain of time steps goes by identity."""
-    (x, v), node, ledger = draw(2, 4), Coupled(), Ledger()
-    assert arithmetic(node, x, v, ledger) is arithmetic(node, x, v, ledger)
-    assert ledger.backend == "Triton kernels in the interpreter"
+    (x, v), node, statistics = draw(2, 4), Coupled(), CallStatistics()
+    assert select_backend(node, x, v, statistics) is select_backend(node, x, v, statistics)
+    assert statistics.backend == "Triton kernels in the interpreter"
 
 
-@pytest.mark.parametrize("make", [lambda: CoupledLeaky(init_hidden=True), lambda: CoupledLIFNode(step_mode="m")])
-def test_explain_says_what_computed(make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "make", [lambda: CoupledLeaky(init_hidden=True), lambda: CoupledLIFNode(step_mode="m")]
+)
+def test_explain_says_what_computed(
+    make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
     neuron = make()
     neuron(torch.ones(2, 2, 4, requires_grad=True))
     assert "arithmetic: Triton kernels in the interpreter" in str(explain(neuron))
@@ -296,18 +366,29 @@ def test_explain_says_what_computed(make: Callable[[], nn.Module], monkeypatch: 
     assert "arithmetic: torch code: the tensors are not on CUDA" in str(explain(neuron))
 
 
-# ------------------------------------------------------------------------------------------------------ ahead of time
+# ------------------------------------------------------------------------------------ ahead of time
 
 
 @pytest.mark.ahead_of_time
 @COMPILES_BESIDE_THE_INTERPRETER
 @pytest.mark.parametrize("capability", [80, 90], indirect=True)
-@pytest.mark.parametrize(("name", "dtype", "shape", "neurons"), [
-    ("hard -0.3", torch.float32, (2, 16), 2**31 + 32), ("soft strict", torch.float32, (3, 2), 2**20),
-    ("as it comes", torch.bfloat16, (2, 16), 1024), ("soft detached", torch.float16, (2, 6), 2**31 + 32),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "dtype", "shape", "neurons"),
+    [
+        ("hard -0.3", torch.float32, (2, 16), 2**31 + 32),
+        ("soft strict", torch.float32, (3, 2), 2**20),
+        ("as it comes", torch.bfloat16, (2, 16), 1024),
+        ("soft detached", torch.float16, (2, 6), 2**31 + 32),
+    ],
+    ids=str,
+)
 def test_compiling_ahead_of_time(
-    name: str, dtype: torch.dtype, shape: tuple[int, ...], neurons: int, capability: int, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    neurons: int,
+    capability: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each launch of a training step as it was made, and the inverse, compiled but not started."""
 

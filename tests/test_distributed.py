@@ -1,7 +1,8 @@
-"""Training by several processes: DistributedDataParallel and fully_shard (FSDP2) over two of them, started by torchrun.
+"""Training by several processes: DistributedDataParallel and fully_shard (FSDP2) over two of them,
+started by torchrun.
 
-``tests/distributed_worker.py`` is what runs. Ours must see the host's spikes and gradients in the same set-up, and those of
-one process that has the batches of both.
+``tests/distributed_worker.py`` is what runs. Ours must see the host's spikes and gradients in the
+same set-up, and those of one process that has the batches of both.
 """
 
 from __future__ import annotations
@@ -29,12 +30,20 @@ LIMIT = 200  # seconds; a run takes 15 alone
 # A layer that is sharded by itself gets its weight back too late for the neuron above.
 FREED_TOO_EARLY = {"layers", "layers, weights stay"}
 
-pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this build of torch has no gloo")
+pytestmark = pytest.mark.skipif(
+    not dist.is_gloo_available(), reason="this build of torch has no gloo"
+)
 
 
 def launch(family: str, file: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
     """What the worker saw."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={PROCESSES}",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     with subprocess.Popen(
         [*command, str(WORKER), family, str(file)],
@@ -59,14 +68,19 @@ def launch(family: str, file: Path) -> dict[tuple[str, str, str], dict[str, Any]
 def test_two_processes_train_as_the_hosts_and_as_one(family: str, tmp_path: Path) -> None:
     if OLDER_TORCH and family == "ddp":
         pytest.skip(
-            "not looked into: with torch 2.11 autograd itself finds a buffer that DDP has written into, in these time loops"
+            "not looked into: with torch 2.11 autograd itself finds a buffer that DDP has written"
+            " into, in these time loops"
         )
     if torch.__version__ < "2.7" and family == "fsdp":
-        pytest.skip("fully_shard of torch 2.6 cannot run on a CPU: it asks a stream there for an event")
+        pytest.skip(
+            "fully_shard of torch 2.6 cannot run on a CPU: it asks a stream there for an event"
+        )
     seen = launch(family, tmp_path / "seen.pt")
     for setup in SETUPS[family]:
         for name in nets_of(family, setup):
-            host, ours, alone = (seen[setup, name, whose] for whose in ("host", "ours", "one process"))
+            host, ours, alone = (
+                seen[setup, name, whose] for whose in ("host", "ours", "one process")
+            )
             with telling(f"{family}, {setup}, {name}"):
                 if not name.startswith("Coupled"):  # whose outputs are real-valued
                     assert_alive(ours["spikes"])
@@ -76,8 +90,9 @@ def test_two_processes_train_as_the_hosts_and_as_one(family: str, tmp_path: Path
 def as_one_process(setup: str, net: Net) -> bool:
     """Whether several processes are meant to see what one does that has the batches of all.
 
-    Not where a norm has statistics of its own batch, where numbers are cast, and where DistributedDataParallel makes every
-    process go on with the first one's membrane: with each of its forwards, and so with each time step of a loop around it.
+    Not where a norm has statistics of its own batch, where numbers are cast, and where
+    DistributedDataParallel makes every process go on with the first one's membrane: with each of
+    its forwards, and so with each time step of a loop around it.
     """
     return net.norm is None and setup != BFLOAT16 and (setup == OWN_BUFFERS or not net.outside)
 
@@ -90,11 +105,13 @@ def telling(where: str) -> Iterator[None]:
         raise AssertionError(f"{where}: {error}") from error
 
 
-def check(setup: str, host: dict[str, Any], ours: dict[str, Any], alone: dict[str, Any] | None) -> None:
+def check(
+    setup: str, host: dict[str, Any], ours: dict[str, Any], alone: dict[str, Any] | None
+) -> None:
     """Hold ours against the host in the same set-up, and against one process.
 
-    The first step's spikes bit for bit, its gradients to rounding, and the parameters after the last step. One process sums
-    the same terms in another order.
+    The first step's spikes bit for bit, its gradients to rounding, and the parameters after the
+    last step. One process sums the same terms in another order.
     """
     tolerance = TOLERANCES[torch.bfloat16 if setup == BFLOAT16 else torch.float32]
     seen = [Observed({"spikes": each["spikes"]}, each["gradients"]) for each in (host, ours)]

@@ -1,5 +1,6 @@
-"""The examples of README, docs and docstrings run and print what they say, and so do the scripts in ``examples/``. The tables
-that the documentation makes of the library's registries leave nothing out, and its pictures are those that are drawn."""
+"""The examples of README, docs and docstrings run and print what they say, and so do the scripts in
+``examples/``. The tables that the documentation makes of the library's registries leave nothing
+out, and its pictures are those that are drawn."""
 
 from __future__ import annotations
 
@@ -22,12 +23,15 @@ import pytest
 
 import snn_revplugin
 import snn_revplugin.adapters
-from snn_revplugin import replay, swap
+from snn_revplugin import replay
+from snn_revplugin.swap import table as swap
 
 ROOT = Path(__file__).parent.parent
 # A block of Python, and the block of output that may follow it.
 EXAMPLES = re.compile(
-    r"^(?P<indent> *)```python\n(?P<source>.*?)^(?P=indent)```\n(?:\n```output\n(?P<output>.*?)```)?", re.DOTALL | re.MULTILINE
+    r"^(?P<indent>"
+    r" *)```python\n(?P<source>.*?)^(?P=indent)```\n(?:\n```output\n(?P<output>.*?)```)?",
+    re.DOTALL | re.MULTILINE,
 )
 PAGES = ["README.md", *sorted(f"docs/{each.name}" for each in (ROOT / "docs").glob("*.md"))]
 MODULES = [
@@ -39,7 +43,9 @@ MODULES = [
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    result = doctest.testmod(
+        importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE
+    )
     assert result.failed == 0
 
 
@@ -55,7 +61,8 @@ def operations_of_the_page_only() -> Iterator[None]:
 @pytest.mark.usefixtures("operations_of_the_page_only")
 @pytest.mark.parametrize("page", PAGES)
 def test_pages(page: str) -> None:
-    """One example after the other, as a reader would; each prints what the page says, where it says so."""
+    """One example after the other, as a reader would; each prints what the page says, where it says
+    so."""
     text, names = (ROOT / page).read_text(), {}
     for example in EXAMPLES.finditer(text):
         printed = io.StringIO()
@@ -69,7 +76,9 @@ def test_pages(page: str) -> None:
 def assert_prints(expected: str, printed: str) -> None:
     """Both the same; ``...`` stands for anything."""
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    assert doctest.OutputChecker().check_output(expected, printed, flags), f"expected\n{expected}\nprinted\n{printed}"
+    assert doctest.OutputChecker().check_output(expected, printed, flags), (
+        f"expected\n{expected}\nprinted\n{printed}"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,21 +98,33 @@ class TestTables:
         listed = re.findall(r"\| `(\w+)` \|", registries.operations())
         assert sorted(listed) == sorted(replay.OPERATIONS)
 
-    def test_an_operation_that_is_added_is_listed(self, registries: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(replay.OPERATIONS, "NewBackward7", replay.Operation("NewBackward7", ("self",), lambda _: None))
+    def test_an_operation_that_is_added_is_listed(
+        self, registries: ModuleType, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(
+            replay.OPERATIONS,
+            "NewBackward7",
+            replay.Operation("NewBackward7", ("self",), lambda _: None),
+        )
         assert "| new | `NewBackward7` | `self` |" in registries.operations()
 
     def test_every_neuron_is_listed(self, registries: ModuleType) -> None:
         table = registries.neurons()
         assert swap.known_swaps()
         for each in swap.known_swaps():
-            assert f"{each.reversible.__name__}` | `" in table and f".{each.host.__name__}` |" in table
+            assert (
+                f"{each.reversible.__name__}` | `" in table and f".{each.host.__name__}` |" in table
+            )
 
     @pytest.mark.parametrize("name", ["Leaky", "IFNode", "LIFNode", "ParametricLIFNode"])
     def test_every_option_is_tried(self, registries: ModuleType, name: str) -> None:
         (found,) = (each for each in swap.known_swaps() if each.host.__name__ == name)
         table = registries.options(found.reversible, found.host)
-        options = set(inspect.signature(found.host.__init__).parameters) - {"self", "args", "kwargs"}
+        options = set(inspect.signature(found.host.__init__).parameters) - {
+            "self",
+            "args",
+            "kwargs",
+        }
         assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == options
         assert "the host's own path" not in table or name == "Leaky"
 
@@ -111,13 +132,20 @@ class TestTables:
         tables = registries.tables()
         for host, names in (
             ("snntorch", registries.snntorch_adapter.SURROGATES),
-            ("spikingjelly", [each.__name__ for each in registries.spikingjelly_adapter.SURROGATES]),
+            (
+                "spikingjelly",
+                [each.__name__ for each in registries.spikingjelly_adapter.SURROGATES],
+            ),
         ):
-            assert all(f"| `{name}` | closed form |" in tables[f"surrogates_{host}"] for name in names)
+            assert all(
+                f"| `{name}` | closed form |" in tables[f"surrogates_{host}"] for name in names
+            )
 
     def test_every_setting_is_described(self, registries: ModuleType) -> None:
         rows = registries.settings().splitlines()[2:]
-        assert [row.split("`")[1] for row in rows] == list(snn_revplugin.Settings.__dataclass_fields__)
+        assert [row.split("`")[1] for row in rows] == list(
+            snn_revplugin.Settings.__dataclass_fields__
+        )
         assert all(len(row.split("|")[3].split()) > 3 for row in rows)
 
     def test_every_table_is_on_the_page(self, registries: ModuleType) -> None:
@@ -133,7 +161,11 @@ def test_pictures_are_those_that_are_drawn() -> None:
 
 @pytest.mark.parametrize("script", ["snntorch_digits.py", "spikingjelly_digits.py"])
 def test_examples_run_with_the_neurons_swapped(script: str) -> None:
-    command = [str(Path(sys.executable).parent / "snn-revplugin"), "run", str(ROOT / "examples" / script)]
+    command = [
+        str(Path(sys.executable).parent / "snn-revplugin"),
+        "run",
+        str(ROOT / "examples" / script),
+    ]
     arguments = ["--epochs", "1", "--time-steps", "4"]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

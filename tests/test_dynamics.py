@@ -1,4 +1,5 @@
-"""The equations by themselves: the step is the host's, the inverse undoes it, the derivative is what autograd finds."""
+"""The equations by themselves: the step is the host's, the inverse undoes it, the derivative is
+what autograd finds."""
 
 from __future__ import annotations
 
@@ -17,19 +18,19 @@ from hypothesis import strategies as st
 from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 
-from snn_revplugin.dynamics import (
-    Dynamics,
+from snn_revplugin.bptt.anchors import steps_between_anchors
+from snn_revplugin.bptt.record import NeuronRecord
+from snn_revplugin.bptt.step import step
+from snn_revplugin.neurons.differentiable import reference_sequence, reference_step
+from snn_revplugin.neurons.integrate_and_fire import (
     IntegrateAndFire,
-    Leaky,
     LeakyIntegrateAndFire,
     ParametricLeakyIntegrateAndFire,
-    steps_between_anchors,
 )
-from snn_revplugin.neuron import Reversal
-from snn_revplugin.reference import reference_sequence, reference_step
-from snn_revplugin.spikes import PackedSpikes
-from snn_revplugin.step import step
-from snn_revplugin.surrogate import Surrogate
+from snn_revplugin.neurons.leaky import Leaky
+from snn_revplugin.neurons.surrogate import Surrogate
+from snn_revplugin.neurons.transition import Dynamics
+from snn_revplugin.packed.spikes import PackedSpikes
 
 
 @dataclass
@@ -57,7 +58,8 @@ def _spikingjelly(node: neuron.BaseNode) -> Callable[[Tensor, Tensor], tuple[Ten
 def _by_factor(
     left_of: Callable[[Tensor], Tensor], v_reset: float | None, detach: bool
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """One time step as SpikingJelly 0.0.0.0.14 writes it for an input that does not decay, wherever another is installed."""
+    """One time step as SpikingJelly 0.0.0.0.14 writes it for an input that does not decay, wherever
+    another is installed."""
     fire = surrogate.Sigmoid(4.0)
 
     def step(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,18 +76,28 @@ def _leaky(reset: str, delayed: bool, vectors: bool, factor: float) -> Case:
         return torch.linspace(low, high, 6) if vectors else torch.tensor((low + high) / 2)
 
     host = snn.Leaky(
-        beta=values(0.5, 0.95), threshold=values(0.6, 1.2), reset_mechanism=reset, reset_delay=delayed, learn_beta=True,
-        learn_threshold=True, graded_spikes_factor=values(factor, factor + 0.5), learn_graded_spikes_factor=True,
-    )  # fmt: skip
+        beta=values(0.5, 0.95),
+        threshold=values(0.6, 1.2),
+        reset_mechanism=reset,
+        reset_delay=delayed,
+        learn_beta=True,
+        learn_threshold=True,
+        graded_spikes_factor=values(factor, factor + 0.5),
+        learn_graded_spikes_factor=True,
+    )
     learned = host.beta, host.threshold, host.graded_spikes_factor
     return Case(Leaky(Surrogate("atan", (2.0,)), *learned, reset, delayed), host, learned)
 
 
 def _cases() -> dict[str, Callable[[], Case]]:
     cases: dict[str, Callable[[], Case]] = {}
-    for reset, delayed, vectors in product(("subtract", "zero", "none"), (True, False), (False, True)):
+    for reset, delayed, vectors in product(
+        ("subtract", "zero", "none"), (True, False), (False, True)
+    ):
         name = f"Leaky {reset}{'' if delayed else ' at once'}{' vectors' if vectors else ''}"
-        cases[name] = lambda reset=reset, delayed=delayed, vectors=vectors: _leaky(reset, delayed, vectors, 0.7)
+        cases[name] = lambda reset=reset, delayed=delayed, vectors=vectors: _leaky(
+            reset, delayed, vectors, 0.7
+        )
     sigmoid = Surrogate("sigmoid", (4.0,), strict=False)
     for v_reset, detach in product((None, 0.0, -0.3), (False, True)):
         kind = f"{'soft' if v_reset is None else f'hard {v_reset}'}{' detached' if detach else ''}"
@@ -100,14 +112,24 @@ def _cases() -> dict[str, Callable[[], Case]]:
         )
         for decay_input in (True, False):
 
-            def lif(options=options, v_reset=v_reset, detach=detach, decay_input=decay_input) -> Case:
+            def lif(
+                options=options, v_reset=v_reset, detach=detach, decay_input=decay_input
+            ) -> Case:
                 host = neuron.LIFNode(tau=1.7, decay_input=decay_input, **options)
                 equations = LeakyIntegrateAndFire(
-                    sigmoid, 0.8, v_reset, detach, tau=1.7, decay_input=decay_input, by_factor=not PURE
+                    sigmoid,
+                    0.8,
+                    v_reset,
+                    detach,
+                    tau=1.7,
+                    decay_input=decay_input,
+                    by_factor=not PURE,
                 )
                 return Case(equations, _spikingjelly(host))
 
-            def plif(options=options, v_reset=v_reset, detach=detach, decay_input=decay_input) -> Case:
+            def plif(
+                options=options, v_reset=v_reset, detach=detach, decay_input=decay_input
+            ) -> Case:
                 host = neuron.ParametricLIFNode(init_tau=1.7, decay_input=decay_input, **options)
                 others = {"decay_input": decay_input, "by_factor": not PURE, "w": host.w}
                 equations = ParametricLeakyIntegrateAndFire(sigmoid, 0.8, v_reset, detach, **others)
@@ -116,15 +138,22 @@ def _cases() -> dict[str, Callable[[], Case]]:
             cases[f"LIF {kind}{'' if decay_input else ' input kept'}"] = lif
             cases[f"PLIF {kind}{'' if decay_input else ' input kept'}"] = plif
         if not v_reset:
-            w, factor = torch.tensor(0.4, requires_grad=True), {"decay_input": False, "by_factor": True}
-            cases[f"LIF {kind} by factor"] = lambda v_reset=v_reset, detach=detach, factor=factor: Case(
-                LeakyIntegrateAndFire(sigmoid, 0.8, v_reset, detach, tau=1.7, **factor),
-                _by_factor(lambda v: v * (1.0 - 1.0 / 1.7), v_reset, detach),
+            w, factor = (
+                torch.tensor(0.4, requires_grad=True),
+                {"decay_input": False, "by_factor": True},
             )
-            cases[f"PLIF {kind} by factor"] = lambda v_reset=v_reset, detach=detach, factor=factor, w=w: Case(
-                ParametricLeakyIntegrateAndFire(sigmoid, 0.8, v_reset, detach, w=w, **factor),
-                _by_factor(lambda v: v * (1.0 - w.sigmoid()), v_reset, detach),
-                (w,),
+            cases[f"LIF {kind} by factor"] = lambda v_reset=v_reset, detach=detach, factor=factor: (
+                Case(
+                    LeakyIntegrateAndFire(sigmoid, 0.8, v_reset, detach, tau=1.7, **factor),
+                    _by_factor(lambda v: v * (1.0 - 1.0 / 1.7), v_reset, detach),
+                )
+            )
+            cases[f"PLIF {kind} by factor"] = (
+                lambda v_reset=v_reset, detach=detach, factor=factor, w=w: Case(
+                    ParametricLeakyIntegrateAndFire(sigmoid, 0.8, v_reset, detach, w=w, **factor),
+                    _by_factor(lambda v: v * (1.0 - w.sigmoid()), v_reset, detach),
+                    (w,),
+                )
             )
     return cases
 
@@ -140,13 +169,19 @@ class Seen:
         with torch.no_grad():
             self.fired, self.spikes, self.charged, self.after = dynamics.step(x, v)
             self.silent = 1 - self.fired
-            self.current, self.before, self.resets = x.detach(), v.detach(), dynamics.resets(v.detach())
+            self.current, self.before, self.reset_signal = (
+                x.detach(),
+                v.detach(),
+                dynamics.reset_signal(v.detach()),
+            )
 
 
 def draw(seed: int = 0) -> tuple[Tensor, Tensor]:
     """A current and a potential ``[40, 6]``, around the threshold."""
     torch.manual_seed(seed)
-    return (torch.randn(40, 6) * 1.5 + 0.3).requires_grad_(), (torch.randn(40, 6) + 0.4).requires_grad_()
+    return (torch.randn(40, 6) * 1.5 + 0.3).requires_grad_(), (
+        torch.randn(40, 6) + 0.4
+    ).requires_grad_()
 
 
 @EVERY_CASE
@@ -167,9 +202,9 @@ def test_the_inverse_undoes_the_step(name: str) -> None:
         assert "zero" in name or "at once" in name or "hard" in name
         return
     with torch.no_grad():
-        charged = dynamics.unreset(seen.after.clone(), PackedSpikes(seen.fired.bool()))
+        charged = dynamics.invert_reset(seen.after.clone(), PackedSpikes(seen.fired.bool()))
         torch.testing.assert_close(charged, seen.charged, rtol=0, atol=4e-7)
-        before = dynamics.uncharge(seen.charged.clone(), x.detach().clone(), seen.resets)
+        before = dynamics.invert_charge(seen.charged.clone(), x.detach().clone(), seen.reset_signal)
     torch.testing.assert_close(before, v.detach(), rtol=0, atol=3e-6)
 
 
@@ -185,14 +220,20 @@ def test_the_derivative_is_what_autograd_finds_in_the_host(given_for: str, name:
         torch.randn(each.shape) if given_for in (which, "both") else None
         for which, each in zip(("spikes", "potential"), outputs, strict=True)
     ]
-    roots, weights = zip(*((o, g) for o, g in zip(outputs, grads, strict=True) if g is not None), strict=True)
+    roots, weights = zip(
+        *((o, g) for o, g in zip(outputs, grads, strict=True) if g is not None), strict=True
+    )
     expected = torch.autograd.grad(roots, (x, v, *case.learned), weights, allow_unused=True)
     seen, learned = Seen(case.dynamics, x, v), (True,) * len(case.learned)
     with torch.no_grad():
         ours = case.dynamics.gradient(*grads, seen, learned)
-    for label, theirs, our in zip(("x", "v", "first", "second", "third"), expected, (*ours[:2], *ours[2]), strict=False):
+    for label, theirs, our in zip(
+        ("x", "v", "first", "second", "third"), expected, (*ours[:2], *ours[2]), strict=False
+    ):
         if theirs is not None and theirs.count_nonzero():
-            assert_close(label, theirs, our, tolerance=3e-6, floor=1.0)  # a sum of many is measured against its terms
+            assert_close(
+                label, theirs, our, tolerance=3e-6, floor=1.0
+            )  # a sum of many is measured against its terms
         else:  # autograd leaves out what a gradient of zero says
             assert our is None or not our.count_nonzero()
     with torch.no_grad():
@@ -217,13 +258,19 @@ def test_the_gradient_that_is_given_is_not_written_into(name: str) -> None:
 
 @EVERY_CASE
 def test_the_plain_node_is_the_hosts(name: str) -> None:
-    """What benchmarks and checks call the reference agrees with the host in values and gradients."""
+    """What benchmarks and checks call the reference agrees with the host in values and
+    gradients."""
     case, (x, v) = CASES[name](), draw()
     weights = torch.randn(40, 6), torch.randn(40, 6)
     seen = []
     for take in (case.host, lambda x, v: reference_step(case.dynamics, x, v)):
         outputs = take(x, v)
-        seen.append((outputs, torch.autograd.grad(outputs, (x, v, *case.learned), weights, allow_unused=True)))
+        seen.append(
+            (
+                outputs,
+                torch.autograd.grad(outputs, (x, v, *case.learned), weights, allow_unused=True),
+            )
+        )
     for theirs, ours in zip(*(outputs for outputs, _ in seen), strict=True):
         assert torch.equal(theirs, ours)
     for i, (theirs, ours) in enumerate(zip(*(grads for _, grads in seen), strict=True)):
@@ -235,9 +282,16 @@ def test_the_plain_node_is_the_hosts(name: str) -> None:
 
 @pytest.mark.parametrize("v_reset", [None, 0.0, -0.3])
 def test_fire_and_reset_as_nodes_of_their_own(v_reset: float | None) -> None:
-    """The gradient at the spikes then has what comes through the reset, which a hook on them may change."""
-    dynamics, seen = IntegrateAndFire(Surrogate("sigmoid", (4.0,), strict=False), 0.8, v_reset, in_parts=True), []
-    for take in (lambda x, v: reference_step(dynamics, x, v), lambda x, v: step(dynamics, x, v, Reversal())):
+    """The gradient at the spikes then has what comes through the reset, which a hook on them may
+    change."""
+    dynamics, seen = (
+        IntegrateAndFire(Surrogate("sigmoid", (4.0,), strict=False), 0.8, v_reset, in_parts=True),
+        [],
+    )
+    for take in (
+        lambda x, v: reference_step(dynamics, x, v),
+        lambda x, v: step(dynamics, x, v, NeuronRecord()),
+    ):
         torch.manual_seed(0)
         x, v, given = torch.randn(7, 3, 4, requires_grad=True), torch.zeros(3, 4), []
         for t, current in enumerate(x * 2):
@@ -265,12 +319,15 @@ def test_the_plain_node_over_time() -> None:
     assert torch.equal(last, v)
 
 
-# ------------------------------------------------------------------------------------------------------------ anchors
+# ------------------------------------------------------------------------------------------ anchors
 
 
 @given(decay=st.floats(0, 1), bits=st.floats(0, 20), most=st.integers(1, 200))
-def test_the_distance_between_anchors_keeps_its_promise(decay: float, bits: float, most: int) -> None:
-    """K roundings, each grown since, stay below 2**bits; one more would not, or is more than was asked for."""
+def test_the_distance_between_anchors_keeps_its_promise(
+    decay: float, bits: float, most: int
+) -> None:
+    """K roundings, each grown since, stay below 2**bits; one more would not, or is more than was
+    asked for."""
     steps = steps_between_anchors(decay, bits, most)
 
     def lost(steps: int) -> float:
@@ -283,8 +340,13 @@ def test_the_distance_between_anchors_keeps_its_promise(decay: float, bits: floa
         assert lost(steps + 1) > bits - 1e-6
 
 
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=2), st.lists(st.floats(0, 20), min_size=2, max_size=2))
-def test_slower_decay_and_more_bits_never_shorten_the_distance(decays: list[float], bits: list[float]) -> None:
+@given(
+    st.lists(st.floats(0, 1), min_size=2, max_size=2),
+    st.lists(st.floats(0, 20), min_size=2, max_size=2),
+)
+def test_slower_decay_and_more_bits_never_shorten_the_distance(
+    decays: list[float], bits: list[float]
+) -> None:
     assert steps_between_anchors(min(decays), 6, 64) <= steps_between_anchors(max(decays), 6, 64)
     assert steps_between_anchors(0.9, min(bits), 64) <= steps_between_anchors(0.9, max(bits), 64)
 
@@ -299,7 +361,12 @@ def test_reversing_loses_no_more_than_the_bits_that_were_allowed(decay: float) -
     """Measured: K steps forward in float32, K back, against the potential that was there."""
     torch.manual_seed(0)
     dynamics = Leaky(
-        Surrogate("atan", (2.0,)), torch.tensor(decay), torch.tensor(1.0), torch.tensor(1.0), "none", graded=False
+        Surrogate("atan", (2.0,)),
+        torch.tensor(decay),
+        torch.tensor(1.0),
+        torch.tensor(1.0),
+        "none",
+        graded=False,
     )
     for bits in (2.0, 4.0, 8.0):
         steps = steps_between_anchors(decay, bits, 64)
@@ -309,6 +376,8 @@ def test_reversing_loses_no_more_than_the_bits_that_were_allowed(decay: float) -
             v = dynamics.charge(x, v, None)
             largest = max(largest, v.abs().max().item())
         for x in currents.flip(0):
-            v = dynamics.uncharge(v, x, None)
+            v = dynamics.invert_charge(v, x, None)
         rounding = 2.0 ** math.ceil(math.log2(largest)) * 2**-25  # half a unit in the last place
-        assert (v - start).abs().max() <= 5 * 2**bits * rounding  # a deviate of 5 among 20,000 would be no surprise
+        assert (
+            v - start
+        ).abs().max() <= 5 * 2**bits * rounding  # a deviate of 5 among 20,000 would be no surprise

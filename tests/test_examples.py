@@ -1,4 +1,5 @@
-"""The scripts of ``examples/`` for snnTorch: each as it stands, and with its neurons swapped while it runs."""
+"""The scripts of ``examples/`` for snnTorch: each as it stands, and with its neurons swapped while
+it runs."""
 
 from __future__ import annotations
 
@@ -13,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from snn_revplugin.cli.script import SwapOnRegistration
-from snn_revplugin.explain import Explanation
+from snn_revplugin.report.explain import Explanation
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ARGUMENTS = ["--iterations", "3", "--time-steps", "6", "--batch", "20"]
 ITERATION = re.compile(r"^iteration \d+: loss (.*)$", re.MULTILINE)
-SCRIPTS = sorted(each.stem for each in EXAMPLES.glob("snntorch_*.py") if each.stem != "snntorch_digits")
+SCRIPTS = sorted(
+    each.stem for each in EXAMPLES.glob("snntorch_*.py") if each.stem != "snntorch_digits"
+)
 
 
 @pytest.fixture
@@ -49,7 +52,8 @@ def losses(printed: str) -> list[float]:
 @pytest.mark.usefixtures("_as_a_program")
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_with_its_neurons_swapped(script: str) -> None:
-    """The same losses to rounding (three steps of the optimiser let it grow), every neuron reversible, nothing in the way."""
+    """The same losses to rounding (three steps of the optimiser let it grow), every neuron
+    reversible, nothing in the way."""
     host, (ours, explanation) = output_of(script), swapped(script)
     assert len(losses(host)) >= 3
     assert losses(ours) == pytest.approx(losses(host), rel=2e-4, abs=1e-5)
@@ -62,5 +66,13 @@ def test_a_script_with_its_neurons_swapped(script: str) -> None:
 
 
 def test_every_kind_of_network_has_its_script() -> None:
-    named = {"quickstart", "feedforward", "events", "population", "regression", "autoencoder", "forward_forward"}
+    named = {
+        "quickstart",
+        "feedforward",
+        "events",
+        "population",
+        "regression",
+        "autoencoder",
+        "forward_forward",
+    }
     assert {script.removeprefix("snntorch_") for script in SCRIPTS} >= named

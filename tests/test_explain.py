@@ -9,9 +9,9 @@ from torch import Tensor
 
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevLIFNode
-from snn_revplugin.explain import Account, explain
-from snn_revplugin.memory import memory_report
 from snn_revplugin.replay import OPERATIONS
+from snn_revplugin.report.explain import Account, explain
+from snn_revplugin.report.memory import memory_report
 from snn_revplugin.settings import use_settings
 
 
@@ -41,7 +41,7 @@ def test_a_neuron_in_a_time_loop():
         net(torch.rand(4, 1, 18))
     (row,) = explain(net).rows
     assert (row.name, row.kind) == ("2", "RevLeaky")
-    assert (row.calls, row.steps, row.plain_calls) == (40, 40, 0)
+    assert (row.calls, row.steps, row.fallback_calls) == (40, 40, 0)
     assert row.bits_per_spike == 1.0
     assert 1 < row.steps_between_anchors < 40
     assert 1 / 8 < row.bytes_per_neuron_step < 1
@@ -103,7 +103,7 @@ def test_the_reason_for_the_host_path_is_told(make, reason: str):
     net(torch.rand(2, 3))
     net(torch.rand(2, 3))
     (row,) = explain(net).rows
-    assert (row.calls, row.plain_calls) == (0, 2)
+    assert (row.calls, row.fallback_calls) == (0, 2)
     assert "never called" not in str(row)
     assert f"the host's own path, 2 calls: {reason}" in str(row)
 
@@ -114,12 +114,14 @@ def test_calls_without_a_gradient_stand_beside_those_with_one():
     with torch.no_grad():
         net(torch.rand(2, 3))
     (row,) = explain(net).rows
-    assert (row.calls, row.plain_calls) == (1, 1)
+    assert (row.calls, row.fallback_calls) == (1, 1)
     assert row.reasons == {"no gradient is recorded": 1}
 
 
 def test_neurons_of_the_host_are_told_apart():
-    net = nn.Sequential(snntorch.Leaky(0.9), snntorch.Synaptic(0.9, 0.8), neuron.LIFNode(), nn.ReLU(), leaky())
+    net = nn.Sequential(
+        snntorch.Leaky(0.9), snntorch.Synaptic(0.9, 0.8), neuron.LIFNode(), nn.ReLU(), leaky()
+    )
     told = rows(net)
     assert list(told) == ["0", "1", "2", "4"]
     assert "convert" in told["0"].left and "convert" in told["2"].left
@@ -139,7 +141,7 @@ def test_only_a_module_can_be_explained():
 
 
 def test_names_of_operations_read_like_words():
-    from snn_revplugin.explain import operation_name
+    from snn_revplugin.report.explain import operation_name
 
     for node in OPERATIONS:
         assert "Backward" not in operation_name(node)

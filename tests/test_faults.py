@@ -1,4 +1,5 @@
-"""Bad input and faults: the host's behaviour, or an error that says what was wrong; and the next step is right."""
+"""Bad input and faults: the host's behaviour, or an error that says what was wrong; and the next
+step is right."""
 
 from __future__ import annotations
 
@@ -23,22 +24,45 @@ KINDS: dict[str, tuple[tuple[type, type], dict]] = {
     "Leaky": ((snn.Leaky, RevLeaky), {"beta": 0.8, "init_hidden": True}),
     "Leaky, learned": (
         (snn.Leaky, RevLeaky),
-        {"beta": 0.8, "init_hidden": True, "learn_beta": True, "learn_threshold": True, "learn_graded_spikes_factor": True},
+        {
+            "beta": 0.8,
+            "init_hidden": True,
+            "learn_beta": True,
+            "learn_threshold": True,
+            "learn_graded_spikes_factor": True,
+        },
     ),
-    "Leaky, zero": ((snn.Leaky, RevLeaky), {"beta": 0.8, "init_hidden": True, "reset_mechanism": "zero"}),
-    "Leaky, at once": ((snn.Leaky, RevLeaky), {"beta": 0.8, "init_hidden": True, "reset_delay": False}),
+    "Leaky, zero": (
+        (snn.Leaky, RevLeaky),
+        {"beta": 0.8, "init_hidden": True, "reset_mechanism": "zero"},
+    ),
+    "Leaky, at once": (
+        (snn.Leaky, RevLeaky),
+        {"beta": 0.8, "init_hidden": True, "reset_delay": False},
+    ),
     "IF s": ((neuron.IFNode, RevIFNode), {"v_reset": None}),
-    "LIF s": ((neuron.LIFNode, RevLIFNode), {"surrogate_function": surrogate.ATan(), "detach_reset": True}),
-    "LIF m": ((neuron.LIFNode, RevLIFNode), {"surrogate_function": surrogate.ATan(), "step_mode": "m"}),
+    "LIF s": (
+        (neuron.LIFNode, RevLIFNode),
+        {"surrogate_function": surrogate.ATan(), "detach_reset": True},
+    ),
+    "LIF m": (
+        (neuron.LIFNode, RevLIFNode),
+        {"surrogate_function": surrogate.ATan(), "step_mode": "m"},
+    ),
     "PLIF s": ((neuron.ParametricLIFNode, RevParametricLIFNode), {"v_reset": None}),
     "PLIF m": ((neuron.ParametricLIFNode, RevParametricLIFNode), {"step_mode": "m"}),
 }
-LEARNED = {"Leaky, learned": ("beta", "threshold", "graded_spikes_factor"), "PLIF s": ("w",), "PLIF m": ("w",)}
+LEARNED = {
+    "Leaky, learned": ("beta", "threshold", "graded_spikes_factor"),
+    "PLIF s": ("w",),
+    "PLIF m": ("w",),
+}
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 
 class Net(nn.Module):
-    """conv - neurons - linear - neurons with states of their own; ``[T, N, 2, 5]`` to spikes ``[T, N, 4]``.
+    """conv - neurons - linear - neurons with states of their own; ``[T, N, 2, 5]`` to spikes ``[T,
+    N, 4]``.
 
     Attributes:
         fault: called with the number of the step before each step of the second layer.
@@ -86,7 +110,9 @@ def good_step(net: Net, name: str = "good") -> Observed:
     v1, v2 = net.potentials()
     sum((each * torch.randn(each.shape)).sum() for each in (spikes, v1, v2)).backward()
     exact = {f"{name} {i}": each for i, each in enumerate((spikes, v1, v2))}
-    gradients = {f"{name} {key}": p.grad.clone() for key, p in net.named_parameters() if p.grad is not None}
+    gradients = {
+        f"{name} {key}": p.grad.clone() for key, p in net.named_parameters() if p.grad is not None
+    }
     return Observed(exact, gradients | {f"{name} x": x.grad})
 
 
@@ -107,7 +133,7 @@ class Fault(Exception):
     """Raised in the middle of something."""
 
 
-# ---------------------------------------------------------------------------------------------------------- backward
+# ----------------------------------------------------------------------------------------- backward
 
 
 @EVERY_KIND
@@ -115,7 +141,10 @@ def test_second_backward_without_retain_graph_raises(kind: str) -> None:
     def program(net: Net) -> Observed:
         spikes = net(draw())
         spikes.sum().backward()
-        with pytest.raises(RuntimeError, match=r"backward through (the graph|a reversible neuron's time step) a second time"):
+        with pytest.raises(
+            RuntimeError,
+            match=r"backward through (the graph|a reversible neuron's time step) a second time",
+        ):
             spikes.sum().backward()
         net.clear()
         return good_step(net)
@@ -150,7 +179,9 @@ def test_double_backward_raises(kind: str) -> None:
 @EVERY_KIND
 @pytest.mark.parametrize("which", ["conv.weight", "fc.weight", "learned"])
 @pytest.mark.parametrize("how", ["no_grad", "optimizer", "load_state_dict"])
-def test_a_parameter_changed_between_forward_and_backward_raises(how: str, which: str, kind: str) -> None:
+def test_a_parameter_changed_between_forward_and_backward_raises(
+    how: str, which: str, kind: str
+) -> None:
     ours, options = KINDS[kind][0][1], KINDS[kind][1]
     names = [which] if which != "learned" else [f"lif2.{name}" for name in LEARNED.get(kind, ())]
     for name in names:
@@ -225,7 +256,9 @@ def test_backward_again_after_an_exception_with_retained_graph(kind: str) -> Non
             if faults:
                 raise faults.pop()
 
-        hooked = net.lif1.register_forward_hook(lambda module, args, output: output.register_hook(interrupt) and None)
+        hooked = net.lif1.register_forward_hook(
+            lambda module, args, output: output.register_hook(interrupt) and None
+        )
         spikes = net(x)
         hooked.remove()
         loss = (spikes * torch.randn(spikes.shape)).sum()
@@ -239,7 +272,7 @@ def test_backward_again_after_an_exception_with_retained_graph(kind: str) -> Non
     check(kind, program)
 
 
-# ----------------------------------------------------------------------------------------------------------- forward
+# ------------------------------------------------------------------------------------------ forward
 
 
 @EVERY_KIND
@@ -268,7 +301,9 @@ def test_an_exception_in_mid_forward(clear: bool, error: type, kind: str) -> Non
 @EVERY_KIND
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode], ids=lambda off: off.__name__)
 @pytest.mark.parametrize("clear", [True, False])
-def test_a_neuron_called_without_gradients_and_then_with(clear: bool, off: Callable, kind: str) -> None:
+def test_a_neuron_called_without_gradients_and_then_with(
+    clear: bool, off: Callable, kind: str
+) -> None:
     def program(net: Net) -> Observed:
         with off():
             quiet = net(draw().detach())
@@ -320,19 +355,37 @@ def test_no_time_steps_at_all(store_v_seq: bool, kind: str) -> None:
 BAD_CALLS: dict[str, Callable[[], tuple]] = {
     "integers": lambda: (torch.arange(6).view(2, 3), torch.zeros(2, 3)),
     "booleans": lambda: (torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3)),
-    "complex numbers": lambda: (torch.ones(2, 3, dtype=torch.complex64, requires_grad=True), torch.zeros(2, 3)),
+    "complex numbers": lambda: (
+        torch.ones(2, 3, dtype=torch.complex64, requires_grad=True),
+        torch.zeros(2, 3),
+    ),
     "a list": lambda: ([1.0, 2.0], torch.zeros(2)),
     "a number": lambda: (1.0, torch.zeros(1)),
     "None": lambda: (None, torch.zeros(1)),
     "a membrane of another batch": lambda: (torch.ones(2, 3, requires_grad=True), torch.ones(4, 3)),
-    "a membrane of other features": lambda: (torch.ones(2, 3, requires_grad=True), torch.ones(2, 5)),
+    "a membrane of other features": lambda: (
+        torch.ones(2, 3, requires_grad=True),
+        torch.ones(2, 5),
+    ),
     "a membrane to broadcast": lambda: (torch.ones(2, 3, requires_grad=True), torch.ones(3)),
-    "a membrane of integers": lambda: (torch.ones(2, 3, requires_grad=True), torch.ones(2, 3, dtype=torch.int64)),
-    "a membrane of float64": lambda: (torch.ones(2, 3, requires_grad=True), torch.ones(2, 3, dtype=torch.float64)),
+    "a membrane of integers": lambda: (
+        torch.ones(2, 3, requires_grad=True),
+        torch.ones(2, 3, dtype=torch.int64),
+    ),
+    "a membrane of float64": lambda: (
+        torch.ones(2, 3, requires_grad=True),
+        torch.ones(2, 3, dtype=torch.float64),
+    ),
     "a membrane that is a number": lambda: (torch.ones(2, 3, requires_grad=True), 0.5),
     "a membrane that is a list": lambda: (torch.ones(2, 3, requires_grad=True), [0.5]),
-    "a membrane on another device": lambda: (torch.ones(2, 3, requires_grad=True), torch.ones(2, 3, device="meta")),
-    "an input on another device": lambda: (torch.ones(2, 3, device="meta", requires_grad=True), torch.ones(2, 3)),
+    "a membrane on another device": lambda: (
+        torch.ones(2, 3, requires_grad=True),
+        torch.ones(2, 3, device="meta"),
+    ),
+    "an input on another device": lambda: (
+        torch.ones(2, 3, device="meta", requires_grad=True),
+        torch.ones(2, 3),
+    ),
     "an empty input": lambda: (torch.ones(0, 3, requires_grad=True), torch.ones(0, 3)),
     "a scalar input": lambda: (torch.tensor(2.0, requires_grad=True), torch.tensor(0.1)),
     "a sparse input": lambda: (torch.eye(3).to_sparse().requires_grad_(), torch.zeros(3, 3)),
@@ -349,7 +402,9 @@ def outcome(kind: type, options: dict, arguments: tuple) -> tuple[Any, nn.Module
 
 
 @pytest.mark.parametrize("name", BAD_CALLS)
-@pytest.mark.parametrize("kind", ["Leaky", "Leaky, learned", "Leaky, zero", "IF s", "LIF s", "PLIF s"])
+@pytest.mark.parametrize(
+    "kind", ["Leaky", "Leaky, learned", "Leaky, zero", "IF s", "LIF s", "PLIF s"]
+)
 def test_calls_that_the_host_would_not_expect(kind: str, name: str) -> None:
     kinds, options = KINDS[kind]
     options = {key: value for key, value in options.items() if key != "init_hidden"}
@@ -359,7 +414,12 @@ def test_calls_that_the_host_would_not_expect(kind: str, name: str) -> None:
     else:
         assert not isinstance(ours, Exception), f"{ours!r}"
         for a, b in zip(ours, host, strict=True):
-            assert (a.dtype, a.shape, a.device, a.requires_grad) == (b.dtype, b.shape, b.device, b.requires_grad)
+            assert (a.dtype, a.shape, a.device, a.requires_grad) == (
+                b.dtype,
+                b.shape,
+                b.device,
+                b.requires_grad,
+            )
             assert a.is_meta or torch.equal(a, b)
     # The next call is right.
     x = torch.full((2, 3), 1.3, requires_grad=True)
@@ -404,7 +464,7 @@ def test_a_parameter_on_another_device_raises_as_in_the_host(name: str, learned:
     assert outcomes[0] is outcomes[1]
 
 
-# ------------------------------------------------------------------------------------------------------ odd tensors
+# -------------------------------------------------------------------------------------- odd tensors
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -422,7 +482,8 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_layouts_of_the_input(kind: str, layout: str) -> None:
-    """Strides of spikes and membranes decide how a later convolution rounds, so they must be the host's too."""
+    """Strides of spikes and membranes decide how a later convolution rounds, so they must be the
+    host's too."""
     kinds, options = KINDS[kind]
 
     def program(make: MakeNeuron) -> Observed:
@@ -438,14 +499,17 @@ def test_layouts_of_the_input(kind: str, layout: str) -> None:
                 seen.append(after(above.unsqueeze(0) if mode == "m" else above))
             seen += [spikes, potential_of(lif)]
         sum((each * torch.randn(each.shape)).sum() for each in seen).backward()
-        return Observed({str(i): each for i, each in enumerate(seen)}).see_gradients(lif, conv, after, x=x)
+        return Observed({str(i): each for i, each in enumerate(seen)}).see_gradients(
+            lif, conv, after, x=x
+        )
 
     agree(program, *kinds, path="any")
 
 
 @EVERY_KIND
 @pytest.mark.parametrize(
-    "frozen", ["conv", "conv and neurons", "all but the last bias", "x alone needs gradients", "everything"]
+    "frozen",
+    ["conv", "conv and neurons", "all but the last bias", "x alone needs gradients", "everything"],
 )
 def test_frozen_parameters(frozen: str, kind: str) -> None:
     def program(net: Net) -> Observed:
@@ -462,9 +526,15 @@ def test_frozen_parameters(frozen: str, kind: str) -> None:
         spikes = net(x)
         v1, v2 = net.potentials()
         loss = sum((each * torch.randn(each.shape)).sum() for each in (spikes, v1, v2))
-        with nullcontext() if frozen != "everything" else pytest.raises(RuntimeError, match="does not require grad"):
+        with (
+            nullcontext()
+            if frozen != "everything"
+            else pytest.raises(RuntimeError, match="does not require grad")
+        ):
             loss.backward()
-        return Observed({"spikes": spikes, "v1": v1, "v2": v2}).see_gradients(net, **({"x": x} if x.requires_grad else {}))
+        return Observed({"spikes": spikes, "v1": v1, "v2": v2}).see_gradients(
+            net, **({"x": x} if x.requires_grad else {})
+        )
 
     check(kind, program, path="any")
 
@@ -484,9 +554,12 @@ def test_a_parameter_frozen_and_freed_between_steps(kind: str) -> None:
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("change", ["spikes in place", "spikes under no_grad", "a view of spikes under no_grad"])
+@pytest.mark.parametrize(
+    "change", ["spikes in place", "spikes under no_grad", "a view of spikes under no_grad"]
+)
 def test_spikes_that_the_user_writes_into(change: str, kind: str) -> None:
-    """A mask on the spikes of a layer: what is computed again below the next layer must be the masked spikes."""
+    """A mask on the spikes of a layer: what is computed again below the next layer must be the
+    masked spikes."""
 
     def mask(module: nn.Module, args: Any, spikes: Tensor) -> None:
         if change == "spikes in place":

@@ -1,6 +1,8 @@
-"""A neuron that resets to a value forgets what it had charged: it is not reversed but rebuilt forward, exactly.
+"""A neuron that resets to a value forgets what it had charged: it is not reversed but rebuilt
+forward, exactly.
 
-Single-step mode, the potential carried from step to step, over a hundred time steps: the way beginners' examples train.
+Single-step mode, the potential carried from step to step, over a hundred time steps: the way
+beginners' examples train.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevIFNode, RevLIFNode, RevParametricLIFNode
-from snn_revplugin.memory import MemoryReport, memory_report
+from snn_revplugin.report.memory import MemoryReport, memory_report
 from snn_revplugin.settings import use_settings
 
 TIME_STEPS = 100
@@ -28,7 +30,9 @@ Make = Callable[[], nn.Module]
 
 
 def leaky(kind: type[snntorch.Leaky], **options: object) -> Make:
-    return lambda: kind(0.9, 0.3, snn_surrogate.fast_sigmoid(), init_hidden=True, reset_mechanism="zero", **options)
+    return lambda: kind(
+        0.9, 0.3, snn_surrogate.fast_sigmoid(), init_hidden=True, reset_mechanism="zero", **options
+    )
 
 
 def node(kind: type[nn.Module], **options: object) -> Make:
@@ -37,10 +41,16 @@ def node(kind: type[nn.Module], **options: object) -> Make:
 
 NEURONS = {
     "Leaky": (leaky(snntorch.Leaky), leaky(RevLeaky)),
-    "Leaky, reset at once": (leaky(snntorch.Leaky, reset_delay=False), leaky(RevLeaky, reset_delay=False)),
+    "Leaky, reset at once": (
+        leaky(snntorch.Leaky, reset_delay=False),
+        leaky(RevLeaky, reset_delay=False),
+    ),
     "IFNode": (node(neuron.IFNode), node(RevIFNode)),
     "LIFNode": (node(neuron.LIFNode), node(RevLIFNode)),
-    "LIFNode, detached": (node(neuron.LIFNode, detach_reset=True), node(RevLIFNode, detach_reset=True)),
+    "LIFNode, detached": (
+        node(neuron.LIFNode, detach_reset=True),
+        node(RevLIFNode, detach_reset=True),
+    ),
     "ParametricLIFNode": (node(neuron.ParametricLIFNode), node(RevParametricLIFNode)),
 }
 
@@ -72,14 +82,17 @@ class Alone(nn.Module):
 
 
 def train(net: nn.Module) -> tuple[Tensor, MemoryReport]:
-    """A training step: how often each neuron of the last layer fired, and the memory that the step held."""
+    """A training step: how often each neuron of the last layer fired, and the memory that the step
+    held."""
     if any(isinstance(each, neuron.BaseNode) for each in net.modules()):
         functional.reset_net(net)
     x = torch.rand(3, 1, 14, 14, generator=torch.Generator().manual_seed(1))
     seen = []
 
     def loss() -> Tensor:
-        count = sum(net(x) * (1 + t / TIME_STEPS) for t in range(TIME_STEPS))  # no two steps with the same gradient
+        count = sum(
+            net(x) * (1 + t / TIME_STEPS) for t in range(TIME_STEPS)
+        )  # no two steps with the same gradient
         seen.append(count.detach())
         return count.square().sum()
 
@@ -89,15 +102,15 @@ def train(net: nn.Module) -> tuple[Tensor, MemoryReport]:
 
 @pytest.mark.parametrize("build", [ConvNet, Alone])
 @pytest.mark.parametrize("kinds", NEURONS.values(), ids=NEURONS)
-@pytest.mark.parametrize("host_order", [False, True])
+@pytest.mark.parametrize("match_host_order", [False, True])
 def test_a_third_of_the_memory_and_the_same_gradients(
-    kinds: tuple[Make, Make], build: type[nn.Module], host_order: bool
+    kinds: tuple[Make, Make], build: type[nn.Module], match_host_order: bool
 ) -> None:
     results, gradients = [], []
     for make in kinds:
         torch.manual_seed(0)
         net = build(make)
-        with use_settings(host_order=host_order):
+        with use_settings(match_host_order=match_host_order):
             results.append(train(net))
         gradients.append({name: each.grad for name, each in net.named_parameters()})
     (host_count, host), (count, ours) = results
@@ -107,7 +120,7 @@ def test_a_third_of_the_memory_and_the_same_gradients(
     assert 3 * ours.peak <= host.peak
     assert gradients[1].keys() == gradients[0].keys()
     for name, gradient in gradients[0].items():
-        if PURE and host_order:
+        if PURE and match_host_order:
             assert torch.equal(gradients[1][name], gradient), name
         else:  # TorchScript, of SpikingJelly 0.0.0.0.14, takes sums in another order
             assert_close(name, gradient, gradients[1][name])

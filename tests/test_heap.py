@@ -1,4 +1,5 @@
-"""What the process holds: blocks of bits, the heap, and the Python objects that a neuron call leaves behind."""
+"""What the process holds: blocks of bits, the heap, and the Python objects that a neuron call
+leaves behind."""
 
 from __future__ import annotations
 
@@ -11,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from snn_revplugin import heap
-from snn_revplugin.comparison import Setup
-from snn_revplugin.spikes import Block, PackedSpikes
-from snn_revplugin.workloads import OURS, WORKLOADS
+from snn_revplugin.cli.comparison import Setup
+from snn_revplugin.cli.workloads import OURS, WORKLOADS
+from snn_revplugin.packed.spikes import Block, PackedSpikes
+from snn_revplugin.torch_internals import heap
 
 RESIDENT = Path(__file__).parents[1] / "benchmarks" / "resident.py"
 
@@ -30,7 +31,9 @@ def test_blocks_double_up_to_a_limit_and_rows_do_not_touch_one_another() -> None
         chain.append(PackedSpikes(each, before=chain[-1] if chain else None))
     assert all(torch.equal(p.fired(), each) for p, each in zip(chain, fired, strict=True))
     sizes = [p.allocated // p.nbytes for p in chain if p.allocated]
-    assert sizes[:6] == [1, 2, 4, 8, Block.MOST_ROWS, Block.MOST_ROWS] and set(sizes[6:]) == {Block.MOST_ROWS}
+    assert sizes[:6] == [1, 2, 4, 8, Block.MOST_ROWS, Block.MOST_ROWS] and set(sizes[6:]) == {
+        Block.MOST_ROWS
+    }
 
 
 def test_two_branches_of_a_chain_get_rows_of_their_own() -> None:

@@ -1,8 +1,8 @@
 """The fused kernels: the same bits forward, and gradients to rounding, as the plain torch code.
 
-On every machine the kernels run in Triton's interpreter and are compiled for sm_80 and sm_90, which takes no GPU. Tests with
-the marker ``gpu`` are the same comparisons on a CUDA device. Every output is poisoned before a launch, so that an element
-that is not written shows.
+On every machine the kernels run in Triton's interpreter and are compiled for sm_80 and sm_90, which
+takes no GPU. Tests with the marker ``gpu`` are the same comparisons on a CUDA device. Every output
+is poisoned before a launch, so that an element that is not written shows.
 """
 
 from __future__ import annotations
@@ -17,40 +17,50 @@ import pytest
 import torch
 import torch.nn as nn
 from compare import assert_alive, assert_close, assert_exact
-from on_kernels import COMPILES_BESIDE_THE_INTERPRETER, ON_EVERY_DEVICE, assert_trains_alike, launches, trained
+from on_kernels import (
+    COMPILES_BESIDE_THE_INTERPRETER,
+    ON_EVERY_DEVICE,
+    assert_trains_alike,
+    launches,
+    trained,
+)
 from torch import Tensor
 
-from snn_revplugin import check_reversible, explain, use_settings
+from snn_revplugin import check_reversible, use_settings
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevLIFNode
-from snn_revplugin.dynamics import (
-    Dynamics,
+from snn_revplugin.bptt.record import NeuronRecord
+from snn_revplugin.bptt.sequence import sequence
+from snn_revplugin.bptt.statistics import CallStatistics
+from snn_revplugin.bptt.step import step
+from snn_revplugin.kernels import backend, launch
+from snn_revplugin.kernels.backend import select_backend
+from snn_revplugin.kernels.kernel_spec import DTYPES, JUMPING, SURROGATES
+from snn_revplugin.kernels.triton_neuron import TritonNeuron
+from snn_revplugin.neurons.integrate_and_fire import (
     IntegrateAndFire,
-    Leaky,
     LeakyIntegrateAndFire,
     ParametricLeakyIntegrateAndFire,
 )
-from snn_revplugin.kernels import backend, launch
-from snn_revplugin.kernels.backend import arithmetic
-from snn_revplugin.kernels.form import DTYPES, JUMPING, SURROGATES
-from snn_revplugin.kernels.fused import Fused
-from snn_revplugin.ledger import Ledger
-from snn_revplugin.neuron import Reversal
+from snn_revplugin.neurons.leaky import Leaky
+from snn_revplugin.neurons.surrogate import Surrogate, surrogate_of
+from snn_revplugin.neurons.transition import Dynamics
+from snn_revplugin.packed.spikes import PackedSpikes
 from snn_revplugin.replay import Normed
-from snn_revplugin.sequence import sequence
-from snn_revplugin.spikes import PackedSpikes
-from snn_revplugin.step import step
-from snn_revplugin.surrogate import Surrogate, surrogate_of
+from snn_revplugin.report import explain
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.usefixtures("kernels_on")
 
 SHAPES = [(1,), (7,), (2, 4), (3, 3), (5, 205)]
-ATAN, SIGMOID = Surrogate("atan", (2.0,), keeps_dtype=False), Surrogate("sigmoid", (4.0,), strict=False)
-
-SHORT = (
-    0.1  # relative error of gradients in float16 and bfloat16: the kernels round once, the plain code after every operation
+ATAN, SIGMOID = (
+    Surrogate("atan", (2.0,), keeps_dtype=False),
+    Surrogate("sigmoid", (4.0,), strict=False),
 )
+
+# relative error of gradients in float16 and bfloat16: the kernels round once, the plain code after
+# every operation
+SHORT = 0.1
 
 Make = Callable[[str, torch.dtype, int], Dynamics]  # device, dtype, neurons in the last dimension
 
@@ -58,7 +68,11 @@ Make = Callable[[str, torch.dtype, int], Dynamics]  # device, dtype, neurons in 
 def _leaky(kind: str, delayed: bool, vectors: bool, graded: bool, learn: bool = True) -> Make:
     def make(device: str, dtype: torch.dtype, last: int) -> Dynamics:
         def values(low: float, high: float) -> Tensor:
-            each = torch.linspace(low, high, last) if vectors and last > 1 else torch.tensor((low + high) / 2)
+            each = (
+                torch.linspace(low, high, last)
+                if vectors and last > 1
+                else torch.tensor((low + high) / 2)
+            )
             return each.to(device).requires_grad_(learn)
 
         factor = values(0.7, 1.3) if graded else torch.tensor(1.0, device=device)
@@ -78,16 +92,29 @@ def _spikingjelly(kind: type, v_reset: float | None, detached: bool, **options: 
 
 def _cases() -> dict[str, Make]:
     cases: dict[str, Make] = {}
-    for kind, delayed, vectors, graded in product(("subtract", "zero", "none"), (True, False), (False, True), (False, True)):
-        words = [kind, "" if delayed else "at once", "vectors" if vectors else "", "graded" if graded else ""]
+    for kind, delayed, vectors, graded in product(
+        ("subtract", "zero", "none"), (True, False), (False, True), (False, True)
+    ):
+        words = [
+            kind,
+            "" if delayed else "at once",
+            "vectors" if vectors else "",
+            "graded" if graded else "",
+        ]
         cases[" ".join(["Leaky", *filter(None, words)])] = _leaky(kind, delayed, vectors, graded)
     for v_reset, detached in product((None, 0.0, -0.3), (False, True)):
-        reset = f"{'soft' if v_reset is None else f'hard {v_reset}'}{' detached' if detached else ''}"
+        reset = (
+            f"{'soft' if v_reset is None else f'hard {v_reset}'}{' detached' if detached else ''}"
+        )
         cases[f"IF {reset}"] = _spikingjelly(IntegrateAndFire, v_reset, detached)
         for decay_input, words in ((True, ""), (False, " input kept")):
             options = {"decay_input": decay_input}
-            cases[f"LIF {reset}{words}"] = _spikingjelly(LeakyIntegrateAndFire, v_reset, detached, tau=1.7, **options)
-            cases[f"PLIF {reset}{words}"] = _spikingjelly(ParametricLeakyIntegrateAndFire, v_reset, detached, **options)
+            cases[f"LIF {reset}{words}"] = _spikingjelly(
+                LeakyIntegrateAndFire, v_reset, detached, tau=1.7, **options
+            )
+            cases[f"PLIF {reset}{words}"] = _spikingjelly(
+                ParametricLeakyIntegrateAndFire, v_reset, detached, **options
+            )
     return cases
 
 
@@ -95,16 +122,25 @@ CASES = _cases()
 EVERY_CASE = pytest.mark.parametrize("name", CASES)
 IN_SEQUENCES = [name for name in CASES if "at once" not in name or "none" in name]
 FEW = [
-    "Leaky subtract", "Leaky subtract vectors graded", "Leaky zero graded", "Leaky subtract at once graded", "IF soft",
-    "LIF hard -0.3", "LIF hard 0.0 detached input kept", "PLIF soft", "PLIF hard -0.3 input kept",
-]  # fmt: skip
+    "Leaky subtract",
+    "Leaky subtract vectors graded",
+    "Leaky zero graded",
+    "Leaky subtract at once graded",
+    "IF soft",
+    "LIF hard -0.3",
+    "LIF hard 0.0 detached input kept",
+    "PLIF soft",
+    "PLIF hard -0.3 input kept",
+]
 
 
-def fused(dynamics: Dynamics) -> Fused:
-    return Fused(dynamics, backend.INTERPRETED)
+def fused(dynamics: Dynamics) -> TritonNeuron:
+    return TritonNeuron(dynamics, backend.INTERPRETED)
 
 
-def draw(shape: tuple[int, ...], dtype: torch.dtype, device: str, seed: int = 0) -> tuple[Tensor, Tensor]:
+def draw(
+    shape: tuple[int, ...], dtype: torch.dtype, device: str, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """A current and a potential around the threshold."""
     torch.manual_seed(seed)
     x, v = torch.randn(shape) * 1.5 + 0.4, torch.randn(shape) + 0.4
@@ -112,43 +148,55 @@ def draw(shape: tuple[int, ...], dtype: torch.dtype, device: str, seed: int = 0)
 
 
 def assert_same_step(dynamics: Dynamics, x: Tensor, v: Tensor) -> Tensor:
-    """One step forward by a kernel has the bits, dtypes and strides of the plain one; the plain spikes come back."""
+    """One step forward by a kernel has the bits, dtypes and strides of the plain one; the plain
+    spikes come back."""
     with torch.no_grad():
         fired, spikes, charged, after = dynamics.step(x, v)
         packed, *ours = fused(dynamics).step(x, v)
-    for what, host, our in zip(("spikes", "charged", "after"), (spikes, charged, after), ours, strict=True):
+    for what, host, our in zip(
+        ("spikes", "charged", "after"), (spikes, charged, after), ours, strict=True
+    ):
         assert_exact(what, host, our)
     with use_settings(backend="torch"):
         expected = PackedSpikes(fired.bool(), fired.dtype, dynamics.graded_factor)
     assert isinstance(packed, PackedSpikes)
     assert torch.equal(packed.bits, expected.bits)
-    assert (packed.shape, packed.strides, packed.dtype) == (expected.shape, expected.strides, expected.dtype)
+    assert (packed.shape, packed.strides, packed.dtype) == (
+        expected.shape,
+        expected.strides,
+        expected.dtype,
+    )
     assert_exact("unpacked", expected.spikes(), packed.spikes())
     return fired
 
 
 def moment_of(dynamics: Dynamics, h: Tensor) -> SimpleNamespace:
-    """A time step as :class:`snn_revplugin.trajectory.Moment` sees it, of which only the end is known."""
+    """A time step as :class:`snn_revplugin.trajectory.Moment` sees it, of which only the end is
+    known."""
     with torch.no_grad():
         fired = dynamics.fires(h)
     state = SimpleNamespace(fired=PackedSpikes(fired.bool()), dynamics=dynamics)
     return SimpleNamespace(state=state, charged=h, fired=fired)
 
 
-# --------------------------------------------------------------------------------------------------------------- forward
+# ------------------------------------------------------------------------------------------ forward
 
 
 @ON_EVERY_DEVICE
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @EVERY_CASE
 def test_a_step_forward_is_the_plain_one(name: str, shape: tuple[int, ...], device: str) -> None:
-    fired = assert_same_step(CASES[name](device, torch.float32, shape[-1]), *draw(shape, torch.float32, device))
+    fired = assert_same_step(
+        CASES[name](device, torch.float32, shape[-1]), *draw(shape, torch.float32, device)
+    )
     if len(shape) == 2 and shape[-1] > 100:
         assert_alive(fired)
 
 
 @ON_EVERY_DEVICE
-@pytest.mark.parametrize("dtypes", [(torch.float16,) * 2, (torch.bfloat16,) * 2, (torch.float16, torch.float32)], ids=str)
+@pytest.mark.parametrize(
+    "dtypes", [(torch.float16,) * 2, (torch.bfloat16,) * 2, (torch.float16, torch.float32)], ids=str
+)
 @EVERY_CASE
 def test_a_step_forward_of_short_dtypes_is_the_plain_one(
     name: str, dtypes: tuple[torch.dtype, torch.dtype], device: str
@@ -163,41 +211,51 @@ def test_a_step_forward_of_short_dtypes_is_the_plain_one(
 @ON_EVERY_DEVICE
 @pytest.mark.parametrize("strict", [False, True])
 @EVERY_CASE
-def test_potentials_on_the_threshold_and_one_ulp_beside_it(name: str, strict: bool, device: str) -> None:
-    """Currents that go through the threshold in single ulps; and potentials that do, for the reset that was left to do."""
+def test_potentials_on_the_threshold_and_one_ulp_beside_it(
+    name: str, strict: bool, device: str
+) -> None:
+    """Currents that go through the threshold in single ulps; and potentials that do, for the reset
+    that was left to do."""
     dynamics = CASES[name](device, torch.float32, 1)
     dynamics = replace(dynamics, surrogate=replace(dynamics.surrogate, strict=strict))
     ulps = torch.arange(-20, 21, device=device, dtype=torch.int32)
     x = (torch.tensor(0.83, device=device).view(torch.int32) + ulps).view(torch.float32)
     v = torch.full_like(x, 0.31)
     with torch.no_grad():
-        h = dynamics.charge(x, v, dynamics.resets(v))[20]
+        h = dynamics.charge(x, v, dynamics.reset_signal(v))[20]
     threshold = h if isinstance(dynamics.threshold, Tensor) else h.item()
     on_it = replace(dynamics, threshold=threshold)
-    if dynamics.has_resets or not isinstance(dynamics, Leaky):
+    if dynamics.has_reset_signal or not isinstance(dynamics, Leaky):
         fired = assert_same_step(on_it, x, v)
         assert 0 < fired.sum() < fired.numel()
-    v = (torch.as_tensor(threshold, device=device, dtype=torch.float32).view(torch.int32) + ulps).view(torch.float32)
+    v = (
+        torch.as_tensor(threshold, device=device, dtype=torch.float32).view(torch.int32) + ulps
+    ).view(torch.float32)
     assert_same_step(on_it, x * 0.1, v)
 
 
 @ON_EVERY_DEVICE
 def test_what_lies_beside_the_last_neuron(device: str) -> None:
-    """The rest of its byte is empty, though a neuron without current would fire there; and it adds to no sum, were it NaN."""
+    """The rest of its byte is empty, though a neuron without current would fire there; and it adds
+    to no sum, were it NaN."""
     assert_same_step(IntegrateAndFire(SIGMOID, -0.5, None), *draw((9,), torch.float32, device))
     steep = Surrogate("sigmoid_of_exp", (200.0,), keeps_dtype=False)
-    beta, threshold, one = (torch.tensor(each, device=device, requires_grad=True) for each in (0.9, 1.0, 1.0))
+    beta, threshold, one = (
+        torch.tensor(each, device=device, requires_grad=True) for each in (0.9, 1.0, 1.0)
+    )
     h = torch.linspace(0.95, 1.05, 9, device=device)
-    moment = moment_of(Leaky(steep, beta, threshold, one, "none"), h)
-    _, (_, expected, _) = moment.state.dynamics.gradient_of_fire(h, moment, (True,) * 3)
-    _, (_, ours, _) = fused(moment.state.dynamics).gradient_of_fire(h, moment, (True,) * 3)
+    view = moment_of(Leaky(steep, beta, threshold, one, "none"), h)
+    _, (_, expected, _) = view.state.dynamics.gradient_of_fire(h, view, (True,) * 3)
+    _, (_, ours, _) = fused(view.state.dynamics).gradient_of_fire(h, view, (True,) * 3)
     assert_close("threshold", expected, ours)
 
 
 @ON_EVERY_DEVICE
 @EVERY_CASE
 def test_infinities_and_zeros(name: str, device: str) -> None:
-    odd = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e38, -1e38, 1e-40, -1e-40], device=device)
+    odd = torch.tensor(
+        [0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e38, -1e38, 1e-40, -1e-40], device=device
+    )
     v, x = torch.meshgrid(odd, odd, indexing="ij")
     assert_same_step(CASES[name](device, torch.float32, 9), x.contiguous(), v.contiguous())
 
@@ -214,11 +272,16 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @ON_EVERY_DEVICE
 @pytest.mark.parametrize("names", product(LAYOUTS, LAYOUTS), ids=" ".join)
 def test_every_layout(names: tuple[str, str], device: str) -> None:
-    x, v = (LAYOUTS[name](each) for name, each in zip(names, draw((2, 4, 3, 5), torch.float32, device), strict=True))
+    x, v = (
+        LAYOUTS[name](each)
+        for name, each in zip(names, draw((2, 4, 3, 5), torch.float32, device), strict=True)
+    )
     x = x + 0 if names[0] == "expanded" else x
     for shape in ((), (1,), (4, 1, 1), (5,), (3, 5), (4, 3, 5), (4, 1, 5), (2, 1, 1, 1)):
         count = torch.Size(shape).numel()
-        beta, threshold = (torch.linspace(low, low + 0.3, count, device=device).view(shape) for low in (0.6, 0.8))
+        beta, threshold = (
+            torch.linspace(low, low + 0.3, count, device=device).view(shape) for low in (0.6, 0.8)
+        )
         one = torch.tensor(1.0, device=device)
         assert_same_step(Leaky(ATAN, beta, threshold, one, "subtract", graded=False), x, v)
     assert_same_step(IntegrateAndFire(SIGMOID, 0.8, 0.0), x, v)
@@ -231,16 +294,20 @@ def test_every_layout(names: tuple[str, str], device: str) -> None:
 def test_packing(count: int, dtype: torch.dtype, device: str) -> None:
     torch.manual_seed(count)
     fired, code = (torch.rand(count, device=device) < 0.4), launch.kernels(backend.INTERPRETED)
-    bits = torch.empty((2, -(-count // 8)), dtype=torch.uint8, device=device)[1]  # a row of a block, aligned to nothing
+    bits = torch.empty((2, -(-count // 8)), dtype=torch.uint8, device=device)[
+        1
+    ]  # a row of a block, aligned to nothing
     launch.pack(code, fired.to(dtype), bits)
     assert_exact("bits", PackedSpikes(fired.cpu()).bits.to(device), bits)
     assert_exact("ones", fired.to(dtype), launch.unpack(code, bits, count, dtype))
 
 
-# -------------------------------------------------------------------------------------------------------------- backward
+# ----------------------------------------------------------------------------------------- backward
 
 
-def network(T: int, shape: tuple[int, ...], device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def network(
+    T: int, shape: tuple[int, ...], device: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
     """Data for T steps, a layer's weight, and a first potential."""
     torch.manual_seed(1)
     drawn = torch.randn(T, *shape), torch.tensor([[[1.6]]]), torch.randn(shape)
@@ -253,16 +320,28 @@ def layer(data: Tensor, weight: Tensor) -> Tensor:
     return torch.conv1d(data.reshape(1, 1, -1), weight).view(data.shape)
 
 
-def steps(dynamics: Dynamics, T: int, shape: tuple[int, ...], device: str, dtype: torch.dtype = torch.float32) -> Any:
-    """A program of T single steps whose currents come from a layer, so that they can be had again and time be reversed."""
+def steps(
+    dynamics: Dynamics,
+    T: int,
+    shape: tuple[int, ...],
+    device: str,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """A program of T single steps whose currents come from a layer, so that they can be had again
+    and time be reversed."""
     data, weight, start = network(T, shape, device, dtype)
 
     def run() -> tuple[list[Tensor], list[Tensor]]:
-        reversal, v, outputs = Reversal(), start, []
+        record, v, outputs = NeuronRecord(), start, []
         for x in data:
-            spikes, v = step(dynamics, layer(x, weight), v, reversal)
+            spikes, v = step(dynamics, layer(x, weight), v, record)
             outputs.append(spikes)
-        return [*outputs, v], [weight, data, start, *(each for each in dynamics.parameters if each.requires_grad)]
+        return [*outputs, v], [
+            weight,
+            data,
+            start,
+            *(each for each in dynamics.parameters if each.requires_grad),
+        ]
 
     return run
 
@@ -270,7 +349,9 @@ def steps(dynamics: Dynamics, T: int, shape: tuple[int, ...], device: str, dtype
 @ON_EVERY_DEVICE
 @pytest.mark.parametrize(("T", "shape"), [(1, (9,)), (2, (7,)), (9, (3, 5))], ids=str)
 @EVERY_CASE
-def test_steps_backward_give_the_plain_gradients(name: str, T: int, shape: tuple[int, ...], device: str) -> None:
+def test_steps_backward_give_the_plain_gradients(
+    name: str, T: int, shape: tuple[int, ...], device: str
+) -> None:
     assert_trains_alike(steps(CASES[name](device, torch.float32, shape[-1]), T, shape, device))
 
 
@@ -288,20 +369,22 @@ def test_steps_backward_of_short_dtypes(name: str, dtype: torch.dtype, device: s
 
 
 @ON_EVERY_DEVICE
-def test_time_is_reversed_in_the_kernel_that_takes_the_gradient(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_is_reversed_in_the_kernel_that_takes_the_gradient(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No second launch, no torch code for the reversal: of 9 steps 8 hand their potential down."""
     reversals = []
-    original = Fused._launch_backward
+    original = TritonNeuron._launch_backward
 
-    def seen(self: Fused, part: str, *args: Any, **tensors: Any) -> Any:
+    def seen(self: TritonNeuron, part: str, *args: Any, **tensors: Any) -> Any:
         reversals.append("charged_before" in tensors)
         return original(self, part, *args, **tensors)
 
     def forbidden(*_: Any) -> None:
         raise AssertionError("torch code reversed a step")
 
-    monkeypatch.setattr(Fused, "_launch_backward", seen)
-    monkeypatch.setattr(IntegrateAndFire, "uncharge", forbidden)
+    monkeypatch.setattr(TritonNeuron, "_launch_backward", seen)
+    monkeypatch.setattr(IntegrateAndFire, "invert_charge", forbidden)
     dynamics = IntegrateAndFire(SIGMOID, 0.8, None)
     with use_settings(backend="triton"):
         outputs, _ = steps(dynamics, 9, (2, 5), device)()
@@ -310,16 +393,25 @@ def test_time_is_reversed_in_the_kernel_that_takes_the_gradient(device: str, mon
 
 
 def whole(
-    dynamics: Dynamics, T: int, shape: tuple[int, ...], device: str, *, dtype: torch.dtype = torch.float32,
-    scanned: bool = True, with_path: bool = False, layout: Callable[[Tensor], Tensor] = lambda t: t,
-) -> Any:  # fmt: skip
+    dynamics: Dynamics,
+    T: int,
+    shape: tuple[int, ...],
+    device: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    scanned: bool = True,
+    with_path: bool = False,
+    layout: Callable[[Tensor], Tensor] = lambda t: t,
+) -> Any:
     """A program of one call of T steps; ``scanned`` if its currents can be had again."""
     data, weight, start = network(T, shape, device, dtype)
 
     def run() -> tuple[list[Tensor], list[Tensor]]:
         currents = layer(data, weight)
-        currents = layout(currents if scanned else currents.sin() * 1.5)  # a sine is no operation that can be done again
-        spikes, last, path = sequence(dynamics, currents, start, Reversal(), with_path)
+        currents = layout(
+            currents if scanned else currents.sin() * 1.5
+        )  # a sine is no operation that can be done again
+        spikes, last, path = sequence(dynamics, currents, start, NeuronRecord(), with_path)
         return [spikes, last, *([path] if with_path else [])], [
             weight, data, start, *(each for each in dynamics.parameters if each.requires_grad)
         ]  # fmt: skip
@@ -355,25 +447,41 @@ def test_the_bits_of_a_sequence(T: int, count: int, device: str) -> None:
     packed, spikes, *_ = fused(dynamics).sequence(x, torch.zeros_like(x[0]), False, False)
     with use_settings(backend="torch"):
         expected = PackedSpikes(spikes.bool())
-    assert (packed.shape, packed.strides, packed.dtype) == (expected.shape, expected.strides, expected.dtype)
+    assert (packed.shape, packed.strides, packed.dtype) == (
+        expected.shape,
+        expected.strides,
+        expected.dtype,
+    )
     assert torch.equal(packed.bits, expected.bits)
 
 
 def normed(
-    dynamics: Dynamics, T: int, shape: tuple[int, ...], device: str, *, training: bool = True, affine: bool = True,
+    dynamics: Dynamics,
+    T: int,
+    shape: tuple[int, ...],
+    device: str,
+    *,
+    training: bool = True,
+    affine: bool = True,
     layout: Callable[[Tensor], Tensor] = lambda t: t,
-) -> Any:  # fmt: skip
+) -> Any:
     """A program of one call of T steps whose currents a batch norm gives out."""
     torch.manual_seed(2)
-    weigh, norm = nn.Conv1d(2, shape[1], 3, padding=1, device=device), nn.BatchNorm1d(shape[1], affine=affine, device=device)
-    data, start = torch.randn(T, shape[0], 2, shape[2], device=device) + 0.5, torch.randn(shape, device=device)
+    weigh, norm = (
+        nn.Conv1d(2, shape[1], 3, padding=1, device=device),
+        nn.BatchNorm1d(shape[1], affine=affine, device=device),
+    )
+    data, start = (
+        torch.randn(T, shape[0], 2, shape[2], device=device) + 0.5,
+        torch.randn(shape, device=device),
+    )
     if affine:
         nn.init.uniform_(norm.weight, 0.5, 2.0)
     norm.train(training)
 
     def run() -> tuple[list[Tensor], list[Tensor]]:
         currents = norm(layout(weigh(data.flatten(0, 1)) * 3 + 2)).unflatten(0, (T, shape[0]))
-        spikes, last, _ = sequence(dynamics, currents, start, Reversal())
+        spikes, last, _ = sequence(dynamics, currents, start, NeuronRecord())
         assert_alive(spikes)
         leaves = [weigh.weight, *norm.parameters(), *dynamics.parameters]
         return [spikes, last], [each for each in leaves if each.requires_grad]
@@ -399,13 +507,18 @@ def norms_read(monkeypatch: pytest.MonkeyPatch) -> list[Normed]:
 
 
 @ON_EVERY_DEVICE
-@pytest.mark.parametrize(("T", "shape"), [(1, (2, 4, 6)), (2, (2, 3, 4)), (9, (2, 4, 5)), (33, (4, 2, 1))], ids=str)
+@pytest.mark.parametrize(
+    ("T", "shape"), [(1, (2, 4, 6)), (2, (2, 3, 4)), (9, (2, 4, 5)), (33, (4, 2, 1))], ids=str
+)
 @pytest.mark.parametrize("name", [name for name in IN_SEQUENCES if "vectors" not in name])
 def test_a_sequence_reads_the_norms_input(
     name: str, T: int, shape: tuple[int, ...], device: str, norms_read: list[Normed]
 ) -> None:
-    # The currents differ in their last bits, and the bias's gradient is a sum over all neurons and steps, which may cancel.
-    assert_trains_alike(normed(CASES[name](device, torch.float32, shape[-1]), T, shape, device), 5e-5)
+    # The currents differ in their last bits, and the bias's gradient is a sum over all neurons and
+    # steps, which may cancel.
+    assert_trains_alike(
+        normed(CASES[name](device, torch.float32, shape[-1]), T, shape, device), 5e-5
+    )
     assert len(norms_read) == 1
 
 
@@ -415,17 +528,28 @@ def test_a_sequence_reads_the_norms_input(
     {"layout": lambda t: t.transpose(1, 2).contiguous().transpose(1, 2)},
 ], ids=["evaluation", "no weight", "evaluation, no weight", "channels last"])  # fmt: skip
 @pytest.mark.parametrize("name", ["PLIF soft", "LIF hard -0.3"])
-def test_a_sequence_reads_any_norms_input(name: str, options: dict[str, Any], device: str, norms_read: list[Normed]) -> None:
-    assert_trains_alike(normed(CASES[name](device, torch.float32, 5), 9, (2, 4, 5), device, **options))
+def test_a_sequence_reads_any_norms_input(
+    name: str, options: dict[str, Any], device: str, norms_read: list[Normed]
+) -> None:
+    assert_trains_alike(
+        normed(CASES[name](device, torch.float32, 5), 9, (2, 4, 5), device, **options)
+    )
     assert len(norms_read) == 1
 
 
 @ON_EVERY_DEVICE
 @pytest.mark.parametrize("name", sorted(JUMPING))
-def test_a_derivative_that_jumps_is_taken_at_the_very_potential(name: str, device: str, norms_read: list[Normed]) -> None:
+def test_a_derivative_that_jumps_is_taken_at_the_very_potential(
+    name: str, device: str, norms_read: list[Normed]
+) -> None:
     """... and so is anything where a step's spikes fill no whole bytes."""
-    given = {"sparse_fast_sigmoid": (25.0, 0.25), "piecewise_leaky_relu": (0.5, 0.01), "s2nn": (4.0, 1.0),
-             "leaky_k_relu": (0.1, 1.5), "heaviside": ()}.get(name, (2.5,))  # fmt: skip
+    given = {
+        "sparse_fast_sigmoid": (25.0, 0.25),
+        "piecewise_leaky_relu": (0.5, 0.01),
+        "s2nn": (4.0, 1.0),
+        "leaky_k_relu": (0.1, 1.5),
+        "heaviside": (),
+    }.get(name, (2.5,))
     dynamics = IntegrateAndFire(Surrogate(name, given, strict=False), 0.8, 0.0)
     assert_trains_alike(normed(dynamics, 4, (2, 4, 5), device))
     assert_trains_alike(normed(IntegrateAndFire(SIGMOID, 0.8, 0.0), 4, (1, 3, 5), device))
@@ -433,17 +557,28 @@ def test_a_derivative_that_jumps_is_taken_at_the_very_potential(name: str, devic
 
 
 @ON_EVERY_DEVICE
-def test_spikes_are_not_decided_again_by_the_norms_input(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Potentials on the threshold, and an input that is a little off: gradients are those of the spikes that were given."""
+def test_spikes_are_not_decided_again_by_the_norms_input(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Potentials on the threshold, and an input that is a little off: gradients are those of the
+    spikes that were given."""
     off = 1 + 1e-6
-    monkeypatch.setattr(Normed, "channels", lambda self, known=Normed.channels: tuple(each * off for each in known(self)))
+    monkeypatch.setattr(
+        Normed,
+        "channels",
+        lambda self, known=Normed.channels: tuple(each * off for each in known(self)),
+    )
     dynamics = IntegrateAndFire(SIGMOID, 1.0, 0.0)
     norm, data = nn.BatchNorm1d(2, device=device).eval(), torch.ones(5, 4, 2, device=device)
     norm.running_var.fill_(1 - norm.eps)
 
     def run() -> tuple[list[Tensor], list[Tensor]]:
-        currents = norm(data.flatten(0, 1)).view_as(data)  # exactly one: every neuron fires at every step
-        return list(sequence(dynamics, currents, torch.zeros_like(data[0]), Reversal())[:2]), list(norm.parameters())
+        currents = norm(data.flatten(0, 1)).view_as(
+            data
+        )  # exactly one: every neuron fires at every step
+        return list(
+            sequence(dynamics, currents, torch.zeros_like(data[0]), NeuronRecord())[:2]
+        ), list(norm.parameters())
 
     assert_trains_alike(run)
 
@@ -452,7 +587,10 @@ def test_spikes_are_not_decided_again_by_the_norms_input(device: str, monkeypatc
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", [name for name in FEW if name in IN_SEQUENCES])
 def test_a_sequence_of_short_dtypes(name: str, dtype: torch.dtype, device: str) -> None:
-    assert_trains_alike(whole(CASES[name](device, dtype, 40), 4, (2, 40), device, dtype=dtype, with_path=True), SHORT)
+    assert_trains_alike(
+        whole(CASES[name](device, dtype, 40), 4, (2, 40), device, dtype=dtype, with_path=True),
+        SHORT,
+    )
 
 
 @ON_EVERY_DEVICE
@@ -472,7 +610,9 @@ def test_currents_that_two_layers_share_are_not_written_into(device: str) -> Non
     def run() -> tuple[list[Tensor], list[Tensor]]:
         currents, outputs = layer(data, weight), []
         for threshold in (0.5, 0.9):
-            spikes, last, _ = sequence(IntegrateAndFire(SIGMOID, threshold, 0.0), currents, start, Reversal())
+            spikes, last, _ = sequence(
+                IntegrateAndFire(SIGMOID, threshold, 0.0), currents, start, NeuronRecord()
+            )
             outputs += [spikes, last]
         return outputs, [weight, data, start]
 
@@ -482,7 +622,9 @@ def test_currents_that_two_layers_share_are_not_written_into(device: str) -> Non
 @ON_EVERY_DEVICE
 @pytest.mark.parametrize("wanted", ["spikes", "last"])
 @pytest.mark.parametrize("name", FEW)
-def test_a_loss_on_spikes_or_on_the_last_potential_alone(name: str, wanted: str, device: str) -> None:
+def test_a_loss_on_spikes_or_on_the_last_potential_alone(
+    name: str, wanted: str, device: str
+) -> None:
     dynamics = CASES[name](device, torch.float32, 9)
     programs = [steps(dynamics, 3, (9,), device)]
     if name in IN_SEQUENCES:
@@ -504,20 +646,35 @@ def test_a_loss_on_spikes_or_on_the_last_potential_alone(name: str, wanted: str,
 def test_surrogates(name: str, device: str) -> None:
     """At and around every point where one of them is pieced together."""
     given = {
-        "triangular": (0.8,), "spike_rate_escape": (1.5, 5.0), "sparse_fast_sigmoid": (25.0, 0.25),
-        "piecewise_leaky_relu": (0.5, 0.01), "s2nn": (4.0, 1.0), "leaky_k_relu": (0.1, 1.5), "straight_through": (),
+        "triangular": (0.8,),
+        "spike_rate_escape": (1.5, 5.0),
+        "sparse_fast_sigmoid": (25.0, 0.25),
+        "piecewise_leaky_relu": (0.5, 0.01),
+        "s2nn": (4.0, 1.0),
+        "leaky_k_relu": (0.1, 1.5),
+        "straight_through": (),
         "heaviside": (),
-    }.get(name, (2.5,))  # fmt: skip
+    }.get(name, (2.5,))
     surrogate = Surrogate(name, given)
-    points = torch.tensor([0.0, *(sign * p for p in (0.2, 0.25, 0.4, 0.5, 1.0, 2.5) for sign in (1, -1))])
-    beside = [points, torch.nextafter(points, points + 1), torch.nextafter(points, points - 1), torch.linspace(-3, 3, 1001)]
+    points = torch.tensor(
+        [0.0, *(sign * p for p in (0.2, 0.25, 0.4, 0.5, 1.0, 2.5) for sign in (1, -1))]
+    )
+    beside = [
+        points,
+        torch.nextafter(points, points + 1),
+        torch.nextafter(points, points - 1),
+        torch.linspace(-3, 3, 1001),
+    ]
     z = torch.cat(beside).to(device)
     grad = torch.linspace(-1, 2, z.numel(), device=device)
-    zero, one = torch.zeros((), device=device), torch.ones((), device=device)  # a threshold of zero, so that h is z
+    zero, one = (
+        torch.zeros((), device=device),
+        torch.ones((), device=device),
+    )  # a threshold of zero, so that h is z
     dynamics, learned = Leaky(surrogate, one, zero, one, "none", graded=False), (False,) * 3
-    moment = moment_of(dynamics, z)
-    expected, _ = dynamics.gradient_of_fire(grad, moment, learned)
-    ours, _ = fused(dynamics).gradient_of_fire(grad, moment, learned)
+    view = moment_of(dynamics, z)
+    expected, _ = dynamics.gradient_of_fire(grad, view, learned)
+    ours, _ = fused(dynamics).gradient_of_fire(grad, view, learned)
     torch.testing.assert_close(ours, expected, rtol=3e-6, atol=1e-6)
 
 
@@ -528,15 +685,18 @@ def test_sums_are_the_same_every_time(device: str) -> None:
     assert torch.equal(first, again)
 
 
-# -------------------------------------------------------------------------------------------------------------- decision
+# ----------------------------------------------------------------------------------------- decision
 
 
 def refusal(dynamics: Dynamics, x: Tensor, v: Tensor) -> str:
-    with use_settings(backend="triton"), pytest.raises(RuntimeError, match="'triton' was asked for") as refused:
-        arithmetic(dynamics, x, v, Ledger())
-    ledger = Ledger()
-    assert arithmetic(dynamics, x, v, ledger) is dynamics
-    assert ledger.backend.startswith("torch code: ")
+    with (
+        use_settings(backend="triton"),
+        pytest.raises(RuntimeError, match="'triton' was asked for") as refused,
+    ):
+        select_backend(dynamics, x, v, CallStatistics())
+    statistics = CallStatistics()
+    assert select_backend(dynamics, x, v, statistics) is dynamics
+    assert statistics.backend.startswith("torch code: ")
     return str(refused.value)
 
 
@@ -562,24 +722,42 @@ def test_what_no_kernel_can_take(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_setting_overrules() -> None:
-    dynamics, (x, v), ledger = IntegrateAndFire(SIGMOID, 1.0, None), draw((4,), torch.float32, "cpu"), Ledger()
-    taken = arithmetic(dynamics, x, v, ledger)
-    assert isinstance(taken, Fused) and ledger.backend == "Triton kernels in the interpreter"
-    assert arithmetic(dynamics, x, v, ledger) is taken, "another instance would break the chain of time steps"
+    dynamics, (x, v), statistics = (
+        IntegrateAndFire(SIGMOID, 1.0, None),
+        draw((4,), torch.float32, "cpu"),
+        CallStatistics(),
+    )
+    taken = select_backend(dynamics, x, v, statistics)
+    assert (
+        isinstance(taken, TritonNeuron)
+        and statistics.backend == "Triton kernels in the interpreter"
+    )
+    assert select_backend(dynamics, x, v, statistics) is taken, (
+        "another instance would break the chain of time steps"
+    )
     with use_settings(backend="torch"):
-        assert arithmetic(dynamics, x, v, ledger) is dynamics
-        assert "backend='torch'" in ledger.backend
-    with pytest.raises(ValueError, match=r"backend must be one of .*got 'cuda'"), use_settings(backend="cuda"):
+        assert select_backend(dynamics, x, v, statistics) is dynamics
+        assert "backend='torch'" in statistics.backend
+    with (
+        pytest.raises(ValueError, match=r"backend must be one of .*got 'cuda'"),
+        use_settings(backend="cuda"),
+    ):
         pass
 
 
-@pytest.mark.parametrize("neuron", [lambda: RevLeaky(beta=0.9, init_hidden=True), lambda: RevLIFNode(step_mode="m")])
-def test_explain_says_what_computed(neuron: Callable[[], torch.nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "neuron", [lambda: RevLeaky(beta=0.9, init_hidden=True), lambda: RevLIFNode(step_mode="m")]
+)
+def test_explain_says_what_computed(
+    neuron: Callable[[], torch.nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
     neuron = neuron()
     neuron(torch.ones(2, 3, requires_grad=True))
     assert "arithmetic: Triton kernels in the interpreter" in str(explain(neuron))
     monkeypatch.setattr(backend, "INTERPRETED", False)
-    neuron = neuron.__class__(**({"beta": 0.9, "init_hidden": True} if isinstance(neuron, RevLeaky) else {}))
+    neuron = neuron.__class__(
+        **({"beta": 0.9, "init_hidden": True} if isinstance(neuron, RevLeaky) else {})
+    )
     neuron(torch.ones(2, 3, requires_grad=True))
     assert "arithmetic: torch code: the tensors are not on CUDA" in str(explain(neuron))
 
@@ -588,20 +766,28 @@ def test_a_reversible_neuron_in_the_interpreter() -> None:
     assert check_reversible(RevLeaky(beta=0.9), torch.randn(6, 2, 5) * 2).error < 1e-5
 
 
-# ------------------------------------------------------------------------------------------------------ ahead of time
+# ------------------------------------------------------------------------------------ ahead of time
 
 
 @pytest.mark.ahead_of_time
 @COMPILES_BESIDE_THE_INTERPRETER
 @pytest.mark.parametrize("capability", [80, 90], indirect=True)
-@pytest.mark.parametrize(("name", "dtype", "neurons"), [
-    ("Leaky subtract vectors graded", torch.float32, 2**31 + 16), ("Leaky zero at once graded", torch.float32, 1),
-    ("PLIF soft", torch.bfloat16, 7), ("LIF hard -0.3", torch.float32, 2**20), ("IF soft", torch.float16, 2**31 + 16),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "dtype", "neurons"),
+    [
+        ("Leaky subtract vectors graded", torch.float32, 2**31 + 16),
+        ("Leaky zero at once graded", torch.float32, 1),
+        ("PLIF soft", torch.bfloat16, 7),
+        ("LIF hard -0.3", torch.float32, 2**20),
+        ("IF soft", torch.float16, 2**31 + 16),
+    ],
+    ids=str,
+)
 def test_compiling_ahead_of_time(
     name: str, dtype: torch.dtype, neurons: int, capability: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each launch of a training step as it was made, compiled but not started; for one neuron up to more than 2**31."""
+    """Each launch of a training step as it was made, compiled but not started; for one neuron up to
+    more than 2**31."""
     dynamics = CASES[name]("cpu", dtype, 8)
 
     def run() -> None:
@@ -624,7 +810,11 @@ def test_compiling_ahead_of_time(
             constants["NEURON"] = replace(constants["NEURON"], on_cuda=True)
         arguments["N"] = neurons
         constants |= {"WIDE": neurons > 2**31} if "WIDE" in constants else {}
-        ptx = getattr(launch.kernels(False), each.kernel).warmup(*arguments.values(), grid=(1,), **constants).asm["ptx"]
+        ptx = (
+            getattr(launch.kernels(False), each.kernel)
+            .warmup(*arguments.values(), grid=(1,), **constants)
+            .asm["ptx"]
+        )
         assert f".target sm_{capability}" in ptx
         if each.kernel == "forward_kernel":
             assert "fma." not in ptx, "a multiplication and an addition were fused"

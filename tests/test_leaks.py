@@ -1,4 +1,5 @@
-"""Memory after a training step returns to its start, without the garbage collector, whatever became of the step."""
+"""Memory after a training step returns to its start, without the garbage collector, whatever became
+of the step."""
 
 from __future__ import annotations
 
@@ -18,7 +19,12 @@ from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import Tensor
 
 from snn_revplugin.adapters.snntorch import CoupledLeaky, RevLeaky
-from snn_revplugin.adapters.spikingjelly import CoupledLIFNode, RevIFNode, RevLIFNode, RevParametricLIFNode
+from snn_revplugin.adapters.spikingjelly import (
+    CoupledLIFNode,
+    RevIFNode,
+    RevLIFNode,
+    RevParametricLIFNode,
+)
 
 T = 8
 
@@ -30,9 +36,13 @@ class Fault(Exception):
 KINDS: dict[str, Callable[[], nn.Module]] = {
     "Leaky": lambda: RevLeaky(beta=0.9, init_hidden=True, learn_beta=True, learn_threshold=True),
     "Leaky, zero": lambda: RevLeaky(beta=0.9, init_hidden=True, reset_mechanism="zero"),
-    "Leaky, graded, at once": lambda: RevLeaky(beta=0.9, init_hidden=True, graded_spikes_factor=0.7, reset_delay=False),
+    "Leaky, graded, at once": lambda: RevLeaky(
+        beta=0.9, init_hidden=True, graded_spikes_factor=0.7, reset_delay=False
+    ),
     "Leaky, user's surrogate": lambda: RevLeaky(
-        beta=0.9, init_hidden=True, spike_grad=snn_surrogate.custom_surrogate(lambda z, grad, spikes: grad / (1 + z * z))
+        beta=0.9,
+        init_hidden=True,
+        spike_grad=snn_surrogate.custom_surrogate(lambda z, grad, spikes: grad / (1 + z * z)),
     ),
     "Leaky, host's path": lambda: RevLeaky(beta=0.9, init_hidden=True, reversible=False),
     "IF s": lambda: RevIFNode(v_reset=None),
@@ -46,7 +56,8 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Net(nn.Module):
-    """Convolution, batch norm, pooling, a residual sum, dropout and a linear layer between three layers of neurons."""
+    """Convolution, batch norm, pooling, a residual sum, dropout and a linear layer between three
+    layers of neurons."""
 
     def __init__(self, make: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -88,7 +99,8 @@ def no_backward(net: Net, x: Tensor) -> None:
 
 
 def inside_hooks(net: Net, x: Tensor) -> None:
-    # Copies: a node that saves its own output, as one of snnTorch's surrogates does, would hold itself by way of the hooks.
+    # Copies: a node that saves its own output, as one of snnTorch's surrogates does, would hold
+    # itself by way of the hooks.
     with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda tensor: tensor):
         y = net(x)
     y.sum().backward()
@@ -225,7 +237,8 @@ def test_memory_returns_to_its_start(step: Callable[[Net, Tensor], None], kind: 
             net.clear()
             after_launches()
             readings.append((live.now, objects_of_ours()))
-    # The first step leaves behind what is made once: equations, ledgers, the answer about a surrogate.
+    # The first step leaves behind what is made once: equations, ledgers, the answer about a
+    # surrogate.
     assert readings[2] == readings[1]
     assert readings[2][0] <= readings[0][0]
 
@@ -246,7 +259,8 @@ HOSTS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("kind", HOSTS)
 @pytest.mark.usefixtures("no_collector")
 def test_the_state_that_is_left_after_backward_holds_no_more_than_the_hosts(kind: str) -> None:
-    """The last membrane hangs on the graph's last node, which must not hold the sequence in turn."""
+    """The last membrane hangs on the graph's last node, which must not hold the sequence in
+    turn."""
     left = []
     for make in (HOSTS[kind], KINDS[kind]):
         torch.manual_seed(0)
@@ -270,5 +284,7 @@ def test_less_is_held_after_forward_than_by_the_host(kind: str) -> None:
             after_launches()
             held.append(live.now)
             del y
-    times = 2 if kind.startswith("coupled") else 3  # a coupled neuron's outputs are no bits but numbers
+    times = (
+        2 if kind.startswith("coupled") else 3
+    )  # a coupled neuron's outputs are no bits but numbers
     assert held[1] < held[0] / times

@@ -1,4 +1,5 @@
-"""Weights that are made of parameters anew at every time step: once for all steps, or computed again, and never wrong."""
+"""Weights that are made of parameters anew at every time step: once for all steps, or computed
+again, and never wrong."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
 from snn_revplugin.adapters.snntorch import RevLeaky
-from snn_revplugin.memory import LiveBytes
+from snn_revplugin.report.memory import LiveBytes
 
 FEATURES, BATCH, STEPS = 24, 3, 8
 
@@ -41,7 +42,9 @@ class Quantised(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
-        return F.linear(x, Rounded.apply(self.weight, self.scales[self.calls % len(self.scales)]), self.bias)
+        return F.linear(
+            x, Rounded.apply(self.weight, self.scales[self.calls % len(self.scales)]), self.bias
+        )
 
 
 def linear() -> nn.Linear:
@@ -88,7 +91,7 @@ LAYERS = {
 @pytest.mark.parametrize(("build", "boundaries"), LAYERS.values(), ids=LAYERS)
 def test_the_hosts_numbers(build: Callable[[], nn.Module], boundaries: set[str]) -> None:
     _, above = agree(between_two_neurons(build), Leaky, RevLeaky)
-    assert set(above.reversal.ledger.boundaries) == boundaries
+    assert set(above.record.statistics.boundaries) == boundaries
 
 
 def live_weights(build: Callable[[], nn.Module]) -> float:
@@ -107,7 +110,8 @@ def live_weights(build: Callable[[], nn.Module]) -> float:
 
 @pytest.mark.parametrize("name", ["rounded", "weight norm", "orthogonal"])
 def test_one_weight_serves_all_time_steps(name: str) -> None:
-    """The host keeps one a step, and what made it. Orthogonal weights keep what their own operations saved."""
+    """The host keeps one a step, and what made it. Orthogonal weights keep what their own
+    operations saved."""
     build, _ = LAYERS[name]
     allowance = 5 * STEPS if name == "orthogonal" else 0
     assert live_weights(build) < 2.5 + allowance
@@ -121,14 +125,18 @@ def test_an_unknown_operation_on_data_is_told() -> None:
     for x in torch.randn(STEPS, BATCH, FEATURES):
         _, mem = leaky(F.logsigmoid(scale * x), mem)
     mem.sum().backward()
-    assert set(leaky.reversal.ledger.boundaries) == {"LogSigmoidBackward0"}
+    assert set(leaky.record.statistics.boundaries) == {"LogSigmoidBackward0"}
 
 
 def test_a_weight_that_is_written_into_is_an_error() -> None:
     """The tensor that all steps share is watched."""
     weight = nn.Parameter(torch.randn(FEATURES, FEATURES))
     below, above = RevLeaky(0.9), RevLeaky(0.9)
-    x, mems, made = torch.randn(BATCH, FEATURES, requires_grad=True), [below.reset_mem(), above.reset_mem()], []
+    x, mems, made = (
+        torch.randn(BATCH, FEATURES, requires_grad=True),
+        [below.reset_mem(), above.reset_mem()],
+        [],
+    )
     for _ in range(3):
         spk, mems[0] = below(x, mems[0])
         made.append(Rounded.apply(weight, 4.0))

@@ -1,4 +1,5 @@
-"""The memory report tells what a training step holds, byte by byte, and a step leaves nothing behind."""
+"""The memory report tells what a training step holds, byte by byte, and a step leaves nothing
+behind."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -7,8 +8,8 @@ import pytest
 import torch
 import torch.nn as nn
 
-from snn_revplugin.memory import LiveBytes, memory_report
-from snn_revplugin.workloads import HOST, OURS, WORKLOADS
+from snn_revplugin.cli.workloads import HOST, OURS, WORKLOADS
+from snn_revplugin.report.memory import LiveBytes, memory_report
 
 KIB = 1024
 
@@ -80,7 +81,8 @@ def test_a_sparse_tensor_does_no_harm():
 
 
 def chain(weight: torch.Tensor) -> torch.Tensor:
-    """A loss for which autograd keeps two tensors of the weight's size, and backward makes one more before it frees any."""
+    """A loss for which autograd keeps two tensors of the weight's size, and backward makes one more
+    before it frees any."""
     return weight.exp().exp().sum()
 
 
@@ -144,7 +146,10 @@ def test_a_device_may_be_named():
 
 def test_a_report_can_be_read():
     weight = kib(KIB).requires_grad_()
-    assert str(memory_report(lambda: chain(weight))) == "retained 2.0 MiB, peak 3.0 MiB, left 1.0 MiB on cpu"
+    assert (
+        str(memory_report(lambda: chain(weight)))
+        == "retained 2.0 MiB, peak 3.0 MiB, left 1.0 MiB on cpu"
+    )
 
 
 @pytest.mark.parametrize(
@@ -206,7 +211,9 @@ def at_rest(net: nn.Module) -> None:
 
 @pytest.mark.parametrize("whose", [HOST, OURS])
 @pytest.mark.parametrize("name", ["csnn", "digits-spikingjelly"])
-def test_memory_returns_to_its_start_without_the_garbage_collector(name: str, whose: str, without_garbage_collector: None):
+def test_memory_returns_to_its_start_without_the_garbage_collector(
+    name: str, whose: str, without_garbage_collector: None
+):
     workload = WORKLOADS[name]
     net, (images, classes) = workload.build(whose), workload.data(2)
     with LiveBytes() as live:
@@ -217,11 +224,16 @@ def test_memory_returns_to_its_start_without_the_garbage_collector(name: str, wh
                 loss.backward()
             del loss
             at_rest(net)
-            assert live.now() == 0, f"after a step {'with' if backward else 'without'} a backward, which held {held} bytes"
+            assert live.now() == 0, (
+                f"after a step {'with' if backward else 'without'} a backward, which held {held}"
+                " bytes"
+            )
             assert held > 0
 
 
-def test_memory_returns_to_its_start_after_an_exception_between_forward_and_backward(without_garbage_collector: None):
+def test_memory_returns_to_its_start_after_an_exception_between_forward_and_backward(
+    without_garbage_collector: None,
+):
     workload = WORKLOADS["csnn"]
     net, (images, classes) = workload.build(OURS), workload.data(2)
 
@@ -241,7 +253,9 @@ def test_memory_returns_to_its_start_after_an_exception_between_forward_and_back
         assert live.now() == 0
 
 
-def test_memory_returns_to_its_start_after_retain_graph_and_a_second_backward(without_garbage_collector: None):
+def test_memory_returns_to_its_start_after_retain_graph_and_a_second_backward(
+    without_garbage_collector: None,
+):
     workload = WORKLOADS["csnn"]
     net, (images, classes) = workload.build(OURS), workload.data(2)
     with LiveBytes() as live:

@@ -1,4 +1,5 @@
-"""The networks of snnTorch's tutorials that the benchmark measures: equal to the host's, smaller, nothing in the way."""
+"""The networks of snnTorch's tutorials that the benchmark measures: equal to the host's, smaller,
+nothing in the way."""
 
 from __future__ import annotations
 
@@ -7,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from snn_revplugin import explain
-from snn_revplugin.comparison import Setup, compare
-from snn_revplugin.workloads import OURS, Workload
+from snn_revplugin.cli.comparison import Setup, compare
+from snn_revplugin.cli.workloads import OURS, Workload
+from snn_revplugin.report import explain
 
-MODELS = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "models_snntorch.py"))["MODELS"]
+MODELS = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "models_snntorch.py"))[
+    "MODELS"
+]
 
 
 @pytest.mark.parametrize("workload", [pytest.param(each, id=each.name) for each, _ in MODELS])
@@ -24,4 +27,4 @@ def test_a_tutorials_network(workload: Workload) -> None:
     net = setup.net(OURS)
     setup.loss(net, setup.data()).backward()
     rows = explain(net).rows
-    assert rows and not any(row.boundaries or row.plain_calls for row in rows)
+    assert rows and not any(row.boundaries or row.fallback_calls for row in rows)

@@ -1,4 +1,5 @@
-"""What is installed and what importing it brings: no host and no Triton before the user asks for one."""
+"""What is installed and what importing it brings: no host and no Triton before the user asks for
+one."""
 
 from __future__ import annotations
 
@@ -28,9 +29,16 @@ LIBRARY = [
 
 
 def run(program: str, path: Path | None = None) -> str:
-    """What a program prints in a fresh Python, with ``path`` before everything else that is importable."""
+    """What a program prints in a fresh Python, with ``path`` before everything else that is
+    importable."""
     environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
-    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -57,7 +65,8 @@ class TestImports:
             without("triton")
             + "class NotInstalled:\n"
             + "    def find_spec(self, name, path=None, target=None):\n"
-            + f"        if name.split('.')[0] in {HOSTS!r}: raise ModuleNotFoundError(name, name=name)\n"
+            + f"        if name.split('.')[0] in {HOSTS!r}: raise ModuleNotFoundError(name,"
+            " name=name)\n"
             + "sys.meta_path.insert(0, NotInstalled())\n"
             + "import importlib, torch, snn_revplugin\n"
             + f"for name in {LIBRARY!r}: importlib.import_module(name)\n"
@@ -65,7 +74,11 @@ class TestImports:
         )
 
     def test_there_is_a_library(self) -> None:
-        assert {"snn_revplugin.dynamics", "snn_revplugin.replay.walk", "snn_revplugin.step"} <= set(LIBRARY)
+        assert {
+            "snn_revplugin.neurons.leaky",
+            "snn_revplugin.replay.walk",
+            "snn_revplugin.bptt.step",
+        } <= set(LIBRARY)
 
     @pytest.mark.parametrize("host", HOSTS)
     def test_an_adapter_imports_its_own_host_only(self, host: str) -> None:
@@ -91,7 +104,15 @@ class TestImports:
 
 class TestPublicNames:
     def test_they_are_what_the_readme_promises(self) -> None:
-        promised = {"convert", "restore", "memory_report", "explain", "check_reversible", "use_settings", "get_settings"}
+        promised = {
+            "convert",
+            "restore",
+            "memory_report",
+            "explain",
+            "check_reversible",
+            "use_settings",
+            "get_settings",
+        }
         assert promised | {"Settings"} <= set(snn_revplugin.__all__)
 
     @pytest.mark.parametrize("name", snn_revplugin.__all__)
@@ -102,7 +123,10 @@ class TestPublicNames:
         from snntorch import Leaky
         from spikingjelly.activation_based import neuron
 
-        for host, names in (("snntorch", ["Leaky"]), ("spikingjelly", ["IFNode", "LIFNode", "ParametricLIFNode"])):
+        for host, names in (
+            ("snntorch", ["Leaky"]),
+            ("spikingjelly", ["IFNode", "LIFNode", "ParametricLIFNode"]),
+        ):
             adapter = importlib.import_module(f"snn_revplugin.adapters.{host}")
             for name in names:
                 kind = Leaky if host == "snntorch" else getattr(neuron, name)
@@ -115,18 +139,27 @@ class TestDistribution:
     def test_metadata(self) -> None:
         metadata = importlib.metadata.metadata("snn-revplugin")
         assert metadata["Version"] == snn_revplugin.__version__
-        assert set(metadata.get_all("Provides-Extra")) >= {"snntorch", "spikingjelly", "cli", "dev", "all"}
+        assert set(metadata.get_all("Provides-Extra")) >= {
+            "snntorch",
+            "spikingjelly",
+            "cli",
+            "dev",
+            "all",
+        }
         required = [each for each in metadata.get_all("Requires-Dist") if "extra ==" not in each]
         assert {each.split(">")[0].strip() for each in required} == {"torch", "numpy"}
 
     def test_a_wheel(self, tmp_path: Path) -> None:
-        """It holds every module of the package and of the adapters, nothing else, and works where it is unpacked."""
+        """It holds every module of the package and of the adapters, nothing else, and works where
+        it is unpacked."""
         source, out, unpacked = (tmp_path / name for name in ("source", "out", "unpacked"))
         source.mkdir()
         for name in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, source)
         for name in ("snn_revplugin", "adapters"):
-            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__")
+            )
         command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(source)]
         if installed("setuptools") >= 77:  # otherwise `build` fetches one
             command.append("--no-isolation")
@@ -136,11 +169,14 @@ class TestDistribution:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(unpacked)
         expected = {each.relative_to(source) for each in (source / "snn_revplugin").rglob("*.py")}
-        expected |= {Path("snn_revplugin/adapters") / each.name for each in (source / "adapters").glob("*.py")}
+        expected |= {
+            Path("snn_revplugin/adapters") / each.name
+            for each in (source / "adapters").glob("*.py")
+        }
         assert {each.relative_to(unpacked) for each in unpacked.rglob("*.py")} == expected
         printed = run(
-            "import snn_revplugin.adapters.snntorch as a, snn_revplugin.adapters.spikingjelly as b\n"
-            "print(a.__file__, b.__file__)",
+            "import snn_revplugin.adapters.snntorch as a, snn_revplugin.adapters.spikingjelly as"
+            " b\nprint(a.__file__, b.__file__)",
             unpacked,
         )
         assert all(Path(each).is_relative_to(unpacked) for each in printed.split())

@@ -1,4 +1,5 @@
-"""Networks drawn at random: host and ours have the same spikes and, to rounding, the same gradients."""
+"""Networks drawn at random: host and ours have the same spikes and, to rounding, the same
+gradients."""
 
 from __future__ import annotations
 
@@ -28,12 +29,17 @@ NEURONS = {  # the host's and ours, by name: a plan prints as the Python that ma
     "ParametricLIFNode": (sj_neuron.ParametricLIFNode, RevParametricLIFNode),
 }
 SURROGATES = {
-    "spike_grad": {"fast_sigmoid": snn_surrogate.fast_sigmoid(slope=4), "atan": snn_surrogate.atan(alpha=1.5)},
+    "spike_grad": {
+        "fast_sigmoid": snn_surrogate.fast_sigmoid(slope=4),
+        "atan": snn_surrogate.atan(alpha=1.5),
+    },
     "surrogate_function": {"ATan": sj_surrogate.ATan(1.5), "Sigmoid": sj_surrogate.Sigmoid(3.0)},
 }
 BATCH, CHANNELS, SIZE = 2, 4, 4
-NEGLIGIBLE = 0.05  # gradients this small beside the largest may have cancelled: they are judged by its rounding
-# snnTorch's spikes and resets are float32 in a float64 net too, and so is every gradient that passes through them.
+# gradients this small beside the largest may have cancelled: they are judged by its rounding
+NEGLIGIBLE = 0.05
+# snnTorch's spikes and resets are float32 in a float64 net too, and so is every gradient that
+# passes through them.
 TOLERANCES = {TIME_LOOP: 2e-5, SINGLE_STEPS: 1e-10, ALL_STEPS: 1e-10}
 
 
@@ -43,11 +49,13 @@ class Block:
 
     Args:
         source: the output of which layer before it reads, counted back: 0 is the last one.
-        joined: how it joins that with the output ``skip`` layers further back: '', 'sum' before the weights, 'cat' before
-            them, 'residual' after them.
-        weigh: 'conv', 'linear' (over the channels), 'tied' (an earlier block's convolution) or 'none'.
+        joined: how it joins that with the output ``skip`` layers further back: '', 'sum' before the
+            weights, 'cat' before them, 'residual' after them.
+        weigh: 'conv', 'linear' (over the channels), 'tied' (an earlier block's convolution) or
+            'none'.
         norm: 'batch', 'eval batch', 'group', 'layer' or 'none'.
-        pool: 'max', 'average', 'dropout' or 'none'; pooling keeps the size, so that any two layers fit together.
+        pool: 'max', 'average', 'dropout' or 'none'; pooling keeps the size, so that any two layers
+            fit together.
         relu: whether a relu in place follows.
         twice: whether a second neuron reads the same current, and the layer gives out both.
         neuron: its name and the arguments of its constructor.
@@ -109,7 +117,10 @@ def spikingjelly_neurons(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     }
     if kind != "IFNode":
         tau = draw(st.sampled_from([1.2, 2.0, 8.0]))
-        options |= {"tau" if kind == "LIFNode" else "init_tau": tau, "decay_input": draw(st.booleans())}
+        options |= {
+            "tau" if kind == "LIFNode" else "init_tau": tau,
+            "decay_input": draw(st.booleans()),
+        }
     return kind, options
 
 
@@ -125,7 +136,9 @@ def plans(draw: st.DrawFn) -> Plan:
                 joined=draw(st.sampled_from(["", "", "sum", "cat", "residual"])) if i else "",
                 skip=draw(st.integers(0, i)),
                 weigh=draw(st.sampled_from(["conv", "linear", "tied", "none"])) if i else "conv",
-                norm=draw(st.sampled_from(["none", "none", "batch", "eval batch", "group", "layer"])),
+                norm=draw(
+                    st.sampled_from(["none", "none", "batch", "eval batch", "group", "layer"])
+                ),
                 pool=draw(st.sampled_from(["none", "none", "max", "average", "dropout"])),
                 relu=draw(st.booleans()),
                 twice=draw(st.integers(0, 3)) == 0,
@@ -134,7 +147,11 @@ def plans(draw: st.DrawFn) -> Plan:
         )
     time_steps = draw(st.integers(1, 40))
     steps = st.integers(0, time_steps - 1)
-    losses = draw(st.one_of(st.just(frozenset(range(time_steps))), st.frozensets(steps, min_size=1, max_size=5)))
+    losses = draw(
+        st.one_of(
+            st.just(frozenset(range(time_steps))), st.frozensets(steps, min_size=1, max_size=5)
+        )
+    )
     return Plan(
         style=style,
         blocks=tuple(blocks),
@@ -157,11 +174,17 @@ class Layer(nn.Module):
             "conv": lambda: nn.Conv2d(channels, CHANNELS, 3, padding=1, bias=block.norm != "batch"),
             "linear": lambda: nn.Linear(channels, CHANNELS, bias=block.norm != "batch"),
         }.get(block.weigh, nn.Identity)()
-        tied = [each.weigh for each in earlier if isinstance(each.weigh, nn.Conv2d) and each.weigh.in_channels == channels]
+        tied = [
+            each.weigh
+            for each in earlier
+            if isinstance(each.weigh, nn.Conv2d) and each.weigh.in_channels == channels
+        ]
         if block.weigh == "tied" and tied:
             self.weigh = tied[0]
         width = CHANNELS if not isinstance(self.weigh, nn.Identity) else channels
-        self.fit = width != CHANNELS  # no weights that would bring a concatenation back to the usual width
+        self.fit = (
+            width != CHANNELS
+        )  # no weights that would bring a concatenation back to the usual width
         self.norm = {
             "batch": lambda: nn.BatchNorm2d(width),
             "eval batch": lambda: nn.BatchNorm2d(width).eval(),
@@ -170,10 +193,15 @@ class Layer(nn.Module):
             "none": nn.Identity,
         }[block.norm]()
         name, options = block.neuron
-        options = {key: SURROGATES[key][value] if key in SURROGATES else value for key, value in options.items()}
+        options = {
+            key: SURROGATES[key][value] if key in SURROGATES else value
+            for key, value in options.items()
+        }
         if style != TIME_LOOP:
             options["step_mode"] = "m" if style == ALL_STEPS else "s"
-        self.neurons = nn.ModuleList([NEURONS[name][ours](**options) for _ in range(1 + block.twice)])
+        self.neurons = nn.ModuleList(
+            [NEURONS[name][ours](**options) for _ in range(1 + block.twice)]
+        )
         self.potentials: list[Tensor | None] = [None] * len(self.neurons)
 
     def forward(self, outputs: list[Tensor]) -> Tensor:
@@ -253,21 +281,30 @@ def stretches(plan: Plan) -> list[range]:
     return [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def train(plan: Plan, ours: bool, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Tensor | None], Network]:
-    """One training step: the spikes of all layers and steps, the gradients of the parameters and the input."""
+def train(
+    plan: Plan, ours: bool, dtype: torch.dtype
+) -> tuple[list[Tensor], dict[str, Tensor | None], Network]:
+    """One training step: the spikes of all layers and steps, the gradients of the parameters and
+    the input."""
     net = Network(plan, ours).to(dtype)
     torch.manual_seed(plan.seed + 1)
     x_seq = torch.randn(plan.time_steps, BATCH, CHANNELS, SIZE, SIZE, dtype=dtype).requires_grad_()
     weights = torch.randn(plan.time_steps, BATCH, CHANNELS, SIZE, SIZE, dtype=dtype)
     spikes = []
-    for stretch in stretches(plan):
+    for anchor_interval in stretches(plan):
         if plan.style == ALL_STEPS:
-            outputs = [each.unbind(0) for each in net(x_seq[stretch.start : stretch.stop])]
+            outputs = [
+                each.unbind(0) for each in net(x_seq[anchor_interval.start : anchor_interval.stop])
+            ]
             outputs = [list(each) for each in zip(*outputs, strict=True)]
         else:
-            outputs = [net(x_seq[t]) for t in stretch]
+            outputs = [net(x_seq[t]) for t in anchor_interval]
         spikes += [each.detach() for step in outputs for each in step]
-        losses = [(outputs[t - stretch.start][-1] * weights[t]).sum() for t in stretch if t in plan.losses]
+        losses = [
+            (outputs[t - anchor_interval.start][-1] * weights[t]).sum()
+            for t in anchor_interval
+            if t in plan.losses
+        ]
         for i in range(plan.passes):
             loss = sum(losses[i :: plan.passes])
             if isinstance(loss, Tensor) and loss.requires_grad:
@@ -283,14 +320,21 @@ def assert_same_spikes(host: list[Tensor], ours: list[Tensor]) -> None:
         assert torch.equal(found, expected), f"output {i} of {len(host)}"
 
 
-def assert_same_gradients(host: dict[str, Tensor | None], ours: dict[str, Tensor | None], tolerance: float) -> None:
-    """Equal to rounding: of themselves, or of the largest one where a gradient cancels (a bias under a batch norm)."""
-    largest = max((each.abs().max().item() for each in host.values() if each is not None), default=0.0)
+def assert_same_gradients(
+    host: dict[str, Tensor | None], ours: dict[str, Tensor | None], tolerance: float
+) -> None:
+    """Equal to rounding: of themselves, or of the largest one where a gradient cancels (a bias
+    under a batch norm)."""
+    largest = max(
+        (each.abs().max().item() for each in host.values() if each is not None), default=0.0
+    )
     for name, gradient in host.items():
         if gradient is None or gradient.abs().max().item() >= NEGLIGIBLE * largest:
             assert_close(name, gradient, ours[name], tolerance)
         else:
-            assert (ours[name] - gradient).abs().max().item() <= NEGLIGIBLE * tolerance * largest, name
+            assert (ours[name] - gradient).abs().max().item() <= NEGLIGIBLE * tolerance * largest, (
+                name
+            )
 
 
 @pytest.mark.timeout(900)  # to print a failing plan, hypothesis makes it small first
@@ -303,5 +347,9 @@ def test_the_hosts_spikes_and_gradients(plan: Plan) -> None:
     assert_same_gradients(gradients, our_gradients, TOLERANCES[plan.style])
     for (name, buffer), ours in zip(net.named_buffers(), our_net.buffers(), strict=True):
         assert torch.equal(buffer, ours), name
-    assert all(neuron.reversal.ledger.plain_calls == 0 for layer in our_net.layers for neuron in layer.neurons)
+    assert all(
+        neuron.record.statistics.fallback_calls == 0
+        for layer in our_net.layers
+        for neuron in layer.neurons
+    )
     assert_same_spikes(train(plan, False, torch.float32)[0], train(plan, True, torch.float32)[0])

@@ -1,6 +1,8 @@
-"""A layer that sees the same data at every time step is differentiated once: the host's gradients, by one backward of it.
+"""A layer that sees the same data at every time step is differentiated once: the host's gradients,
+by one backward of it.
 
-Whatever a user could put in between, a hook, another loss, a detached step, has to see what it sees with the host's neuron.
+Whatever a user could put in between, a hook, another loss, a detached step, has to see what it sees
+with the host's neuron.
 """
 
 from __future__ import annotations
@@ -25,14 +27,22 @@ from snn_revplugin.settings import use_settings
 T = 8
 NEURONS = {
     "Leaky": (snntorch.Leaky, RevLeaky, {"beta": 0.8, "threshold": 0.3}),
-    "Leaky, reset at once": (snntorch.Leaky, RevLeaky, {"beta": 0.8, "threshold": 0.3, "reset_delay": False}),
+    "Leaky, reset at once": (
+        snntorch.Leaky,
+        RevLeaky,
+        {"beta": 0.8, "threshold": 0.3, "reset_delay": False},
+    ),
     "LIFNode": (neuron.LIFNode, RevLIFNode, {"v_threshold": 0.2}),
 }
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 24)),
-    "linear without bias": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 24, bias=False)),
+    "linear without bias": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * 8 * 8, 24, bias=False)
+    ),
     "convolution": lambda: nn.Conv2d(3, 5, 3),
-    "convolution, batch norm": lambda: nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5)),
+    "convolution, batch norm": lambda: nn.Sequential(
+        nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5)
+    ),
     "convolution, pooling": lambda: nn.Sequential(nn.Conv2d(3, 5, 3), nn.MaxPool2d(2)),
     "convolution, batch norm, pooling": lambda: nn.Sequential(
         nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5), nn.MaxPool2d(2)
@@ -52,7 +62,9 @@ def shown(layer: nn.Module, node: nn.Module, image: Tensor, steps: int = T) -> l
     potential, spikes = None, []
     for _ in range(steps):
         current = layer(image)
-        fired, potential = step_of(node, current, torch.zeros_like(current) if potential is None else potential)
+        fired, potential = step_of(
+            node, current, torch.zeros_like(current) if potential is None else potential
+        )
         spikes.append(fired)
     return spikes
 
@@ -84,13 +96,16 @@ def test_one_backward_of_the_layer_and_the_hosts_gradients(
 
     agree(program, host, ours)
     assert counts[0] and set(counts[0].values()) == {T}
-    again = layer is LAYERS["linear without bias"]  # whose forward is an ``mm`` too, and computed again once
+    again = (
+        layer is LAYERS["linear without bias"]
+    )  # whose forward is an ``mm`` too, and computed again once
     assert counts[1].keys() == counts[0].keys() and set(counts[1].values()) == {1 + again}
 
 
 @pytest.mark.parametrize("layer", ["convolution, pooling", "convolution, batch norm, pooling"])
 def test_a_tensor_that_somebody_has_keeps_its_own_gradient(layer: str) -> None:
-    """What the convolution gave at each step, of which the gradient is asked for: the sum is taken below it."""
+    """What the convolution gave at each step, of which the gradient is asked for: the sum is taken
+    below it."""
 
     def program(make: MakeNeuron) -> Observed:
         net, node, seen = LAYERS[layer](), make(beta=0.8, threshold=0.3), []
@@ -101,7 +116,9 @@ def test_a_tensor_that_somebody_has_keeps_its_own_gradient(layer: str) -> None:
 
         net[0].register_forward_hook(keep)
         weighted(shown(net, node, image_of())).backward()
-        return Observed().see_gradients(net, **{f"convolved {t}": each for t, each in enumerate(seen)})
+        return Observed().see_gradients(
+            net, **{f"convolved {t}": each for t, each in enumerate(seen)}
+        )
 
     agree(program, snntorch.Leaky, RevLeaky)
 
@@ -109,9 +126,13 @@ def test_a_tensor_that_somebody_has_keeps_its_own_gradient(layer: str) -> None:
 def test_a_hook_on_a_tensor_that_nobody_has_any_more_sees_its_own_gradient() -> None:
     def program(make: MakeNeuron) -> Observed:
         net, node, seen = LAYERS["convolution, pooling"](), make(beta=0.8, threshold=0.3), []
-        net[0].register_forward_hook(lambda module, inputs, output: output.register_hook(seen.append) and None)
+        net[0].register_forward_hook(
+            lambda module, inputs, output: output.register_hook(seen.append) and None
+        )
         weighted(shown(net, node, image_of())).backward()
-        return Observed({"times": torch.tensor(len(seen))}, {f"hooked {t}": each for t, each in enumerate(seen)})
+        return Observed(
+            {"times": torch.tensor(len(seen))}, {f"hooked {t}": each for t, each in enumerate(seen)}
+        )
 
     agree(program, snntorch.Leaky, RevLeaky)
 
@@ -119,7 +140,11 @@ def test_a_hook_on_a_tensor_that_nobody_has_any_more_sees_its_own_gradient() -> 
 def test_hooks_on_the_current_and_on_a_parameter() -> None:
     def program(make: MakeNeuron) -> Observed:
         net, node, seen = nn.Linear(6, 5), make(beta=0.8, threshold=0.3), []
-        image, mem, loss = torch.rand(4, 6, generator=torch.Generator().manual_seed(0)), node.init_leaky(), 0
+        image, mem, loss = (
+            torch.rand(4, 6, generator=torch.Generator().manual_seed(0)),
+            node.init_leaky(),
+            0,
+        )
         net.weight.register_hook(lambda grad: seen.append(grad.clone()) or grad * 2)
         for t in range(T):
             current = net(image)
@@ -127,7 +152,9 @@ def test_hooks_on_the_current_and_on_a_parameter() -> None:
             spikes, mem = node(current, mem)
             loss = loss + (spikes * (1 + t)).sum()
         loss.backward()
-        return Observed({"times": torch.tensor(len(seen))}, {str(i): each for i, each in enumerate(seen)}).see_gradients(net)
+        return Observed(
+            {"times": torch.tensor(len(seen))}, {str(i): each for i, each in enumerate(seen)}
+        ).see_gradients(net)
 
     agree(program, snntorch.Leaky, RevLeaky)
 
@@ -181,8 +208,15 @@ def twice(net: nn.Module, image: Tensor, t: int) -> Tensor:
 
 image_between = torch.rand(2, 6, generator=torch.Generator().manual_seed(5))
 CURRENTS = (
-    leaf_at_times, frozen_at_times, another_image_between, without_gradient_at_times, once, through_a_view, with_noise, twice,
-)  # fmt: skip
+    leaf_at_times,
+    frozen_at_times,
+    another_image_between,
+    without_gradient_at_times,
+    once,
+    through_a_view,
+    with_noise,
+    twice,
+)
 
 
 @pytest.mark.parametrize("current", CURRENTS, ids=lambda each: each.__name__)
@@ -190,7 +224,9 @@ CURRENTS = (
 def test_steps_that_are_not_quite_the_same(current: Callable, needs_gradient: bool) -> None:
     def program(make: MakeNeuron) -> Observed:
         net, node, loss = nn.Linear(6, 5), make(beta=0.8, threshold=0.3), 0
-        image = torch.rand(2, 6, generator=torch.Generator().manual_seed(0)).requires_grad_(needs_gradient)
+        image = torch.rand(2, 6, generator=torch.Generator().manual_seed(0)).requires_grad_(
+            needs_gradient
+        )
         mem = node.init_leaky()
         for t in range(T):
             spikes, mem = node(current(net, image, t), mem)
@@ -232,7 +268,13 @@ def for_some_parameters(spikes: list[Tensor], net: nn.Module) -> None:
     weighted(spikes).backward(inputs=[net.weight])
 
 
-PASSES = (to_the_end, twice_with_one_graph, after_a_pass_that_failed, each_step_by_itself, for_some_parameters)
+PASSES = (
+    to_the_end,
+    twice_with_one_graph,
+    after_a_pass_that_failed,
+    each_step_by_itself,
+    for_some_parameters,
+)
 
 
 @pytest.mark.parametrize("differentiate", PASSES, ids=lambda each: each.__name__)
@@ -240,7 +282,9 @@ PASSES = (to_the_end, twice_with_one_graph, after_a_pass_that_failed, each_step_
 def test_passes(host: type, ours: type, options: dict, differentiate: Callable) -> None:
     def program(make: MakeNeuron) -> Observed:
         net, node = nn.Linear(6, 5), make(**options)
-        differentiate(shown(net, node, torch.rand(4, 6, generator=torch.Generator().manual_seed(0))), net)
+        differentiate(
+            shown(net, node, torch.rand(4, 6, generator=torch.Generator().manual_seed(0))), net
+        )
         return Observed().see_gradients(net)
 
     agree(program, host, ours)
@@ -255,7 +299,9 @@ def test_the_gradient_at_one_steps_current() -> None:
             spikes, mem = node(currents[-1], mem)
             loss = loss + (spikes * (1 + t)).sum()
         asked = currents[3], net.weight, currents[6]
-        return Observed({}, {str(i): each for i, each in enumerate(torch.autograd.grad(loss, asked))})
+        return Observed(
+            {}, {str(i): each for i, each in enumerate(torch.autograd.grad(loss, asked))}
+        )
 
     agree(program, snntorch.Leaky, RevLeaky)
 
@@ -297,12 +343,14 @@ def test_no_more_stays_with_the_last_potential_than_with_the_hosts() -> None:
     assert left[RevLeaky] <= left[snntorch.Leaky]
 
 
-@pytest.mark.parametrize(("dtype", "host_order"), [(torch.float32, True), (torch.bfloat16, False)])
-def test_a_backward_for_each_step(dtype: torch.dtype, host_order: bool) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "match_host_order"), [(torch.float32, True), (torch.bfloat16, False)]
+)
+def test_a_backward_for_each_step(dtype: torch.dtype, match_host_order: bool) -> None:
     """Where the setting asks for it, and in a dtype in which the sum might overflow."""
     torch.manual_seed(0)
     net, node = LAYERS["linear"]().to(dtype), RevLeaky(beta=0.8, threshold=0.3).to(dtype)
-    with use_settings(host_order=host_order):
+    with use_settings(match_host_order=match_host_order):
         loss = weighted(shown(net, node, image_of().to(dtype)))
     with Calls() as calls:
         loss.backward()
@@ -311,7 +359,8 @@ def test_a_backward_for_each_step(dtype: torch.dtype, host_order: bool) -> None:
 
 @pytest.mark.parametrize("channels", [6, 12, 16])
 def test_spikes_in_another_memory_format_change_rounding_alone(channels: int) -> None:
-    """A convolution's backward may read spikes with their channels last; the neuron below gets its gradient all the same."""
+    """A convolution's backward may read spikes with their channels last; the neuron below gets its
+    gradient all the same."""
 
     def program(make: MakeNeuron) -> Observed:
         first, second = nn.Conv2d(3, channels, 3), nn.Conv2d(channels, 20, 3)

@@ -1,4 +1,5 @@
-"""Recipes in whole networks: who reads them and how often, what may be changed in between, and what is left alive."""
+"""Recipes in whole networks: who reads them and how often, what may be changed in between, and what
+is left alive."""
 
 from __future__ import annotations
 
@@ -34,8 +35,17 @@ FEATURES, BATCH, STEPS = 8, 5, 7
 def options(style: str, **more: object) -> dict[str, object]:
     """The arguments of a neuron that fires now and then."""
     if style == TIME_LOOP:
-        return {"beta": 0.9, "threshold": 0.4, "spike_grad": snn_surrogate.fast_sigmoid(slope=5)} | more
-    return {"tau": 1.6, "v_threshold": 0.3, "surrogate_function": sj_surrogate.ATan(), "step_mode": "m"} | more
+        return {
+            "beta": 0.9,
+            "threshold": 0.4,
+            "spike_grad": snn_surrogate.fast_sigmoid(slope=5),
+        } | more
+    return {
+        "tau": 1.6,
+        "v_threshold": 0.3,
+        "surrogate_function": sj_surrogate.ATan(),
+        "step_mode": "m",
+    } | more
 
 
 def data(*shape: int, steps: int = STEPS) -> Tensor:
@@ -43,7 +53,8 @@ def data(*shape: int, steps: int = STEPS) -> Tensor:
 
 
 class Layer:
-    """A neuron of either host behind one call: from the current of a time step (of all) to its spikes."""
+    """A neuron of either host behind one call: from the current of a time step (of all) to its
+    spikes."""
 
     def __init__(self, make: MakeNeuron, style: str, **more: object) -> None:
         self.style, self.neuron = style, make(**options(style, **more))
@@ -75,9 +86,12 @@ def linear() -> nn.Linear:
 
 
 def two_layers(
-    style: str, between: Callable[[nn.Module, Tensor], Tensor], build: Callable[[], nn.Module] = linear
+    style: str,
+    between: Callable[[nn.Module, Tensor], Tensor],
+    build: Callable[[], nn.Module] = linear,
 ) -> Callable[[MakeNeuron], Observed]:
-    """A program: linear, neuron, ``between`` of a module that is built anew and the spikes, neuron."""
+    """A program: linear, neuron, ``between`` of a module that is built anew and the spikes,
+    neuron."""
 
     def program(make: MakeNeuron) -> Observed:
         first, module = linear(), build()
@@ -97,7 +111,8 @@ ADDMM = torch.ops.aten.addmm.default
 
 
 class ConvNet(nn.Module):
-    """The tutorial's: conv, max pool, neuron, conv, max pool, neuron, linear, neuron, in its own time loop."""
+    """The tutorial's: conv, max pool, neuron, conv, max pool, neuron, linear, neuron, in its own
+    time loop."""
 
     def __init__(self, neuron: type[snntorch.Leaky]) -> None:
         super().__init__()
@@ -109,8 +124,12 @@ class ConvNet(nn.Module):
         mem1 = mem2 = mem3 = torch.zeros(0)
         out = []
         for x in x_seq:
-            spk, mem1 = self.lif1(F.max_pool2d(self.conv1(x), 2), self._like(mem1, (len(x), 4, 6, 6)))
-            spk, mem2 = self.lif2(F.max_pool2d(self.conv2(spk), 2), self._like(mem2, (len(x), 6, 2, 2)))
+            spk, mem1 = self.lif1(
+                F.max_pool2d(self.conv1(x), 2), self._like(mem1, (len(x), 4, 6, 6))
+            )
+            spk, mem2 = self.lif2(
+                F.max_pool2d(self.conv2(spk), 2), self._like(mem2, (len(x), 6, 2, 2))
+            )
             spk, mem3 = self.lif3(self.fc(spk.flatten(1)), self._like(mem3, (len(x), 5)))
             out.append(mem3)
         return torch.stack(out)
@@ -168,7 +187,8 @@ class TestReaders:
         assert len(set(counts)) == 1
 
     def test_a_static_input_is_computed_once_a_pass(self) -> None:
-        """An image shown at every time step goes through the first layer each time, but only once in backward."""
+        """An image shown at every time step goes through the first layer each time, but only once
+        in backward."""
         net, image = ConvNet(RevLeaky), images(1)[0]
         loss = weighted(net([image] * STEPS))
         with Calls(CONVOLUTION) as calls:
@@ -202,7 +222,9 @@ def no_garbage_collector() -> Iterator[None]:
 
 
 def gradient_bytes(net: nn.Module) -> int:
-    return sum(each.grad.untyped_storage().nbytes() for each in net.parameters() if each.grad is not None)
+    return sum(
+        each.grad.untyped_storage().nbytes() for each in net.parameters() if each.grad is not None
+    )
 
 
 class SequenceNet(nn.Module):
@@ -213,7 +235,9 @@ class SequenceNet(nn.Module):
         self.layers = nn.ModuleList()
         for channels in ((1, 4), (4, 6)):
             conv, norm = nn.Conv2d(*channels, 3, bias=False), nn.BatchNorm2d(channels[1])
-            self.layers.append(nn.ModuleList([nn.Sequential(conv, norm), neuron(**options(ALL_STEPS, **more))]))
+            self.layers.append(
+                nn.ModuleList([nn.Sequential(conv, norm), neuron(**options(ALL_STEPS, **more))])
+            )
         self.fc = nn.Linear(6, 5)
 
     def forward(self, x_seq: Tensor) -> Tensor:
@@ -249,7 +273,9 @@ class TestMemory:
                 weighted(net(x))
             weighted(net(x)).backward()
             assert live.now == after_one
-            for each in net.modules():  # both hosts' neurons hold their last potential, and its graph, as state
+            for each in (
+                net.modules()
+            ):  # both hosts' neurons hold their last potential, and its graph, as state
                 if isinstance(each, snntorch.Leaky):
                     each.mem = each.reset = torch.zeros(0)
                 elif isinstance(each, sj_neuron.LIFNode):
@@ -302,7 +328,10 @@ class TestMemory:
             del grads
             assert live.now - sum(each.nbytes for each in expected) == after_forward
             loss.backward()
-            assert all(torch.allclose(p.grad, g, rtol=1e-5, atol=1e-6) for p, g in zip(some, expected, strict=True))
+            assert all(
+                torch.allclose(p.grad, g, rtol=1e-5, atol=1e-6)
+                for p, g in zip(some, expected, strict=True)
+            )
 
     @pytest.mark.parametrize("at", range(0, 2 * STEPS, 3))
     def test_an_exception_in_backward(self, at: int) -> None:
@@ -323,7 +352,9 @@ class TestMemory:
             hook = tensors[at].register_hook(interrupt)
             with pytest.raises(KeyboardInterrupt):
                 loss.backward(retain_graph=True)
-            handed_down = out[0].nbytes  # the potential of a step that backward has not come to waits there for it
+            handed_down = out[
+                0
+            ].nbytes  # the potential of a step that backward has not come to waits there for it
             assert live.now - gradient_bytes(net) <= before + handed_down
             net.zero_grad()
             hook.remove()
@@ -339,7 +370,10 @@ class TestMemory:
         def interrupt(_: Tensor) -> None:
             raise KeyboardInterrupt
 
-        with no_garbage_collector(), LiveBytes(x, *net.parameters(), *(p.grad for p in net.parameters())) as live:
+        with (
+            no_garbage_collector(),
+            LiveBytes(x, *net.parameters(), *(p.grad for p in net.parameters())) as live,
+        ):
             weighted(net(x)).backward()
             before = live.now
 
@@ -381,7 +415,8 @@ class TestNetworks:
         agree(program, *NEURONS[style])
 
     def test_membrane_shortcuts(self, style: str) -> None:
-        """The stream between the blocks is of floats: every block's current reaches down through all those below."""
+        """The stream between the blocks is of floats: every block's current reaches down through
+        all those below."""
 
         def program(make: MakeNeuron) -> Observed:
             weights = nn.ModuleList([linear() for _ in range(4)])
@@ -408,7 +443,16 @@ class TestNetworks:
             def step(x: Tensor) -> Tensor:
                 x = layers[0](weights[0](x))
                 for weigh, layer in zip(weights[1:], layers[1:], strict=True):
-                    x = torch.cat([layer(weigh(x if weigh is not weights[1] else torch.cat([x, 1 - x], -1))), x, x], -1)
+                    x = torch.cat(
+                        [
+                            layer(
+                                weigh(x if weigh is not weights[1] else torch.cat([x, 1 - x], -1))
+                            ),
+                            x,
+                            x,
+                        ],
+                        -1,
+                    )
                 return x
 
             x_seq = data().requires_grad_()
@@ -425,7 +469,9 @@ class TestNetworks:
             weigh = linear()
             below, middle, above = (Layer(make, style) for _ in range(3))
             x_seq = data().requires_grad_()
-            out = over_time(style, lambda x: above(weigh(weigh(middle(weigh(below(weigh(x))))))), x_seq)
+            out = over_time(
+                style, lambda x: above(weigh(weigh(middle(weigh(below(weigh(x))))))), x_seq
+            )
             weighted(out).backward()
             return Observed({"out": out}).see_gradients(weigh, x=x_seq)
 
@@ -532,14 +578,17 @@ class TestNetworks:
             weights = nn.ModuleList([linear() for _ in range(2)]).double()
             below, above = Layer(make, style), Layer(make, style)
             x_seq = data().double().requires_grad_()
-            out = over_time(style, lambda x: above(weights[1](below(weights[0](x)).to(x.dtype))), x_seq)
+            out = over_time(
+                style, lambda x: above(weights[1](below(weights[0](x)).to(x.dtype))), x_seq
+            )
             weighted(out).backward()
             return Observed({"out": out}).see_gradients(weights, x=x_seq)
 
         agree(program, *NEURONS[style])
 
     def test_bfloat16_by_autocast(self, style: str) -> None:
-        """Values come back in the dtypes that autocast chose; backward runs outside of it, as torch advises."""
+        """Values come back in the dtypes that autocast chose; backward runs outside of it, as torch
+        advises."""
 
         def program(make: MakeNeuron) -> Observed:
             weights = nn.ModuleList([linear() for _ in range(3)])
@@ -590,12 +639,20 @@ class TestFrozen:
     NAMES = "norm.weight", "norm.bias", "conv.weight", "conv.bias", "fc.weight", "fc.bias"
 
     @pytest.mark.parametrize(
-        "frozen", [*((name,) for name in NAMES), NAMES[:2], NAMES[2:4], NAMES[4:], NAMES[:4], NAMES], ids=" ".join
+        "frozen",
+        [*((name,) for name in NAMES), NAMES[:2], NAMES[2:4], NAMES[4:], NAMES[:4], NAMES],
+        ids=" ".join,
     )
     @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
     def test_gradients(self, style: str, frozen: tuple[str, ...], training: bool) -> None:
         def build() -> nn.Module:
-            net = nn.ModuleDict({"norm": nn.BatchNorm1d(1), "conv": nn.Conv1d(1, 3, 3), "fc": nn.Linear(18, FEATURES)})
+            net = nn.ModuleDict(
+                {
+                    "norm": nn.BatchNorm1d(1),
+                    "conv": nn.Conv1d(1, 3, 3),
+                    "fc": nn.Linear(18, FEATURES),
+                }
+            )
             net["norm"].train(training)
             for name in frozen:
                 net.get_parameter(name).requires_grad_(False)
@@ -636,8 +693,14 @@ class TestChangedInPlace:
         [
             (linear, lambda fc, s: fc(s)),
             (lambda: nn.Linear(FEATURES, FEATURES, bias=False), lambda fc, s: fc(s)),
-            (lambda: nn.Conv1d(1, 2, 3, 2, 1, bias=False), lambda conv, s: conv(s.reshape(-1, 1, FEATURES)).view(s.shape)),
-            (lambda: nn.BatchNorm1d(FEATURES), lambda norm, s: norm(s.view(-1, FEATURES)).view(s.shape)),
+            (
+                lambda: nn.Conv1d(1, 2, 3, 2, 1, bias=False),
+                lambda conv, s: conv(s.reshape(-1, 1, FEATURES)).view(s.shape),
+            ),
+            (
+                lambda: nn.BatchNorm1d(FEATURES),
+                lambda norm, s: norm(s.view(-1, FEATURES)).view(s.shape),
+            ),
             (lambda: nn.LayerNorm(FEATURES), lambda norm, s: norm(s)),
         ],
         ids=["linear", "linear without bias", "conv", "batch norm", "layer norm"],
@@ -669,14 +732,18 @@ class TestChangedInPlace:
         out = over_time(style, lambda x: above(module(below(first(x)))), data())
         with torch.no_grad():
             module.bias.add_(1)
-        with pytest.raises(RuntimeError, match=rf"parameter of shape \({FEATURES},\) is at version"):
+        with pytest.raises(
+            RuntimeError, match=rf"parameter of shape \({FEATURES},\) is at version"
+        ):
             weighted(out).backward()
 
     def test_the_input(self, style: str) -> None:
         torch.manual_seed(0)
         conv = nn.Conv1d(1, 1, 3, padding=1)
         above, x_seq = Layer(NEURONS[style][1], style), data()
-        out = over_time(style, lambda x: above(conv(x.reshape(-1, 1, FEATURES)).view(x.shape)), x_seq)
+        out = over_time(
+            style, lambda x: above(conv(x.reshape(-1, 1, FEATURES)).view(x.shape)), x_seq
+        )
         x_seq.zero_()
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             weighted(out).backward()
@@ -688,7 +755,11 @@ class TestChangedInPlace:
             first, norm = linear(), nn.BatchNorm1d(FEATURES)
             below, above = Layer(make, style), Layer(make, style)
             x_seq = data()
-            out = over_time(style, lambda x: above(norm(below(first(x)).view(-1, FEATURES)).view(x.shape)), x_seq)
+            out = over_time(
+                style,
+                lambda x: above(norm(below(first(x)).view(-1, FEATURES)).view(x.shape)),
+                x_seq,
+            )
             norm(torch.randn(4, FEATURES))
             weighted(out).backward()
             return Observed({"out": out} | dict(norm.named_buffers())).see_gradients(first, norm)
@@ -711,7 +782,9 @@ class TestChangedInPlace:
     @pytest.mark.parametrize("use", USES)
     @pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "no_grad"])
     @pytest.mark.parametrize("edit", EDITS)
-    def test_spikes_before_the_next_layer(self, style: str, edit: str, recorded: bool, use: str) -> None:
+    def test_spikes_before_the_next_layer(
+        self, style: str, edit: str, recorded: bool, use: str
+    ) -> None:
         def between(weigh: nn.Module, spikes: Tensor) -> Tensor:
             with torch.set_grad_enabled(recorded):
                 self.EDITS[edit](spikes)
@@ -722,7 +795,9 @@ class TestChangedInPlace:
     @pytest.mark.parametrize("edit", EDITS)
     @pytest.mark.parametrize("when", ["before", "after"])
     @pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "no_grad"])
-    def test_a_current_before_or_after_the_neuron(self, style: str, edit: str, when: str, recorded: bool) -> None:
+    def test_a_current_before_or_after_the_neuron(
+        self, style: str, edit: str, when: str, recorded: bool
+    ) -> None:
         def program(make: MakeNeuron) -> Observed:
             first, second = linear(), linear()
             below, above = Layer(make, style), Layer(make, style)
@@ -763,7 +838,8 @@ class TestChangedInPlace:
         agree(program, *NEURONS[style])
 
     def test_a_current_that_is_edited_with_and_without_a_record(self, style: str) -> None:
-        """The same operation and version, once of an in-place addition and once of an edit that autograd does not see."""
+        """The same operation and version, once of an in-place addition and once of an edit that
+        autograd does not see."""
 
         def program(make: MakeNeuron) -> Observed:
             first, second = linear(), linear()
@@ -807,7 +883,7 @@ class TestChangedInPlace:
             return Observed({"out": out}).see_gradients(second)
 
         below, above = agree(program, *NEURONS[style], path="either")
-        assert below.reversal.ledger.steps == 0 < above.reversal.ledger.steps
+        assert below.record.statistics.steps == 0 < above.record.statistics.steps
 
 
 @STYLES
@@ -821,7 +897,9 @@ class TestHooks:
             seen, held = {}, []
 
             def watch(name: str, tensor: Tensor) -> Tensor:
-                tensor.register_hook(lambda grad: seen.__setitem__(f"{name} {len(seen)}", grad.clone()))
+                tensor.register_hook(
+                    lambda grad: seen.__setitem__(f"{name} {len(seen)}", grad.clone())
+                )
                 return tensor
 
             def step(x: Tensor) -> Tensor:
@@ -866,7 +944,10 @@ class TestHooks:
             first, second, seen = linear(), linear(), {}
 
             def look(module: nn.Module, grad_input: tuple, grad_output: tuple) -> None:
-                seen[f"{len(seen)} in"], seen[f"{len(seen)} out"] = grad_input[0].clone(), grad_output[0].clone()
+                seen[f"{len(seen)} in"], seen[f"{len(seen)} out"] = (
+                    grad_input[0].clone(),
+                    grad_output[0].clone(),
+                )
 
             second.register_full_backward_hook(look)
             below, above = Layer(make, style), Layer(make, style)
@@ -930,9 +1011,12 @@ class TestThroughTime:
         agree(program, snntorch.Leaky, RevLeaky)
 
     @pytest.mark.parametrize("steps", [30, 500])
-    @pytest.mark.parametrize("from_spikes", [True, False], ids=["from the first spikes", "from zeros"])
+    @pytest.mark.parametrize(
+        "from_spikes", [True, False], ids=["from the first spikes", "from zeros"]
+    )
     def test_a_trace_of_spikes(self, steps: int, from_spikes: bool) -> None:
-        """A synapse's own leak, written out in the loop: each step's current depends on all spikes before it."""
+        """A synapse's own leak, written out in the loop: each step's current depends on all spikes
+        before it."""
 
         def program(make: MakeNeuron) -> Observed:
             first, second = linear(), linear()
@@ -963,7 +1047,9 @@ class TestThroughTime:
     @pytest.mark.parametrize("known", ["even", "odd", "first", "last"])
     @pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
     @pytest.mark.parametrize("delay", [True, False], ids=["delayed", "at once"])
-    def test_currents_that_are_known_at_some_steps_only(self, known: str, reset: str, delay: bool) -> None:
+    def test_currents_that_are_known_at_some_steps_only(
+        self, known: str, reset: str, delay: bool
+    ) -> None:
         """An operation that nobody knows stands in the way at the others."""
         steps = 20
         is_known = {
@@ -975,7 +1061,10 @@ class TestThroughTime:
 
         def program(make: MakeNeuron) -> Observed:
             first, second = linear(), linear()
-            below, above = Layer(make, TIME_LOOP), Layer(make, TIME_LOOP, reset_mechanism=reset, reset_delay=delay)
+            below, above = (
+                Layer(make, TIME_LOOP),
+                Layer(make, TIME_LOOP, reset_mechanism=reset, reset_delay=delay),
+            )
             out, x_seq = [], data(steps=steps).requires_grad_()
             for t, x in enumerate(x_seq):
                 current = second(below(first(x)))
@@ -990,7 +1079,9 @@ class TestThroughTime:
     def test_single_steps_that_are_known_now_and_then(self, reset: float | None) -> None:
         def program(make: MakeNeuron) -> Observed:
             first, second = linear(), linear()
-            below, above = (make(**options(ALL_STEPS, step_mode="s", v_reset=reset)) for _ in range(2))
+            below, above = (
+                make(**options(ALL_STEPS, step_mode="s", v_reset=reset)) for _ in range(2)
+            )
             out, x_seq = [], data(steps=20).requires_grad_()
             for t, x in enumerate(x_seq):
                 current = second(below(first(x)))
@@ -1018,7 +1109,8 @@ class TestThroughTime:
         agree(program, snntorch.Leaky, RevLeaky)
 
     def test_spikes_of_a_sequence_that_backward_has_freed(self) -> None:
-        """Truncated backpropagation with a potential that was detached and spikes that were not: the host's error."""
+        """Truncated backpropagation with a potential that was detached and spikes that were not:
+        the host's error."""
         for make in NEURONS[TIME_LOOP]:
             torch.manual_seed(0)
             first, feedback = linear(), linear()
@@ -1041,7 +1133,10 @@ class TestStatistics:
         def between(norm: nn.Module, spikes: Tensor) -> Tensor:
             return F.relu(norm(spikes.view(-1, FEATURES)).view(spikes.shape))
 
-        agree(two_layers(style, between, lambda: nn.BatchNorm1d(FEATURES, momentum=momentum)), *NEURONS[style])
+        agree(
+            two_layers(style, between, lambda: nn.BatchNorm1d(FEATURES, momentum=momentum)),
+            *NEURONS[style],
+        )
 
     def test_after_two_backwards(self) -> None:
         def program(make: MakeNeuron) -> Observed:

@@ -1,4 +1,5 @@
-"""The settings: what they refuse, where they hold, and that each of them weighs memory against time or rounding as it says."""
+"""The settings: what they refuse, where they hold, and that each of them weighs memory against time
+or rounding as it says."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ from snn_revplugin.adapters.spikingjelly import RevIFNode
 BAD = [
     ({"lost_bits": -0.1}, "lost_bits"),
     ({"lost_bits": float("nan")}, "lost_bits"),
-    ({"longest_stretch": 0}, "longest_stretch"),
-    ({"longest_stretch": -3}, "longest_stretch"),
-    ({"rebuild_stretch": 0}, "rebuild_stretch"),
+    ({"max_anchor_interval": 0}, "max_anchor_interval"),
+    ({"max_anchor_interval": -3}, "max_anchor_interval"),
+    ({"rebuild_interval": 0}, "rebuild_interval"),
 ]
 
 
@@ -40,12 +41,15 @@ def test_unknown_settings_are_refused() -> None:
 
 def test_settings_hold_in_their_block_alone() -> None:
     default = get_settings()
-    # TRITON_INTERPRET=1 asks for kernels in every test, and conftest.py for everything to be computed again.
-    assert default == Settings(backend=default.backend, smallest=default.smallest)
+    # TRITON_INTERPRET=1 asks for kernels in every test, and conftest.py for everything to be
+    # computed again.
+    assert default == Settings(
+        backend=default.backend, recompute_min_bytes=default.recompute_min_bytes
+    )
     with use_settings(lost_bits=2) as outer:
         assert get_settings() is outer
-        with use_settings(longest_stretch=7):
-            assert (get_settings().lost_bits, get_settings().longest_stretch) == (2, 7)
+        with use_settings(max_anchor_interval=7):
+            assert (get_settings().lost_bits, get_settings().max_anchor_interval) == (2, 7)
         assert get_settings() is outer
         with pytest.raises(KeyError), use_settings(reversible=False):
             raise KeyError
@@ -70,22 +74,30 @@ def test_settings_are_a_threads_own() -> None:
 def gradient(
     kind: type[nn.Module], T: int = 60, backward_bits: float | None = None, **options
 ) -> tuple[torch.Tensor, nn.Module]:
-    """The gradient of a linear layer under a neuron, whose currents are computed again from the spikes of another."""
+    """The gradient of a linear layer under a neuron, whose currents are computed again from the
+    spikes of another."""
     torch.manual_seed(0)
-    below, weigh, lif = Leaky(beta=0.9) if kind is Leaky else RevLeaky(beta=0.9), nn.Linear(8, 6), kind(**options)
+    below, weigh, lif = (
+        Leaky(beta=0.9) if kind is Leaky else RevLeaky(beta=0.9),
+        nn.Linear(8, 6),
+        kind(**options),
+    )
     nn.init.constant_(weigh.bias, 0.3)
     v1, v2, loss = torch.zeros(4, 8), torch.zeros(4, 6), 0.0
     for frame in torch.randn(T, 4, 8, requires_grad=True) + 0.5:
         s1, v1 = below(frame, v1)
         s2, v2 = lif(weigh(s1), v2)
         loss = loss + (s2 * torch.randn(s2.shape)).sum()
-    with use_settings(lost_bits=get_settings().lost_bits if backward_bits is None else backward_bits):
+    with use_settings(
+        lost_bits=get_settings().lost_bits if backward_bits is None else backward_bits
+    ):
         loss.backward()
     return weigh.weight.grad, lif
 
 
 def test_more_lost_bits_mean_fewer_anchors_and_larger_errors() -> None:
-    """And each error stays below what the bits say: 2**bits roundings of a 24-bit mantissa, carried into the gradient."""
+    """And each error stays below what the bits say: 2**bits roundings of a 24-bit mantissa, carried
+    into the gradient."""
     options = {"beta": 0.8}
     exact, _ = gradient(Leaky, **options)
     errors, stretches = [], []
@@ -93,7 +105,7 @@ def test_more_lost_bits_mean_fewer_anchors_and_larger_errors() -> None:
         with use_settings(lost_bits=bits):
             ours, lif = gradient(RevLeaky, **options)
         errors.append(relative_error(exact, ours))
-        stretches.append(lif.reversal.ledger.stretch)
+        stretches.append(lif.record.statistics.anchor_interval)
         assert errors[-1] <= 2**bits * 1e-6
     assert stretches[1:] == sorted(set(stretches[1:]))
     assert errors[0] <= errors[-1]
@@ -101,17 +113,17 @@ def test_more_lost_bits_mean_fewer_anchors_and_larger_errors() -> None:
 
 @pytest.mark.parametrize("longest", [1, 2, 10, 64])
 def test_longest_stretch_caps_the_distance_between_anchors(longest: int) -> None:
-    with use_settings(longest_stretch=longest):
+    with use_settings(max_anchor_interval=longest):
         _, lif = gradient(RevLeaky, beta=1.0)
-    assert lif.reversal.ledger.stretch == longest
+    assert lif.record.statistics.anchor_interval == longest
 
 
 @pytest.mark.parametrize("every", [1, 5, 12])
 def test_rebuild_stretch_is_for_what_has_no_inverse(every: int) -> None:
-    with use_settings(rebuild_stretch=every):
+    with use_settings(rebuild_interval=every):
         ours, lif = gradient(RevLeaky, beta=0.9, reset_mechanism="zero")
     exact, _ = gradient(Leaky, beta=0.9, reset_mechanism="zero")
-    assert lif.reversal.ledger.stretch == every
+    assert lif.record.statistics.anchor_interval == every
     assert relative_error(exact, ours) < 2e-6
 
 
@@ -128,7 +140,9 @@ def test_settings_may_change_in_mid_sequence() -> None:
         torch.manual_seed(0)
         lif, conv, v, loss = kind(beta=0.8), nn.Conv1d(2, 3, 3), torch.zeros(2, 3, 4), 0.0
         for t, frame in enumerate(torch.randn(24, 2, 2, 6)):
-            with use_settings(longest_stretch=1 + t % 5, lost_bits=t % 4, reversible=t % 7 != 6):
+            with use_settings(
+                max_anchor_interval=1 + t % 5, lost_bits=t % 4, reversible=t % 7 != 6
+            ):
                 s, v = lif(conv(frame) * 2, v)
             loss = loss + (s * torch.randn(s.shape)).sum()
         loss.backward()
@@ -140,7 +154,7 @@ def test_reversible_false_switches_every_neuron_off() -> None:
     lif = RevIFNode()
     with use_settings(reversible=False):
         lif(torch.ones(2, requires_grad=True))
-    assert lif.reversal.ledger.steps == 0
+    assert lif.record.statistics.steps == 0
     lif.reset()
     lif(torch.ones(2, requires_grad=True))
-    assert lif.reversal.ledger.steps == 1
+    assert lif.record.statistics.steps == 1

@@ -1,6 +1,8 @@
-"""Layers so small that Python objects outweigh what they would save: kept as they are, and in less time than the host's.
+"""Layers so small that Python objects outweigh what they would save: kept as they are, and in less
+time than the host's.
 
-The other tests' tensors are as small; they run with ``smallest=0``, these in the settings that a user finds.
+The other tests' tensors are as small; they run with ``smallest=0``, these in the settings that a
+user finds.
 """
 
 from __future__ import annotations
@@ -14,29 +16,41 @@ from either_host import step_of
 from spikingjelly.activation_based import neuron
 from torch import Tensor
 
-from snn_revplugin import explain, memory_report
+from snn_revplugin import memory_report
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevIFNode, RevLIFNode
+from snn_revplugin.report import explain
 from snn_revplugin.settings import use_settings
 
 T = 12
 NEURONS = {
     "Leaky": (snntorch.Leaky, RevLeaky, {"beta": 0.9, "threshold": 0.3, "learn_beta": True}),
-    "Leaky, zero": (snntorch.Leaky, RevLeaky, {"beta": 0.9, "threshold": 0.3, "reset_mechanism": "zero"}),
-    "Leaky, at once": (snntorch.Leaky, RevLeaky, {"beta": 0.9, "threshold": 0.3, "reset_delay": False}),
+    "Leaky, zero": (
+        snntorch.Leaky,
+        RevLeaky,
+        {"beta": 0.9, "threshold": 0.3, "reset_mechanism": "zero"},
+    ),
+    "Leaky, at once": (
+        snntorch.Leaky,
+        RevLeaky,
+        {"beta": 0.9, "threshold": 0.3, "reset_delay": False},
+    ),
     "IFNode, soft": (neuron.IFNode, RevIFNode, {"v_threshold": 0.3, "v_reset": None}),
     "LIFNode": (neuron.LIFNode, RevLIFNode, {"v_threshold": 0.3}),
 }
 
 
 def run(layers: list[nn.Module], nodes: list[nn.Module], batches: list[Tensor]) -> Tensor:
-    """A loss over the time steps of a net of layers and neurons, which sees one batch after the other at each."""
+    """A loss over the time steps of a net of layers and neurons, which sees one batch after the
+    other at each."""
     loss, potentials = torch.zeros(()), {}
     for t in range(T):
         for number, x in enumerate(batches):
             for i, (layer, node) in enumerate(zip(layers, nodes, strict=True)):
                 current = layer(x)
-                x, potentials[number, i] = step_of(node, current, potentials.get((number, i), torch.zeros_like(current)))
+                x, potentials[number, i] = step_of(
+                    node, current, potentials.get((number, i), torch.zeros_like(current))
+                )
             loss = loss + ((1 + t) * x).square().sum() + potentials[number, i].sum()
     return loss
 
@@ -45,7 +59,9 @@ def run(layers: list[nn.Module], nodes: list[nn.Module], batches: list[Tensor]) 
 def test_small_layers_are_kept_as_they_are(host: type, ours: type, options: dict) -> None:
     def program(make: MakeNeuron) -> Observed:
         layers, nodes = [nn.Linear(3, 5), nn.Linear(5, 4)], [make(**options), make(**options)]
-        run(layers, nodes, [torch.rand(2, 3, generator=torch.Generator().manual_seed(1))]).backward()
+        run(
+            layers, nodes, [torch.rand(2, 3, generator=torch.Generator().manual_seed(1))]
+        ).backward()
         return Observed().see_gradients(*layers, *nodes)
 
     for each in agree(program, host, ours):
@@ -70,8 +86,12 @@ def test_a_small_and_a_large_batch_in_turns(host: type, ours: type, options: dic
 
 
 def test_a_few_neurons_on_many_spikes_are_worth_it() -> None:
-    """What is saved on the way counts: ten neurons are small, the spikes of the thousand below are not."""
-    layers, nodes = [nn.Linear(3, 1000), nn.Linear(1000, 10)], [RevLeaky(beta=0.9, threshold=0.3) for _ in range(2)]
+    """What is saved on the way counts: ten neurons are small, the spikes of the thousand below are
+    not."""
+    layers, nodes = (
+        [nn.Linear(3, 1000), nn.Linear(1000, 10)],
+        [RevLeaky(beta=0.9, threshold=0.3) for _ in range(2)],
+    )
     run(layers, nodes, [torch.rand(1, 3)])
     assert [explain(each).rows[0].small_calls for each in nodes] == [0, 0]
 
@@ -80,15 +100,23 @@ def test_a_small_net_keeps_no_more_than_the_hosts() -> None:
     retained = {}
     for kind in (snntorch.Leaky, RevLeaky):
         torch.manual_seed(0)
-        layers, nodes = [nn.Linear(3, 16), nn.Linear(16, 8)], [kind(beta=0.9, threshold=0.3) for _ in range(2)]
-        retained[kind] = memory_report(lambda layers=layers, nodes=nodes: run(layers, nodes, [torch.rand(2, 3)])).retained
+        layers, nodes = (
+            [nn.Linear(3, 16), nn.Linear(16, 8)],
+            [kind(beta=0.9, threshold=0.3) for _ in range(2)],
+        )
+        retained[kind] = memory_report(
+            lambda layers=layers, nodes=nodes: run(layers, nodes, [torch.rand(2, 3)])
+        ).retained
     assert retained[RevLeaky] <= retained[snntorch.Leaky]
 
 
 def test_the_setting() -> None:
     layers, nodes = [nn.Linear(3, 5)], [RevLeaky(beta=0.9)]
-    with use_settings(smallest=0):
+    with use_settings(recompute_min_bytes=0):
         run(layers, nodes, [torch.rand(2, 3)])
     assert explain(nodes[0]).rows[0].small_calls == 0
-    with pytest.raises(ValueError, match="smallest must be at least 0, got -1"), use_settings(smallest=-1):
+    with (
+        pytest.raises(ValueError, match="smallest must be at least 0, got -1"),
+        use_settings(recompute_min_bytes=-1),
+    ):
         pass

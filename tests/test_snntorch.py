@@ -1,4 +1,5 @@
-"""RevLeaky against snntorch.Leaky: every combination of options, both state forms, and snnTorch's own tools."""
+"""RevLeaky against snntorch.Leaky: every combination of options, both state forms, and snnTorch's
+own tools."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ SURROGATES: dict[str, Callable[[], Callable | None]] = {
     "atan": lambda: surrogate.atan(alpha=1.5),
     "straight_through": surrogate.straight_through_estimator,
     "spike_rate_escape": lambda: surrogate.spike_rate_escape(beta=0.7, slope=2),
-    "custom_surrogate": lambda: surrogate.custom_surrogate(lambda z, grad, spikes: grad * (0.2 + spikes) / (1 + z * z)),
+    "custom_surrogate": lambda: surrogate.custom_surrogate(
+        lambda z, grad, spikes: grad * (0.2 + spikes) / (1 + z * z)
+    ),
     "user's autograd Function": lambda: _UsersStep.apply,
 }
 
@@ -75,17 +78,23 @@ def train(net: Net, x: Tensor, form: str, initial: tuple[Tensor, Tensor] | None 
         mem = net.lif1.reset_mem(), net.lif2.reset_mem()
     elif form != PASSED:
         net.lif1.mem, net.lif2.mem = mem
-    record: dict[str, list[Tensor]] = {name: [] for name in ("spk1", "mem1", "spk2", "mem2", "reset")}
+    record: dict[str, list[Tensor]] = {
+        name: [] for name in ("spk1", "mem1", "spk2", "mem2", "reset")
+    }
     for frame in x:
         out1 = net.lif1(net.weigh(frame), *mem[:1] if form == PASSED else ())
         spk1, mem1 = (out1, net.lif1.mem) if form == HIDDEN else out1
-        out2 = net.lif2(net.readout(spk1.flatten(1).to(frame.dtype)), *mem[1:] if form == PASSED else ())
+        out2 = net.lif2(
+            net.readout(spk1.flatten(1).to(frame.dtype)), *mem[1:] if form == PASSED else ()
+        )
         spk2, mem2 = (out2, net.lif2.mem) if form == HIDDEN else out2
         mem = mem1, mem2
         for name, value in zip(record, (spk1, mem1, spk2, mem2, net.lif1.reset), strict=True):
             record[name].append(value)
     exact = {name: torch.stack(values) for name, values in record.items()}
-    loss = sum((each * torch.randn(each.shape)).sum() for name, each in exact.items() if name != "reset")
+    loss = sum(
+        (each * torch.randn(each.shape)).sum() for name, each in exact.items() if name != "reset"
+    )
     loss.backward()
     return Observed(exact).see_gradients(net, x=x)
 
@@ -95,28 +104,69 @@ def per_neuron(low: float, high: float, shape: tuple[int, ...]) -> Tensor:
 
 
 def _table() -> list:
-    """Every combination of the options; the net, T, the surrogate and the initial state are dealt out at random."""
+    """Every combination of the options; the net, T, the surrogate and the initial state are dealt
+    out at random."""
     deal = random.Random(0).choice
     combinations = product(
-        ("subtract", "zero", "none"), (True, False), (False, True), (False, True), (False, True), (False, True),
-        (1.0, 0.7), (PASSED, HIDDEN, HIDDEN_WITH_OUTPUT), (torch.float32, torch.float64),
-    )  # fmt: skip
+        ("subtract", "zero", "none"),
+        (True, False),
+        (False, True),
+        (False, True),
+        (False, True),
+        (False, True),
+        (1.0, 0.7),
+        (PASSED, HIDDEN, HIDDEN_WITH_OUTPUT),
+        (torch.float32, torch.float64),
+    )
     rows = [
-        (*each, deal(tuple(SURROGATES)), deal((*LENGTHS, 2, 9)), deal(tuple(FEATURES)), deal((False, True)))
+        (
+            *each,
+            deal(tuple(SURROGATES)),
+            deal((*LENGTHS, 2, 9)),
+            deal(tuple(FEATURES)),
+            deal((False, True)),
+        )
         for each in combinations
     ]
-    return [pytest.param(*row, id="-".join(str(each).removeprefix("torch.") for each in row)) for row in rows]
+    return [
+        pytest.param(*row, id="-".join(str(each).removeprefix("torch.") for each in row))
+        for row in rows
+    ]
 
 
 @pytest.mark.parametrize(
-    ("reset", "delay", "learn_beta", "learn_threshold", "learn_factor", "vectors", "factor", "form", "dtype",
-     "spike_grad", "T", "kind", "initial"),
+    (
+        "reset",
+        "delay",
+        "learn_beta",
+        "learn_threshold",
+        "learn_factor",
+        "vectors",
+        "factor",
+        "form",
+        "dtype",
+        "spike_grad",
+        "T",
+        "kind",
+        "initial",
+    ),
     _table(),
-)  # fmt: skip
+)
 def test_every_combination_of_options(
-    reset: str, delay: bool, learn_beta: bool, learn_threshold: bool, learn_factor: bool, vectors: bool, factor: float,
-    form: str, dtype: torch.dtype, spike_grad: str, T: int, kind: str, initial: bool,
-) -> None:  # fmt: skip
+    reset: str,
+    delay: bool,
+    learn_beta: bool,
+    learn_threshold: bool,
+    learn_factor: bool,
+    vectors: bool,
+    factor: float,
+    form: str,
+    dtype: torch.dtype,
+    spike_grad: str,
+    T: int,
+    kind: str,
+    initial: bool,
+) -> None:
     def program(make: MakeNeuron) -> Observed:
         def options(shape: tuple[int, ...]) -> dict:
             return {
@@ -138,7 +188,10 @@ def test_every_combination_of_options(
         x = draw(kind, T, dtype)
         mem = None
         if initial:
-            mem = tuple(torch.randn(2, *shape, dtype=dtype, requires_grad=True) for shape in (FEATURES[kind], (4,)))
+            mem = tuple(
+                torch.randn(2, *shape, dtype=dtype, requires_grad=True)
+                for shape in (FEATURES[kind], (4,))
+            )
         observed = train(net, x, form, mem)
         if T >= 9:
             assert_alive(observed.exact["spk1"])
@@ -155,7 +208,13 @@ def test_every_combination_of_options(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_short_mantissas(dtype: torch.dtype, reset: str, learned: bool) -> None:
     def program(make: MakeNeuron) -> Observed:
-        options = {"beta": 0.9, "threshold": 0.8, "reset_mechanism": reset, "learn_beta": learned, "learn_threshold": learned}
+        options = {
+            "beta": 0.9,
+            "threshold": 0.8,
+            "reset_mechanism": reset,
+            "learn_beta": learned,
+            "learn_threshold": learned,
+        }
         net = Net(make, "linear", options, options).to(dtype)
         return train(net, draw("linear", 9, dtype), PASSED)
 
@@ -164,19 +223,29 @@ def test_short_mantissas(dtype: torch.dtype, reset: str, learned: bool) -> None:
 
 @pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
 @pytest.mark.parametrize(
-    "beta", [0.0, 1e-3, 1.0, 1.3, -0.2, torch.tensor([-0.5, 0.0, 0.5, 1.0, 1.5, 1e-6])], ids=lambda b: f"beta{b}"[:12]
+    "beta",
+    [0.0, 1e-3, 1.0, 1.3, -0.2, torch.tensor([-0.5, 0.0, 0.5, 1.0, 1.5, 1e-6])],
+    ids=lambda b: f"beta{b}"[:12],
 )
 def test_decay_at_its_ends_is_clamped_as_the_host_does(beta: float | Tensor, reset: str) -> None:
     def program(make: MakeNeuron) -> Observed:
-        first = {"beta": torch.as_tensor(beta).clone(), "learn_beta": True, "reset_mechanism": reset}
-        return train(Net(make, "linear", first, {"beta": 0.5}), draw("linear", 9, torch.float32), PASSED)
+        first = {
+            "beta": torch.as_tensor(beta).clone(),
+            "learn_beta": True,
+            "reset_mechanism": reset,
+        }
+        return train(
+            Net(make, "linear", first, {"beta": 0.5}), draw("linear", 9, torch.float32), PASSED
+        )
 
     agree(program, snn.Leaky, RevLeaky)
 
 
 @pytest.mark.parametrize("mem_dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("input_dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_input_and_membrane_of_different_dtypes(input_dtype: torch.dtype, mem_dtype: torch.dtype) -> None:
+def test_input_and_membrane_of_different_dtypes(
+    input_dtype: torch.dtype, mem_dtype: torch.dtype
+) -> None:
     def program(make: MakeNeuron) -> Observed:
         lif = make(beta=0.9, learn_beta=True, learn_threshold=True)
         x = torch.randn(9, 4, dtype=input_dtype, requires_grad=True)
@@ -186,22 +255,36 @@ def test_input_and_membrane_of_different_dtypes(input_dtype: torch.dtype, mem_dt
             spk, mem = lif(frame, mem)
             spikes.append(spk)
         (torch.stack(spikes).sum() + (mem * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum()).backward()
-        return Observed({"spk": torch.stack(spikes), "mem": mem}).see_gradients(lif, x=x, start=start)
+        return Observed({"spk": torch.stack(spikes), "mem": mem}).see_gradients(
+            lif, x=x, start=start
+        )
 
     agree(program, snn.Leaky, RevLeaky)
 
 
 def test_surrogate_disable_passes_no_gradient_but_to_the_graded_factor() -> None:
     def program(make: MakeNeuron) -> Observed:
-        options = {"beta": 0.9, "surrogate_disable": True, "learn_graded_spikes_factor": True, "learn_beta": True}
-        return train(Net(make, "linear", options, options), draw("linear", 9, torch.float32), PASSED)
+        options = {
+            "beta": 0.9,
+            "surrogate_disable": True,
+            "learn_graded_spikes_factor": True,
+            "learn_beta": True,
+        }
+        return train(
+            Net(make, "linear", options, options), draw("linear", 9, torch.float32), PASSED
+        )
 
     agree(program, snn.Leaky, RevLeaky)
 
 
 def test_surrogate_disable_makes_spikes_that_need_no_gradient() -> None:
     def program(make: MakeNeuron) -> Observed:
-        net = Net(make, "linear", {"beta": 0.9, "surrogate_disable": True}, {"beta": 0.9, "surrogate_disable": True})
+        net = Net(
+            make,
+            "linear",
+            {"beta": 0.9, "surrogate_disable": True},
+            {"beta": 0.9, "surrogate_disable": True},
+        )
         mem1, mem2 = net.lif1.reset_mem(), net.lif2.reset_mem()
         for frame in draw("linear", 3, torch.float32):
             spk1, mem1 = net.lif1(net.weigh(frame), mem1)
@@ -247,7 +330,10 @@ def _changed(make: MakeNeuron, change: Callable[[nn.Module], None], **options) -
 
 CHANGES: dict[str, tuple[Callable[[nn.Module], None], dict]] = {
     "reset_mechanism": (lambda lif: setattr(lif, "reset_mechanism", "zero"), {}),
-    "reset_mechanism, no delay": (lambda lif: setattr(lif, "reset_mechanism", "zero"), {"reset_delay": False}),
+    "reset_mechanism, no delay": (
+        lambda lif: setattr(lif, "reset_mechanism", "zero"),
+        {"reset_delay": False},
+    ),
     "state_function": (lambda lif: setattr(lif, "state_function", lif._base_zero), {}),
     "reset_delay": (lambda lif: setattr(lif, "reset_delay", False), {}),
     "spike_grad": (lambda lif: setattr(lif, "spike_grad", surrogate.fast_sigmoid(3)), {}),
@@ -255,30 +341,37 @@ CHANGES: dict[str, tuple[Callable[[nn.Module], None], dict]] = {
     "factor replaced": (lambda lif: setattr(lif, "graded_spikes_factor", torch.tensor(2.0)), {}),
     "threshold replaced": (lambda lif: setattr(lif, "threshold", torch.tensor(0.4)), {}),
     "user's state_function": (
-        lambda lif: setattr(lif, "state_function", lambda x: 0.5 * lif.mem + x - 0.1 * lif.reset), {},
+        lambda lif: setattr(lif, "state_function", lambda x: 0.5 * lif.mem + x - 0.1 * lif.reset),
+        {},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_an_option_changed_between_two_steps(name: str) -> None:
     change, options = CHANGES[name]
-    # A charge of the user's own, or one reset in the charge and another after the spike, is the host's to compute.
-    path = "both" if name in ("user's state_function", "reset_mechanism, no delay") else "reversible"
+    # A charge of the user's own, or one reset in the charge and another after the spike, is the
+    # host's to compute.
+    path = (
+        "both" if name in ("user's state_function", "reset_mechanism, no delay") else "reversible"
+    )
     agree(lambda make: _changed(make, change, **options), snn.Leaky, RevLeaky, path=path)
 
 
 def test_reset_mechanism_that_disagrees_with_the_charge_takes_the_hosts_path() -> None:
     def program(make: MakeNeuron) -> Observed:
-        return _changed(make, lambda lif: setattr(lif, "reset_mechanism", "zero"), reset_delay=False)
+        return _changed(
+            make, lambda lif: setattr(lif, "reset_mechanism", "zero"), reset_delay=False
+        )
 
     agree(program, snn.Leaky, RevLeaky, path="both")
 
 
 @pytest.mark.parametrize("value", [-0.2, 0.05, 0.5, 0.999, 1.5])
 def test_a_decay_written_through_data_between_two_sequences(value: float) -> None:
-    """Writing through ``.data`` leaves no trace in a version, and training scripts clamp their decay that way; nor does FSDP,
-    which gathers weights anew for every forward. The distance between anchors depends on it, and the clamp's derivative."""
+    """Writing through ``.data`` leaves no trace in a version, and training scripts clamp their
+    decay that way; nor does FSDP, which gathers weights anew for every forward. The distance
+    between anchors depends on it, and the clamp's derivative."""
 
     def program(make: MakeNeuron) -> Observed:
         lif, weigh = make(beta=0.99, learn_beta=True), nn.Linear(5, 6)
@@ -297,7 +390,8 @@ def test_a_decay_written_through_data_between_two_sequences(value: float) -> Non
 
 
 def test_parameters_with_more_elements_than_the_input() -> None:
-    """The host broadcasts: the membrane grows to the parameters' shape, and is zeroed at each call for it."""
+    """The host broadcasts: the membrane grows to the parameters' shape, and is zeroed at each call
+    for it."""
 
     def program(make: MakeNeuron) -> Observed:
         lif = make(beta=torch.rand(3, 4), learn_beta=True)
@@ -343,35 +437,65 @@ def test_bad_options_raise_as_the_host_does(option: dict) -> None:
 
 
 def test_all_arguments_by_position() -> None:
-    arguments = (0.8, 0.9, None, False, True, False, True, True, "zero", False, True, 0.7, True, False)
+    arguments = (
+        0.8,
+        0.9,
+        None,
+        False,
+        True,
+        False,
+        True,
+        True,
+        "zero",
+        False,
+        True,
+        0.7,
+        True,
+        False,
+    )
     host, ours = snn.Leaky(*arguments), RevLeaky(*arguments)
     hidden = ("spike_grad", "state_function")
     for name, value in vars(host).items():
         if not name.startswith("_") and name not in hidden:
             assert getattr(ours, name) == value, name
     assert str(ours.state_dict()) == str(host.state_dict())
-    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in host.named_parameters()]
+    assert [name for name, _ in ours.named_parameters()] == [
+        name for name, _ in host.named_parameters()
+    ]
     assert [name for name, _ in ours.named_buffers()] == [name for name, _ in host.named_buffers()]
     assert ours.state_function.__name__ == host.state_function.__name__
 
 
 def test_reversible_false_takes_the_hosts_path() -> None:
     def program(make: MakeNeuron) -> Observed:
-        options = {"beta": 0.9} if make(beta=0.1).__class__ is snn.Leaky else {"beta": 0.9, "reversible": False}
-        return train(Net(make, "linear", options, options), draw("linear", 9, torch.float32), PASSED)
+        options = (
+            {"beta": 0.9}
+            if make(beta=0.1).__class__ is snn.Leaky
+            else {"beta": 0.9, "reversible": False}
+        )
+        return train(
+            Net(make, "linear", options, options), draw("linear", 9, torch.float32), PASSED
+        )
 
     neurons = agree(program, snn.Leaky, RevLeaky, path="any")
     for neuron in neurons[1:]:
-        assert neuron.reversal.ledger.steps == 0
-        assert any("reversible=False" in reason for reason in neuron.reversal.ledger.reasons)
+        assert neuron.record.statistics.steps == 0
+        assert any("reversible=False" in reason for reason in neuron.record.statistics.reasons)
 
 
 def test_state_dict_goes_both_ways() -> None:
-    options = {"learn_beta": True, "learn_threshold": True, "learn_graded_spikes_factor": True, "reset_mechanism": "zero"}
+    options = {
+        "learn_beta": True,
+        "learn_threshold": True,
+        "learn_graded_spikes_factor": True,
+        "reset_mechanism": "zero",
+    }
     for kind, other in ((snn.Leaky, RevLeaky), (RevLeaky, snn.Leaky)):
         source, target = kind(beta=0.7, threshold=0.6, **options), other(beta=0.1, **options)
         x = torch.randn(2, 3, requires_grad=True)
-        source(x, torch.zeros(2, 3))  # a state and a reset signal are there, and belong to no checkpoint
+        source(
+            x, torch.zeros(2, 3)
+        )  # a state and a reset signal are there, and belong to no checkpoint
         target(x, torch.zeros(2, 3))
         assert list(source.state_dict()) == list(target.state_dict())
         target.load_state_dict(source.state_dict(), strict=True)
@@ -397,7 +521,9 @@ class Hidden(nn.Sequential):
         )
 
 
-@pytest.mark.parametrize("clear", ["utils.reset", "detach_hidden", "reset_hidden", "reset_mem", "none"])
+@pytest.mark.parametrize(
+    "clear", ["utils.reset", "detach_hidden", "reset_hidden", "reset_mem", "none"]
+)
 def test_hidden_states_cleared_between_sequences(clear: str) -> None:
     """Between two sequences and once in the middle of one, before its backward."""
 
@@ -435,7 +561,9 @@ def test_training_by_snntorchs_backprop(rule: str) -> None:
     def program(make: MakeNeuron) -> Observed:
         net = Hidden(make)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
-        frames = (10, 4, 5) if rule == "BPTT" else (4, 5)  # snnTorch 1.0's TBPTT raises on data that vary with time
+        frames = (
+            (10, 4, 5) if rule == "BPTT" else (4, 5)
+        )  # snnTorch 1.0's TBPTT raises on data that vary with time
         data = [(torch.randn(frames), torch.randint(4, (4,))) for _ in range(3)]
         criterion = SF.ce_rate_loss() if "rate" in rule else SF.ce_max_membrane_loss()
         if rule == "BPTT":
@@ -444,8 +572,12 @@ def test_training_by_snntorchs_backprop(rule: str) -> None:
             loss = backprop.RTRL(net, data, optimizer, criterion, num_steps=10, time_var=False)
         else:
             steps = int(rule.split()[1].strip(","))
-            loss = backprop.TBPTT(net, data, optimizer, criterion, num_steps=10, time_var=False, K=steps)
-        return Observed({}, {"loss": loss.detach()} | {name: p.detach() for name, p in net.named_parameters()})
+            loss = backprop.TBPTT(
+                net, data, optimizer, criterion, num_steps=10, time_var=False, K=steps
+            )
+        return Observed(
+            {}, {"loss": loss.detach()} | {name: p.detach() for name, p in net.named_parameters()}
+        )
 
     agree(program, snn.Leaky, RevLeaky)
 
@@ -454,10 +586,19 @@ def test_the_tutorials_loop_trains_as_the_hosts_does() -> None:
     """Twenty steps of Adam on one batch: same loss curve, and the loss falls."""
 
     def program(make: MakeNeuron) -> Observed:
-        options = {"beta": 0.9, "spike_grad": surrogate.fast_sigmoid(slope=5), "learn_beta": True, "learn_threshold": True}
+        options = {
+            "beta": 0.9,
+            "spike_grad": surrogate.fast_sigmoid(slope=5),
+            "learn_beta": True,
+            "learn_threshold": True,
+        }
         net = Net(make, "conv", options, options)
         optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
-        x, target, losses = draw("conv", 8, torch.float32, batch=6).detach(), torch.arange(6) % 4, []
+        x, target, losses = (
+            draw("conv", 8, torch.float32, batch=6).detach(),
+            torch.arange(6) % 4,
+            [],
+        )
         for _ in range(20):
             mem1, mem2, loss = net.lif1.reset_mem(), net.lif2.reset_mem(), torch.zeros(())
             for frame in x:

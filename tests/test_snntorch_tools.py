@@ -1,4 +1,5 @@
-"""snnTorch's own tools on a net with our neurons: what they give is what they give with the host's."""
+"""snnTorch's own tools on a net with our neurons: what they give is what they give with the
+host's."""
 
 from __future__ import annotations
 
@@ -20,8 +21,10 @@ from snntorch import surrogate, utils
 from snntorch.functional import probe, stdp_learner
 from torch import Tensor
 
-from snn_revplugin import check_reversible, convert, explain, restore
+from snn_revplugin import check_reversible, restore
 from snn_revplugin.adapters.snntorch import CoupledLeaky, RevLeaky
+from snn_revplugin.report import explain
+from snn_revplugin.swap import convert
 
 matplotlib.use("Agg")
 T = 6
@@ -29,17 +32,29 @@ KINDS = snn.Leaky, RevLeaky
 
 
 class Net(nn.Sequential):
-    """linear - neurons - linear - neurons that keep their state; parameters of each neuron's own, as NIR wants them."""
+    """linear - neurons - linear - neurons that keep their state; parameters of each neuron's own,
+    as NIR wants them."""
 
     def __init__(self, make: MakeNeuron, **options: Any) -> None:
         super().__init__(
             nn.Linear(5, 8),
-            make(beta=torch.full((8,), 0.9), threshold=torch.full((8,), 0.6), init_hidden=True, **options),
+            make(
+                beta=torch.full((8,), 0.9),
+                threshold=torch.full((8,), 0.6),
+                init_hidden=True,
+                **options,
+            ),
             nn.Linear(8, 4),
-            make(beta=torch.full((4,), 0.8), threshold=torch.full((4,), 0.5), init_hidden=True, output=True, **options),
+            make(
+                beta=torch.full((4,), 0.8),
+                threshold=torch.full((4,), 0.5),
+                init_hidden=True,
+                output=True,
+                **options,
+            ),
         )
-        for weighs in (self[0], self[2]):
-            nn.init.normal_(weighs.weight)
+        for recompute_on_data in (self[0], self[2]):
+            nn.init.normal_(recompute_on_data.weight)
 
     def record(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``[T, N, 5]`` to the last layer's spikes and membranes, ``[T, N, 4]`` both."""
@@ -52,12 +67,13 @@ def draw() -> Tensor:
     return torch.randn(T, 3, 5) * 2
 
 
-# ------------------------------------------------------------------------------------------------------------------- NIR
+# ---------------------------------------------------------------------------------------------- NIR
 
 
 @pytest.fixture
 def nir_tools() -> Iterator[tuple[Callable, Callable]]:
-    """The exporter and the importer; both print what they do, and nirtorch calls its own way of tracing deprecated."""
+    """The exporter and the importer; both print what they do, and nirtorch calls its own way of
+    tracing deprecated."""
     from snntorch.export_nir import export_to_nir
     from snntorch.import_nir import import_from_nir
 
@@ -66,14 +82,27 @@ def nir_tools() -> Iterator[tuple[Callable, Callable]]:
         yield export_to_nir, import_from_nir
 
 
-@pytest.mark.parametrize("options", [{}, {"learn_beta": True, "learn_threshold": True, "reset_mechanism": "zero"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"learn_beta": True, "learn_threshold": True, "reset_mechanism": "zero"}],
+    ids=str,
+)
 def test_nir_export(options: dict, nir_tools: tuple[Callable, Callable]) -> None:
     graphs = []
     for kind in KINDS:
         torch.manual_seed(0)
-        graphs.append(nir_content(nir_tools[0](Net(kind, **options), torch.randn(1, 5), ignore_dims=[0])))
+        graphs.append(
+            nir_content(nir_tools[0](Net(kind, **options), torch.randn(1, 5), ignore_dims=[0]))
+        )
     assert graphs[0] == graphs[1]
-    assert [kind for kind, _ in graphs[1][0].values()] == ["Input", "Affine", "LIF", "Affine", "LIF", "Output"]
+    assert [kind for kind, _ in graphs[1][0].values()] == [
+        "Input",
+        "Affine",
+        "LIF",
+        "Affine",
+        "LIF",
+        "Output",
+    ]
 
 
 def test_nir_import_is_converted(nir_tools: tuple[Callable, Callable]) -> None:
@@ -101,7 +130,7 @@ def test_nir_refuses_the_coupled_node(nir_tools: tuple[Callable, Callable]) -> N
         nir_tools[0](net, torch.randn(1, 5), ignore_dims=[0])
 
 
-# -------------------------------------------------------------------------------------------------- monitors, plasticity
+# ----------------------------------------------------------------------------- monitors, plasticity
 
 
 def test_probes() -> None:
@@ -112,9 +141,14 @@ def test_probes() -> None:
             "input": probe.InputMonitor(net, snn.Leaky),
             "mem": probe.AttributeMonitor("mem", False, net, snn.Leaky, lambda mem: mem.clone()),
         }
-        back = {"in": probe.GradInputMonitor(net, snn.Leaky), "out": probe.GradOutputMonitor(net[1], snn.Leaky)}
+        back = {
+            "in": probe.GradInputMonitor(net, snn.Leaky),
+            "out": probe.GradOutputMonitor(net[1], snn.Leaky),
+        }
         spikes, membranes = net.record(draw())
-        (spikes * torch.randn(spikes.shape) + membranes * torch.randn(spikes.shape)).sum().backward()
+        (
+            spikes * torch.randn(spikes.shape) + membranes * torch.randn(spikes.shape)
+        ).sum().backward()
         observed = Observed().see_gradients(net)
         for name, each in (seen | back).items():
             assert each.records
@@ -142,7 +176,7 @@ def test_plasticity() -> None:
     agree(program, *KINDS)
 
 
-# --------------------------------------------------------------------------------------------------------- losses, plots
+# ------------------------------------------------------------------------------------ losses, plots
 
 
 LOSSES: dict[str, Callable[[], Callable]] = {
@@ -186,19 +220,23 @@ def test_plots(tmp_path: Path) -> None:
         figure, axes = plt.subplots(figsize=(1, 1))
         drawn["raster"] = spikeplot.raster(one, axes).get_offsets()
         axes.clear()
-        spikeplot.animator(one.view(T, 2, 2), figure, axes).save(tmp_path / "spikes.gif", writer="pillow")
+        spikeplot.animator(one.view(T, 2, 2), figure, axes).save(
+            tmp_path / "spikes.gif", writer="pillow"
+        )
         drawn["animator"] = np.fromfile(tmp_path / "spikes.gif", np.uint8)
         plt.close(figure)
         figure = plt.figure()
         spikeplot.traces(membranes[:, 0], spk=spikes[:, 0], dim=(2, 2))
         drawn["traces"] = [axes.lines[0].get_ydata() for axes in figure.axes]
         plt.close(figure)
-        return Observed({name: torch.from_numpy(np.array(points)) for name, points in drawn.items()})
+        return Observed(
+            {name: torch.from_numpy(np.array(points)) for name, points in drawn.items()}
+        )
 
     agree(program, *KINDS)
 
 
-# --------------------------------------------------------------------------------------------- modules and the register
+# ------------------------------------------------------------------------- modules and the register
 
 
 def test_what_a_net_shows_of_itself() -> None:
@@ -213,7 +251,8 @@ def test_what_a_net_shows_of_itself() -> None:
 
 
 def test_the_hosts_register_holds_each_neuron_once_and_nothing_else() -> None:
-    """snnTorch never forgets a neuron: tools that try one, copies, and swaps must leave nothing in there."""
+    """snnTorch never forgets a neuron: tools that try one, copies, and swaps must leave nothing in
+    there."""
     known = snn.SpikingNeuron.instances
     before = len(known)
     net = Net(snn.Leaky)

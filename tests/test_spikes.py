@@ -1,4 +1,5 @@
-"""PackedSpikes: what is packed comes back equal in value, dtype, shape and strides, at one bit a spike."""
+"""PackedSpikes: what is packed comes back equal in value, dtype, shape and strides, at one bit a
+spike."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from snn_revplugin.spikes import BITS, CHUNK, PackedSpikes
+from snn_revplugin.packed.codec import BITS, CHUNK
+from snn_revplugin.packed.spikes import PackedSpikes
 
 SHAPES = [
     (),
@@ -65,7 +67,11 @@ def test_dense_layouts_keep_their_strides(order: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "memory_format"),
-    [((2, 3, 4, 5), torch.channels_last), ((2, 1, 4, 4), torch.channels_last), ((2, 3, 2, 4, 3), torch.channels_last_3d)],
+    [
+        ((2, 3, 4, 5), torch.channels_last),
+        ((2, 1, 4, 4), torch.channels_last),
+        ((2, 3, 2, 4, 3), torch.channels_last_3d),
+    ],
     ids=str,
 )
 def test_channels_last(shape: tuple[int, ...], memory_format: torch.memory_format) -> None:
@@ -98,7 +104,8 @@ def test_layouts_with_gaps_or_overlaps(gappy: Tensor) -> None:
 
 @st.composite
 def layouts(draw: st.DrawFn) -> Tensor:
-    """A bool tensor: some bits, permuted, sliced with steps, with a dimension put in or expanded."""
+    """A bool tensor: some bits, permuted, sliced with steps, with a dimension put in or
+    expanded."""
     shape = draw(st.lists(st.integers(0, 5), max_size=4))
     bits = draw(st.lists(st.booleans(), min_size=math.prod(shape), max_size=math.prod(shape)))
     fired = torch.tensor(bits, dtype=torch.bool).view(shape)
@@ -106,7 +113,9 @@ def layouts(draw: st.DrawFn) -> Tensor:
     for dim in range(fired.dim()):
         if draw(st.booleans()):
             start, step = draw(st.integers(0, 3)), draw(st.integers(1, 3))
-            fired = fired.narrow(dim, min(start, fired.shape[dim]), max(fired.shape[dim] - start, 0))
+            fired = fired.narrow(
+                dim, min(start, fired.shape[dim]), max(fired.shape[dim] - start, 0)
+            )
             fired = fired[(slice(None),) * dim + (slice(None, None, step),)]
     if draw(st.booleans()):
         fired = fired.unsqueeze(draw(st.integers(0, fired.dim()))).expand(*[-1] * (fired.dim() + 1))
@@ -154,7 +163,13 @@ def test_every_unpacking_is_a_new_tensor() -> None:
 
 @pytest.mark.parametrize(
     "factor",
-    [torch.tensor(0.3), torch.tensor(-2.0), torch.tensor(0.0), torch.linspace(0.5, 2, 5), torch.rand(3, 1)],
+    [
+        torch.tensor(0.3),
+        torch.tensor(-2.0),
+        torch.tensor(0.0),
+        torch.linspace(0.5, 2, 5),
+        torch.rand(3, 1),
+    ],
     ids=lambda each: str(tuple(each.shape)),
 )
 def test_graded_spikes(factor: Tensor) -> None:
@@ -175,7 +190,9 @@ def test_graded_spikes_of_another_dtype() -> None:
     assert torch.equal(spikes, fired.float() * factor)
 
 
-@pytest.mark.parametrize("spikes", [torch.ones(3), torch.ones(3, dtype=torch.uint8)], ids=lambda each: str(each.dtype))
+@pytest.mark.parametrize(
+    "spikes", [torch.ones(3), torch.ones(3, dtype=torch.uint8)], ids=lambda each: str(each.dtype)
+)
 def test_only_bool_is_packed(spikes: Tensor) -> None:
     with pytest.raises(TypeError, match=f"bool tensor, got {spikes.dtype}"):
         PackedSpikes(spikes)

@@ -1,4 +1,5 @@
-"""RevIFNode, RevLIFNode and RevParametricLIFNode against SpikingJelly's: every option, both step modes, its own tools."""
+"""RevIFNode, RevLIFNode and RevParametricLIFNode against SpikingJelly's: every option, both step
+modes, its own tools."""
 
 from __future__ import annotations
 
@@ -37,20 +38,27 @@ SURROGATES: dict[str, Callable[[], Callable]] = {
 
 
 class Net(nn.Sequential):
-    """A weight layer, neurons, a linear layer, neurons; on one time step or on a sequence of them."""
+    """A weight layer, neurons, a linear layer, neurons; on one time step or on a sequence of
+    them."""
 
     def __init__(self, make: MakeNeuron, kind: str, mode: str, options: dict) -> None:
         convolves = kind == "conv"
         super().__init__(
-            layer.Conv2d(2, 3, 3, step_mode=mode) if convolves else layer.Linear(5, 6, step_mode=mode),
+            (
+                layer.Conv2d(2, 3, 3, step_mode=mode)
+                if convolves
+                else layer.Linear(5, 6, step_mode=mode)
+            ),
             make(step_mode=mode, **options),
             layer.Flatten(step_mode=mode),
             layer.Linear(27 if convolves else 6, 4, step_mode=mode),
             make(step_mode=mode, **options),
         )
-        for weighs in (self[0], self[3]):
-            nn.init.normal_(weighs.weight, std=2.5 / weighs.weight[0].numel() ** 0.5)
-            nn.init.constant_(weighs.bias, 0.7)
+        for recompute_on_data in (self[0], self[3]):
+            nn.init.normal_(
+                recompute_on_data.weight, std=2.5 / recompute_on_data.weight[0].numel() ** 0.5
+            )
+            nn.init.constant_(recompute_on_data.bias, 0.7)
 
     def run(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``[T, N, ...]`` to the spikes of both layers of neurons, ``[T, N, ...]``."""
@@ -70,13 +78,16 @@ def draw(kind: str, T: int, dtype: torch.dtype, batch: int = 2) -> Tensor:
 
 
 def train(net: Net, x: Tensor, calls: int = 1) -> Observed:
-    """One forward over time, in one call or in several, and one backward from every spike, every last potential and path."""
+    """One forward over time, in one call or in several, and one backward from every spike, every
+    last potential and path."""
     exact: dict[str, Tensor] = {}
     for i, part in enumerate(x.tensor_split(calls)):
         exact[f"spikes1_{i}"], exact[f"spikes2_{i}"] = net.run(part)
         for name, node in (("1", net[1]), ("2", net[4])):
             exact[f"v{name}_{i}"] = node.v
-            if node.store_v_seq and node.v_seq is not None:  # 0.0.0.0.14 stores it in step mode 'm' alone
+            if (
+                node.store_v_seq and node.v_seq is not None
+            ):  # 0.0.0.0.14 stores it in step mode 'm' alone
                 exact[f"v_seq{name}_{i}"] = node.v_seq
     loss = sum((each * torch.randn(each.shape).to(each.dtype)).sum() for each in exact.values())
     loss.backward()
@@ -84,7 +95,8 @@ def train(net: Net, x: Tensor, calls: int = 1) -> Observed:
 
 
 def _table() -> list:
-    """Every combination of the options; the net, T, the surrogate and the initial state are dealt out at random."""
+    """Every combination of the options; the net, T, the surrogate and the initial state are dealt
+    out at random."""
     deal = random.Random(0).choice
     rows = []
     for node in NODES:
@@ -93,19 +105,50 @@ def _table() -> list:
             (None,) if node == "IF" else (2.0, 1.25), "sm", (False, True),
             (torch.float32, torch.float64, torch.float16, torch.bfloat16),
         ):  # fmt: skip
-            dealt = deal(tuple(SURROGATES)), deal((*LENGTHS, 2, 9)), deal(("linear", "conv")), deal((False, True))
+            dealt = (
+                deal(tuple(SURROGATES)),
+                deal((*LENGTHS, 2, 9)),
+                deal(("linear", "conv")),
+                deal((False, True)),
+            )
             rows.append((node, *each, *dealt))
-    return [pytest.param(*row, id="-".join(str(each).removeprefix("torch.") for each in row)) for row in rows]
+    return [
+        pytest.param(*row, id="-".join(str(each).removeprefix("torch.") for each in row))
+        for row in rows
+    ]
 
 
 @pytest.mark.parametrize(
-    ("node", "decay_input", "v_reset", "detach_reset", "tau", "mode", "store_v_seq", "dtype", "spike", "T", "kind", "initial"),
+    (
+        "node",
+        "decay_input",
+        "v_reset",
+        "detach_reset",
+        "tau",
+        "mode",
+        "store_v_seq",
+        "dtype",
+        "spike",
+        "T",
+        "kind",
+        "initial",
+    ),
     _table(),
 )
 def test_every_combination_of_options(
-    node: str, decay_input: bool | None, v_reset: float | None, detach_reset: bool, tau: float | None, mode: str,
-    store_v_seq: bool, dtype: torch.dtype, spike: str, T: int, kind: str, initial: bool,
-) -> None:  # fmt: skip
+    node: str,
+    decay_input: bool | None,
+    v_reset: float | None,
+    detach_reset: bool,
+    tau: float | None,
+    mode: str,
+    store_v_seq: bool,
+    dtype: torch.dtype,
+    spike: str,
+    T: int,
+    kind: str,
+    initial: bool,
+) -> None:
     def program(make: MakeNeuron) -> Observed:
         options = {
             "v_threshold": 0.8,
@@ -120,7 +163,10 @@ def test_every_combination_of_options(
         x = draw(kind, T, dtype)
         starts = {}
         if initial:
-            for name, i, shape in (("v1_0", 1, (6,) if kind == "linear" else (3, 3, 3)), ("v2_0", 4, (4,))):
+            for name, i, shape in (
+                ("v1_0", 1, (6,) if kind == "linear" else (3, 3, 3)),
+                ("v2_0", 4, (4,)),
+            ):
                 starts[name] = torch.randn(2, *shape).to(dtype).requires_grad_()
                 net[i].v = starts[name]
         observed = train(net, x, calls=2 if T > 2 else 1)
@@ -144,7 +190,8 @@ EVERY_MODE = pytest.mark.parametrize("mode", ["s", "m"])
 @EVERY_MODE
 @pytest.mark.parametrize("v_reset", [0.0, None])
 @pytest.mark.parametrize(
-    "clear", ["reset_net", "detach_net", "detach_net in mid-sequence", "reset_net in mid-sequence", "none"]
+    "clear",
+    ["reset_net", "detach_net", "detach_net in mid-sequence", "reset_net in mid-sequence", "none"],
 )
 def test_state_between_sequences(clear: str, v_reset: float | None, mode: str, node: str) -> None:
     """Before the backward of what went before, and after."""
@@ -152,7 +199,11 @@ def test_state_between_sequences(clear: str, v_reset: float | None, mode: str, n
     def program(make: MakeNeuron) -> Observed:
         net = Net(make, "linear", mode, _options(node, v_reset=v_reset))
         clearing = (
-            functional.reset_net if "reset" in clear else functional.detach_net if "detach" in clear else lambda net: None
+            functional.reset_net
+            if "reset" in clear
+            else functional.detach_net
+            if "detach" in clear
+            else lambda net: None
         )
         observed = Observed()
         for i in range(2 if clear != "none" else 1):
@@ -172,7 +223,8 @@ def test_state_between_sequences(clear: str, v_reset: float | None, mode: str, n
 @EVERY_NODE
 @EVERY_MODE
 def test_a_tensor_as_reset_value_is_written_into_the_state(mode: str, node: str) -> None:
-    """``reset()`` then writes into the membrane potential itself, here before the backward of the steps that made it."""
+    """``reset()`` then writes into the membrane potential itself, here before the backward of the
+    steps that made it."""
 
     def program(make: MakeNeuron) -> Observed:
         net = Net(make, "linear", mode, _options(node))
@@ -192,7 +244,8 @@ def test_a_tensor_as_reset_value_is_written_into_the_state(mode: str, node: str)
 
 @EVERY_NODE
 def test_a_tensor_as_reset_value_after_steps_on_plain_input(node: str) -> None:
-    """The potential's history cannot be computed again from an input that nothing made, so it must not be lost either."""
+    """The potential's history cannot be computed again from an input that nothing made, so it must
+    not be lost either."""
 
     def program(make: MakeNeuron) -> Observed:
         lif = make(**_options(node))
@@ -245,7 +298,9 @@ def test_an_option_changed_between_two_calls(name: str, mode: str) -> None:
             CHANGES[name](net[i])
         values += net.run(draw("linear", 4, torch.float32))
         sum((each * torch.randn(each.shape)).sum() for each in values).backward()
-        return Observed({str(i): each for i, each in enumerate([*values, net[1].v])}).see_gradients(net)
+        return Observed({str(i): each for i, each in enumerate([*values, net[1].v])}).see_gradients(
+            net
+        )
 
     agree(program, *NODES["LIF"], path="both" if name == "spiking" else "reversible")
 
@@ -253,7 +308,9 @@ def test_an_option_changed_between_two_calls(name: str, mode: str) -> None:
 @EVERY_MODE
 def test_graded_spikes_take_the_hosts_path(mode: str) -> None:
     def program(make: MakeNeuron) -> Observed:
-        net = Net(make, "linear", mode, _options("LIF", surrogate_function=surrogate.ATan(spiking=False)))
+        net = Net(
+            make, "linear", mode, _options("LIF", surrogate_function=surrogate.ATan(spiking=False))
+        )
         return train(net, draw("linear", 5, torch.float32))
 
     agree(program, *NODES["LIF"], path="host", reason="Heaviside")
@@ -287,7 +344,9 @@ def test_state_of_another_shape_or_dtype_starts_as_the_host_does(mode: str, node
             (2, torch.float16),
         ):
             lif.to(dtype)
-            x = torch.randn(*((2,) if mode == "m" else ()), batch, 4, dtype=dtype, requires_grad=True)
+            x = torch.randn(
+                *((2,) if mode == "m" else ()), batch, 4, dtype=dtype, requires_grad=True
+            )
             values += [lif(x * 2), lif.v]
         sum(each.double().sum() for each in values).backward()
         return Observed({str(i): each for i, each in enumerate(values)}).see_gradients(lif, x=x)
@@ -297,21 +356,33 @@ def test_state_of_another_shape_or_dtype_starts_as_the_host_does(mode: str, node
 
 @only_pure
 @EVERY_NODE
-@pytest.mark.parametrize("mixed", [(torch.float16, torch.float32), (torch.float32, torch.float64)], ids=str)
+@pytest.mark.parametrize(
+    "mixed", [(torch.float16, torch.float32), (torch.float32, torch.float64)], ids=str
+)
 def test_the_pure_transitions(mixed: tuple[torch.dtype, torch.dtype], node: str) -> None:
-    """``functional_forward`` and its parts leave the module's own state alone; input and state may differ in dtype."""
+    """``functional_forward`` and its parts leave the module's own state alone; input and state may
+    differ in dtype."""
 
     def program(make: MakeNeuron) -> Observed:
         observed = Observed()
         for mode in "sm":
             lif = make(step_mode=mode, **_options(node))
-            x, v = torch.randn(3, 4, dtype=mixed[0], requires_grad=True), torch.randn(4, dtype=mixed[1], requires_grad=True)
-            transition = lif.multi_step_functional_forward if mode == "m" else lif.single_step_functional_forward
+            x, v = (
+                torch.randn(3, 4, dtype=mixed[0], requires_grad=True),
+                torch.randn(4, dtype=mixed[1], requires_grad=True),
+            )
+            transition = (
+                lif.multi_step_functional_forward
+                if mode == "m"
+                else lif.single_step_functional_forward
+            )
             (spikes,), (after,) = transition((x * 2 if mode == "m" else x[0] * 2,), (v,))
             (spikes.double().sum() + (after.double() * torch.arange(4)).sum()).backward()
             (again,), (v2,) = lif.functional_forward((torch.randn(3, 4),), (0.0,))
             assert isinstance(lif.v, float)
-            observed.exact |= {f"{mode}{i}": each for i, each in enumerate((spikes, after, again, v2))}
+            observed.exact |= {
+                f"{mode}{i}": each for i, each in enumerate((spikes, after, again, v2))
+            }
             observed.gradients |= {f"{mode}x": x.grad, f"{mode}v": v.grad}
         return observed
 
@@ -325,7 +396,10 @@ def test_to_functional_forward(mode: str, node: str) -> None:
     def program(make: MakeNeuron) -> Observed:
         net = Net(make, "linear", mode, _options(node, v_reset=None))
         forward = base.to_functional_forward(net)
-        x, states = draw("linear", 3, torch.float32), list(net[1].memories()) + list(net[4].memories())
+        x, states = (
+            draw("linear", 3, torch.float32),
+            list(net[1].memories()) + list(net[4].memories()),
+        )
         outputs = []
         for part in x.unsqueeze(1) if mode == "m" else x:
             (output,), states = forward((part,), tuple(states))
@@ -340,15 +414,22 @@ def test_to_functional_forward(mode: str, node: str) -> None:
 @EVERY_MODE
 def test_monitors_record_what_they_record_of_the_host(mode: str) -> None:
     if not PURE:
-        pytest.importorskip("tensorboard", reason="SpikingJelly 0.0.0.0.14's monitors need it and do not bring it")
+        pytest.importorskip(
+            "tensorboard", reason="SpikingJelly 0.0.0.0.14's monitors need it and do not bring it"
+        )
     from spikingjelly.activation_based import monitor
 
     def program(make: MakeNeuron) -> Observed:
         net = Net(make, "linear", mode, _options("LIF", store_v_seq=mode == "m"))
         nodes = neuron.BaseNode
         outputs, inputs = monitor.OutputMonitor(net, nodes), monitor.InputMonitor(net, nodes)
-        states = monitor.AttributeMonitor("v_seq" if mode == "m" else "v", False, net, nodes, lambda v: v.clone())
-        grads_in, grads_out = monitor.GradInputMonitor(net, nodes), monitor.GradOutputMonitor(net, nodes)
+        states = monitor.AttributeMonitor(
+            "v_seq" if mode == "m" else "v", False, net, nodes, lambda v: v.clone()
+        )
+        grads_in, grads_out = (
+            monitor.GradInputMonitor(net, nodes),
+            monitor.GradOutputMonitor(net, nodes),
+        )
         observed = train(net, draw("linear", 6, torch.float32))
         for name, each in (("output", outputs), ("input", inputs), ("state", states)):
             observed.exact |= {f"{name}{i}": record for i, record in enumerate(each.records)}
@@ -365,7 +446,9 @@ def test_monitors_record_what_they_record_of_the_host(mode: str) -> None:
 def test_containers_drive_ours_as_they_drive_the_host() -> None:
     def program(make: MakeNeuron) -> Observed:
         net = nn.Sequential(
-            layer.SeqToANNContainer(nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3), nn.MaxPool2d(2)),
+            layer.SeqToANNContainer(
+                nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3), nn.MaxPool2d(2)
+            ),
             make(step_mode="m", **_options("LIF", detach_reset=True)),
             layer.MultiStepContainer(nn.Sequential(nn.Conv2d(3, 4, 3), make(**_options("LIF")))),
             nn.Flatten(2),
@@ -390,9 +473,15 @@ def test_model_builders_take_our_class(name: str) -> None:
     from spikingjelly.activation_based.model import sew_resnet, spiking_resnet, spiking_vgg
 
     builders = {
-        "spiking_resnet18": lambda node: spiking_resnet.spiking_resnet18(spiking_neuron=node, num_classes=3),
-        "sew_resnet18": lambda node: sew_resnet.sew_resnet18(spiking_neuron=node, cnf="ADD", num_classes=3),
-        "spiking_vgg11_bn": lambda node: spiking_vgg.spiking_vgg11_bn(spiking_neuron=node, num_classes=3),
+        "spiking_resnet18": lambda node: spiking_resnet.spiking_resnet18(
+            spiking_neuron=node, num_classes=3
+        ),
+        "sew_resnet18": lambda node: sew_resnet.sew_resnet18(
+            spiking_neuron=node, cnf="ADD", num_classes=3
+        ),
+        "spiking_vgg11_bn": lambda node: spiking_vgg.spiking_vgg11_bn(
+            spiking_neuron=node, num_classes=3
+        ),
     }
     nets = []
     for node in (neuron.LIFNode, RevLIFNode):
@@ -410,7 +499,9 @@ def test_state_dict_repr_and_memories_are_the_hosts(node: str) -> None:
     for each in (host, ours):
         each(torch.randn(3, 2, requires_grad=True))
     assert list(ours.state_dict()) == list(host.state_dict())
-    assert [name for name, _ in ours.named_memories()] == [name for name, _ in host.named_memories()]
+    assert [name for name, _ in ours.named_memories()] == [
+        name for name, _ in host.named_memories()
+    ]
     assert repr(ours) == repr(host).replace(type(host).__name__, type(ours).__name__)
     host.load_state_dict(ours.state_dict(), strict=True)
     ours.load_state_dict(host.state_dict(), strict=True)
@@ -418,7 +509,8 @@ def test_state_dict_repr_and_memories_are_the_hosts(node: str) -> None:
 
 @EVERY_NODE
 @pytest.mark.parametrize(
-    "options", [{"v_threshold": 1}, {"v_reset": 0}, {"detach_reset": 1}, {"taau": 2.0}, {"step_mode": "t"}]
+    "options",
+    [{"v_threshold": 1}, {"v_reset": 0}, {"detach_reset": 1}, {"taau": 2.0}, {"step_mode": "t"}],
 )
 def test_bad_options_raise_as_the_host_does(options: dict, node: str) -> None:
     errors = []
@@ -433,7 +525,12 @@ def test_a_learned_decay_follows_its_optimizer() -> None:
     """The distance between anchors follows the decay, which the optimizer changes."""
 
     def program(make: MakeNeuron) -> Observed:
-        net = Net(make, "linear", "s", {"v_threshold": 0.8, "v_reset": None, "init_tau": 3.0, "decay_input": False})
+        net = Net(
+            make,
+            "linear",
+            "s",
+            {"v_threshold": 0.8, "v_reset": None, "init_tau": 3.0, "decay_input": False},
+        )
         optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
         losses = []
         for _ in range(5):
@@ -444,7 +541,14 @@ def test_a_learned_decay_follows_its_optimizer() -> None:
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
-        return Observed({}, {"losses": torch.stack(losses), "w": net[1].w.detach(), "weight": net[0].weight.detach()})
+        return Observed(
+            {},
+            {
+                "losses": torch.stack(losses),
+                "w": net[1].w.detach(),
+                "weight": net[0].weight.detach(),
+            },
+        )
 
     agree(program, *NODES["PLIF"], tolerance=1e-4)
 

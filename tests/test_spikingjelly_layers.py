@@ -1,4 +1,5 @@
-"""SpikingJelly's own layers and containers between two neurons: one row each, held against the host's own neuron."""
+"""SpikingJelly's own layers and containers between two neurons: one row each, held against the
+host's own neuron."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class Row:
         shape: of one time step's spikes, without the batch.
         build: makes the layer; it is given what makes a neuron in step mode 's'.
         modes: the step modes that it has.
-        boundaries: the names of the graph nodes that are not computed again: constants, and what joins with them.
+        boundaries: the names of the graph nodes that are not computed again: constants, and what
+            joins with them.
         threshold: of the neuron above it.
     """
 
@@ -64,27 +66,92 @@ ROWS = (
     Row("Dropout", FEATURES, lambda make: layer.Dropout(0.3)),
     Row("Dropout2d", IMAGE, lambda make: layer.Dropout2d(0.3)),
     Row("SynapseFilter", FEATURES, lambda make: layer.SynapseFilter(tau=4.0), boundaries=CONSTANTS),
-    Row("SynapseFilter, learnable", FEATURES, lambda make: layer.SynapseFilter(tau=4.0, learnable=True), boundaries=CONSTANTS),
-    Row("Delay", FEATURES, lambda make: layer.Delay(1, step_mode="m"), "m", boundaries="StackBackward0"),
+    Row(
+        "SynapseFilter, learnable",
+        FEATURES,
+        lambda make: layer.SynapseFilter(tau=4.0, learnable=True),
+        boundaries=CONSTANTS,
+    ),
+    Row(
+        "Delay",
+        FEATURES,
+        lambda make: layer.Delay(1, step_mode="m"),
+        "m",
+        boundaries="StackBackward0",
+    ),
     Row("NeuNorm", IMAGE, lambda make: layer.NeuNorm(4, 8, 8), boundaries="AddBackward0"),
     Row("TemporalBinSum", FEATURES, lambda make: layer.TemporalBinSum(2, always_convert=True), "m"),
-    Row("TemporalWiseAttention", IMAGE, lambda make: layer.TemporalWiseAttention(TIME_STEPS, 2), "m"),
-    Row("MultiDimensionalAttention", IMAGE, lambda make: layer.MultiDimensionalAttention(TIME_STEPS, 4, 2, 2), "m",
-        threshold=0.02),
-    Row("SpikingSelfAttention", TOKENS, lambda make: layer.SpikingSelfAttention(8, 2, make, v_threshold=0.3), "m"),
-    Row("TokenQKAttention", TOKENS, lambda make: layer.TokenQKAttention(8, 2, make, v_threshold=0.3), "m"),
-    Row("ChannelQKAttention", TOKENS, lambda make: layer.ChannelQKAttention(8, 2, make, v_threshold=0.3), "m"),
-    Row("SpikeDrivenSelfAttention", (8, 3, 3), lambda make: layer.SpikeDrivenSelfAttention(8, 2, make, v_threshold=0.3), "m"),
-    Row("SeqToANNContainer", IMAGE, lambda make: layer.SeqToANNContainer(nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5)), "m"),
-    Row("MultiStepContainer", FEATURES, lambda make: layer.MultiStepContainer(nn.Linear(16, 9), make(v_threshold=0.1)), "m"),
-    Row("TLastSeqToANNContainer", (16, TIME_STEPS), lambda make: layer.TLastSeqToANNContainer(nn.Linear(16, 9)), "m"),
-    Row("StepModeContainer", FEATURES,
-        lambda make: layer.StepModeContainer(True, "m", nn.Linear(16, 9), make(v_threshold=0.1))),
-    Row("ElementWiseRecurrentContainer", FEATURES,
-        lambda make: layer.ElementWiseRecurrentContainer(make(v_threshold=0.3), lambda y, x: x + 0.5 * y)),
-    Row("LinearRecurrentContainer", FEATURES, lambda make: layer.LinearRecurrentContainer(make(v_threshold=0.1), 16, 16),
-        boundaries="CatBackward0"),
-)  # fmt: skip
+    Row(
+        "TemporalWiseAttention", IMAGE, lambda make: layer.TemporalWiseAttention(TIME_STEPS, 2), "m"
+    ),
+    Row(
+        "MultiDimensionalAttention",
+        IMAGE,
+        lambda make: layer.MultiDimensionalAttention(TIME_STEPS, 4, 2, 2),
+        "m",
+        threshold=0.02,
+    ),
+    Row(
+        "SpikingSelfAttention",
+        TOKENS,
+        lambda make: layer.SpikingSelfAttention(8, 2, make, v_threshold=0.3),
+        "m",
+    ),
+    Row(
+        "TokenQKAttention",
+        TOKENS,
+        lambda make: layer.TokenQKAttention(8, 2, make, v_threshold=0.3),
+        "m",
+    ),
+    Row(
+        "ChannelQKAttention",
+        TOKENS,
+        lambda make: layer.ChannelQKAttention(8, 2, make, v_threshold=0.3),
+        "m",
+    ),
+    Row(
+        "SpikeDrivenSelfAttention",
+        (8, 3, 3),
+        lambda make: layer.SpikeDrivenSelfAttention(8, 2, make, v_threshold=0.3),
+        "m",
+    ),
+    Row(
+        "SeqToANNContainer",
+        IMAGE,
+        lambda make: layer.SeqToANNContainer(nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5)),
+        "m",
+    ),
+    Row(
+        "MultiStepContainer",
+        FEATURES,
+        lambda make: layer.MultiStepContainer(nn.Linear(16, 9), make(v_threshold=0.1)),
+        "m",
+    ),
+    Row(
+        "TLastSeqToANNContainer",
+        (16, TIME_STEPS),
+        lambda make: layer.TLastSeqToANNContainer(nn.Linear(16, 9)),
+        "m",
+    ),
+    Row(
+        "StepModeContainer",
+        FEATURES,
+        lambda make: layer.StepModeContainer(True, "m", nn.Linear(16, 9), make(v_threshold=0.1)),
+    ),
+    Row(
+        "ElementWiseRecurrentContainer",
+        FEATURES,
+        lambda make: layer.ElementWiseRecurrentContainer(
+            make(v_threshold=0.3), lambda y, x: x + 0.5 * y
+        ),
+    ),
+    Row(
+        "LinearRecurrentContainer",
+        FEATURES,
+        lambda make: layer.LinearRecurrentContainer(make(v_threshold=0.1), 16, 16),
+        boundaries="CatBackward0",
+    ),
+)
 CASES = [pytest.param(row, mode, id=f"{row.name}-{mode}") for row in ROWS for mode in row.modes]
 
 
@@ -104,13 +171,20 @@ def test_trains_as_the_host(row: Row, mode: str) -> None:
         spikes = net(x_seq) if mode == "m" else torch.stack([net(x) for x in x_seq])
         assert_alive(spikes)
         (spikes * torch.randn_like(spikes)).sum().backward()
-        return Observed({"spikes": spikes.detach()} | dict(net.named_buffers())).see_gradients(x_seq=x_seq, **weights_of(net))
+        return Observed({"spikes": spikes.detach()} | dict(net.named_buffers())).see_gradients(
+            x_seq=x_seq, **weights_of(net)
+        )
 
     neurons = agree(program, neuron.LIFNode, RevLIFNode)
-    found = {each for one in neurons for each in one.reversal.ledger.boundaries}
+    found = {each for one in neurons for each in one.record.statistics.boundaries}
     assert found == set(row.boundaries.split())
 
 
 def weights_of(net: nn.Module) -> dict[str, Tensor]:
-    """All parameters but the biases in front of a norm, whose gradients are nothing but rounding."""
-    return {name.replace(".", "_"): each for name, each in net.named_parameters() if not name.endswith("proj_conv.bias")}
+    """All parameters but the biases in front of a norm, whose gradients are nothing but
+    rounding."""
+    return {
+        name.replace(".", "_"): each
+        for name, each in net.named_parameters()
+        if not name.endswith("proj_conv.bias")
+    }

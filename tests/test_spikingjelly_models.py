@@ -1,5 +1,5 @@
-"""SpikingJelly's own models with reversible neurons, small: spikes, outputs and gradients of the host's, no boundary, and the
-memory that a training step holds. To cover another model, add a row.
+"""SpikingJelly's own models with reversible neurons, small: spikes, outputs and gradients of the
+host's, no boundary, and the memory that a training step holds. To cover another model, add a row.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from spikingjelly.activation_based.model import (
 from torch import Tensor, nn
 
 import snn_revplugin
-from snn_revplugin import explain
 from snn_revplugin.adapters.spikingjelly import RevLIFNode, RevParametricLIFNode
-from snn_revplugin.memory import memory_report
-from snn_revplugin.neuron import ReversibleNeuron
+from snn_revplugin.report import explain
+from snn_revplugin.report.memory import memory_report
+from snn_revplugin.swap.module import ReversibleNeuron
 
 TIME_STEPS = 3
 BATCH = 2
@@ -48,7 +48,8 @@ class Model:
 
     Args:
         name: as in the test's id.
-        build: makes it of a neuron class (None for the model's own choice) and the neurons' arguments.
+        build: makes it of a neuron class (None for the model's own choice) and the neurons'
+            arguments.
         image: the shape of one image.
         retained, peak: how many times less than the host's is kept for backward, and held at most.
         modes: the step modes that it has.
@@ -69,9 +70,16 @@ class Model:
 def sew(connect: str, *blocks: int) -> Callable[..., nn.Module]:
     def build(kind: type[nn.Module], **options: Any) -> nn.Module:
         if not blocks:
-            return sew_resnet.sew_resnet18(cnf=connect, num_classes=CLASSES, spiking_neuron=kind, **options)
+            return sew_resnet.sew_resnet18(
+                cnf=connect, num_classes=CLASSES, spiking_neuron=kind, **options
+            )
         return sew_resnet.SEWResNet(
-            sew_resnet.BasicBlock, blocks, num_classes=CLASSES, cnf=connect, spiking_neuron=kind, **options
+            sew_resnet.BasicBlock,
+            blocks,
+            num_classes=CLASSES,
+            cnf=connect,
+            spiking_neuron=kind,
+            **options,
         )
 
     return build
@@ -103,20 +111,46 @@ GESTURE = small(parametric_lif_net.DVSGestureNet, channels=8)
 OVER_TIME = {"T": TIME_STEPS, "num_classes": CLASSES}
 MS_RESNET = small(ms_resnet.MSResNet, base_channels=16, layers=(3, 2, 2), **OVER_TIME)
 MAX_RESNET = small(
-    ms_resnet.MaxResNet, layers=(2, 2, 1), stage_channels=(16, 32, 32), base_channels=16, stem_stride=1, **OVER_TIME
+    ms_resnet.MaxResNet,
+    layers=(2, 2, 1),
+    stage_channels=(16, 32, 32),
+    base_channels=16,
+    stem_stride=1,
+    **OVER_TIME,
 )
 SPIKFORMER = small(
-    spikformer.Spikformer, img_size_h=16, img_size_w=16, patch_size=4, embed_dims=64, num_heads=4, depths=4, **OVER_TIME
+    spikformer.Spikformer,
+    img_size_h=16,
+    img_size_w=16,
+    patch_size=4,
+    embed_dims=64,
+    num_heads=4,
+    depths=4,
+    **OVER_TIME,
 )
 SPIKE_DRIVEN = small(
-    spike_driven_transformer.SpikeDrivenTransformer, embed_dims=64, num_heads=4, depths=4, pooling_stat="0011", **OVER_TIME
+    spike_driven_transformer.SpikeDrivenTransformer,
+    embed_dims=64,
+    num_heads=4,
+    depths=4,
+    pooling_stat="0011",
+    **OVER_TIME,
 )
-QKFORMER = small(qkformer.QKFormer, embed_dims=64, num_heads=(2, 2, 4), depths=(1, 2, 3), **OVER_TIME)
+QKFORMER = small(
+    qkformer.QKFormer, embed_dims=64, num_heads=(2, 2, 4), depths=(1, 2, 3), **OVER_TIME
+)
 MAXFORMER = small(maxformer.MaxFormer, embed_dims=64, depths=(1, 2, 3), **OVER_TIME)
-MAXFORMER_CIFAR = small(maxformer.MaxFormer, embed_dims=64, depths=(1, 1, 2), cifar=True, **OVER_TIME)
-MASNN = small(masnn.MASNN, input_size=(16, 16), channels=(16, 32), pools=(1, 2), reduction_t=3, **OVER_TIME)
+MAXFORMER_CIFAR = small(
+    maxformer.MaxFormer, embed_dims=64, depths=(1, 1, 2), cifar=True, **OVER_TIME
+)
+MASNN = small(
+    masnn.MASNN, input_size=(16, 16), channels=(16, 32), pools=(1, 2), reduction_t=3, **OVER_TIME
+)
 ATT_MS_RESNET = small(masnn.AttMSResNet, base_channels=16, layers=(2, 2, 2), **OVER_TIME)
-IN_PLACE = {("spiking_resnet18", "m"), ("spiking_resnet50", "m")}  # with residual sums that are written into a view
+IN_PLACE = {
+    ("spiking_resnet18", "m"),
+    ("spiking_resnet50", "m"),
+}  # with residual sums that are written into a view
 MODELS = (
     Model("spiking_resnet18", RESNET18, (3, 64, 64), 9.6, 1.1),
     Model("spiking_resnet50", RESNET50, (3, 32, 32), 8.2, 1.05),
@@ -137,9 +171,16 @@ MODELS = (
     Model("MASNN", MASNN, (2, 16, 16), 20.8, 1.5, (OWN,), threshold=0.02),
     Model("AttMSResNet", ATT_MS_RESNET, (3, 32, 32), 7, 2.3, (OWN,)),
 )
-BOUNDARY = pytest.mark.skipif(OLDER_TORCH, reason="an older torch does not tell what wrote into a view: a boundary")
+BOUNDARY = pytest.mark.skipif(
+    OLDER_TORCH, reason="an older torch does not tell what wrote into a view: a boundary"
+)
 ROWS = [
-    pytest.param(each, mode, id=f"{each.name}-{mode or 'own'}", marks=BOUNDARY if (each.name, mode) in IN_PLACE else ())
+    pytest.param(
+        each,
+        mode,
+        id=f"{each.name}-{mode or 'own'}",
+        marks=BOUNDARY if (each.name, mode) in IN_PLACE else (),
+    )
     for each in MODELS
     for mode in each.modes
 ]
@@ -147,7 +188,8 @@ CONVERTED = [pytest.param(each, id=each.name) for each in MODELS if each.modes =
 
 
 def built(model: Model, kind: type[nn.Module] | None, mode: str) -> nn.Module:
-    """The model, its norms' weights and biases not at the ones, zeros and halves that they start from."""
+    """The model, its norms' weights and biases not at the ones, zeros and halves that they start
+    from."""
     torch.manual_seed(0)
     options = {} if kind is None else {"surrogate_function": surrogate.ATan(), "detach_reset": True}
     net = model.build(kind, v_threshold=model.threshold, **options)
@@ -174,17 +216,24 @@ def observe(net: nn.Module, mode: str, image: tuple[int, int, int]) -> Observed:
     """A training step: all spikes, the outputs, the running statistics and the gradients."""
     seen, spikes = Observed(), []
     neurons = [each for each in net.modules() if isinstance(each, neuron.BaseNode)]
-    hooks = [each.register_forward_hook(lambda module, inputs, output: spikes.append(output.detach())) for each in neurons]
+    hooks = [
+        each.register_forward_hook(lambda module, inputs, output: spikes.append(output.detach()))
+        for each in neurons
+    ]
     images = images_of(image)
     outputs = outputs_of(net, mode, images)
     loss_of(outputs).backward()
     for each in hooks:
         each.remove()
-    seen.exact = {f"spikes {i}": each for i, each in enumerate(spikes)} | {"outputs": outputs.detach()}
+    seen.exact = {f"spikes {i}": each for i, each in enumerate(spikes)} | {
+        "outputs": outputs.detach()
+    }
     seen.exact |= dict(net.named_buffers())
     for name, each in net.named_modules():
         own = [parameter.grad.flatten() for parameter in each.parameters(recurse=False)]
-        if own:  # a layer's together: a bias in front of a batch norm has no gradient but the rounding of its layer's
+        # a layer's together: a bias in front of a batch norm has no gradient but the rounding of
+        # its layer's
+        if own:
             seen.gradients[name] = torch.cat(own)
     return seen
 
@@ -202,7 +251,9 @@ def assert_no_boundary(net: nn.Module) -> None:
     neurons = [each for each in net.modules() if isinstance(each, ReversibleNeuron)]
     assert len(neurons) == len(explain(net).rows)
     for row in explain(net).rows:
-        assert row.calls and not row.plain_calls and not row.left and not row.boundaries, str(row)
+        assert row.calls and not row.fallback_calls and not row.left and not row.boundaries, str(
+            row
+        )
         assert row.steps_between_anchors is None or row.steps_between_anchors > 1, str(row)
 
 

@@ -1,4 +1,5 @@
-"""What is peculiar to SpikingJelly 0.0.0.0.14: backends, eval(), states of any shape, spikes that reset the potential."""
+"""What is peculiar to SpikingJelly 0.0.0.0.14: backends, eval(), states of any shape, spikes that
+reset the potential."""
 
 from __future__ import annotations
 
@@ -9,8 +10,13 @@ from compare import MakeNeuron, Observed, agree
 from hosts import only_stateful
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 
-from snn_revplugin import convert
-from snn_revplugin.adapters.spikingjelly import CoupledLIFNode, RevIFNode, RevLIFNode, RevParametricLIFNode
+from snn_revplugin.adapters.spikingjelly import (
+    CoupledLIFNode,
+    RevIFNode,
+    RevLIFNode,
+    RevParametricLIFNode,
+)
+from snn_revplugin.swap import convert
 
 pytestmark = only_stateful
 
@@ -52,10 +58,13 @@ def test_the_gradient_at_the_spikes_has_what_comes_through_the_reset(
 @EVERY_NODE
 @EVERY_MODE
 def test_eval_is_the_hosts(mode: str, node: str) -> None:
-    """The scripted arithmetic of IF and LIF in eval() gives spikes without a gradient; potentials have one."""
+    """The scripted arithmetic of IF and LIF in eval() gives spikes without a gradient; potentials
+    have one."""
 
     def program(make: MakeNeuron) -> Observed:
-        net = nn.Sequential(layer.Linear(4, 6, step_mode=mode), make(step_mode=mode, v_threshold=0.4))
+        net = nn.Sequential(
+            layer.Linear(4, 6, step_mode=mode), make(step_mode=mode, v_threshold=0.4)
+        )
         net.eval()
         x = torch.rand(5, 3, 4, requires_grad=True)
         spikes = _run(net[1], net[0](x * 2))
@@ -74,7 +83,8 @@ def test_eval_is_the_hosts(mode: str, node: str) -> None:
     ids=["shape", "dtype"],
 )
 def test_a_state_is_taken_as_it_is(state: torch.Tensor, reason: str, mode: str, node: str) -> None:
-    """It is broadcast and promoted, not made anew: the first step is the host's, and those after it as they come."""
+    """It is broadcast and promoted, not made anew: the first step is the host's, and those after it
+    as they come."""
 
     def program(make: MakeNeuron) -> Observed:
         lif = make(step_mode=mode, v_threshold=0.8)
@@ -89,7 +99,8 @@ def test_a_state_is_taken_as_it_is(state: torch.Tensor, reason: str, mode: str, 
 
 @EVERY_NODE
 def test_backends_are_the_hosts(node: str) -> None:
-    """'torch' is taken, what is not installed or unknown is refused in the host's words, and so it stays with 'torch'."""
+    """'torch' is taken, what is not installed or unknown is refused in the host's words, and so it
+    stays with 'torch'."""
     host, ours = (nn.Sequential(kind(step_mode="m", backend="torch")) for kind in NODES[node])
     for backend in ("torch", "lava"):
         for net in (host, ours):
@@ -107,7 +118,8 @@ def test_backends_are_the_hosts(node: str) -> None:
 
 @EVERY_NODE
 def test_another_backend_takes_the_hosts_path(node: str) -> None:
-    """A net saved where CuPy was installed has it set; without CuPy the host fails in its own way, and ours in the same."""
+    """A net saved where CuPy was installed has it set; without CuPy the host fails in its own way,
+    and ours in the same."""
     errors = []
     for kind in NODES[node]:
         lif = kind(step_mode="m")
@@ -116,7 +128,7 @@ def test_another_backend_takes_the_hosts_path(node: str) -> None:
             lif(torch.rand(4, 2, 3, requires_grad=True))
         errors.append((caught.type, str(caught.value)))
     assert errors[0] == errors[1]
-    assert any("backend='cupy'" in each for each in lif.reversal.ledger.reasons)
+    assert any("backend='cupy'" in each for each in lif.record.statistics.reasons)
 
 
 def test_arguments_by_position() -> None:

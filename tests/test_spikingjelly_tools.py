@@ -1,4 +1,5 @@
-"""SpikingJelly's own tools on a convolutional net with our neurons: what they give is what they give with the host's."""
+"""SpikingJelly's own tools on a convolutional net with our neurons: what they give is what they
+give with the host's."""
 
 from __future__ import annotations
 
@@ -27,21 +28,26 @@ from spikingjelly.activation_based import (
 from spikingjelly.activation_based.ann2snn.recipes.rate_coding import RateCodingRecipe
 from spikingjelly.activation_based.distributed import vision
 from spikingjelly.activation_based.functional import conv_bn_fusion
-from spikingjelly.activation_based.learning.online_learning import fptt_online_training, fptt_online_training_init_w_ra
+from spikingjelly.activation_based.learning.online_learning import (
+    fptt_online_training,
+    fptt_online_training_init_w_ra,
+)
 from spikingjelly.activation_based.model.spikformer import SpikformerCIFAR10Config
 from spikingjelly.activation_based.nir_exchange import export_to_nir, import_from_nir
 from test_spikingjelly import EVERY_MODE, EVERY_NODE, NODES
 from torch import Tensor
 
-from snn_revplugin import convert, restore
+from snn_revplugin import restore
 from snn_revplugin.adapters.spikingjelly import CoupledLIFNode, RevLIFNode
-from snn_revplugin.neuron import ReversibleNeuron
+from snn_revplugin.swap import convert
+from snn_revplugin.swap.module import ReversibleNeuron
 
 T = 4
 
 
 class Net(nn.Module):
-    """conv - batch norm - neurons - pool - flatten - linear - neurons; ``[T, N, 2, 6, 6]`` to ``[T, N, 4]``."""
+    """conv - batch norm - neurons - pool - flatten - linear - neurons; ``[T, N, 2, 6, 6]`` to ``[T,
+    N, 4]``."""
 
     def __init__(self, make: MakeNeuron, mode: str, norm: bool = True) -> None:
         super().__init__()
@@ -51,8 +57,12 @@ class Net(nn.Module):
         self.pool, self.flatten, self.fc = layer.AvgPool2d(2), layer.Flatten(), layer.Linear(36, 4)
         self.lif2 = make(v_threshold=0.25)
         functional.set_step_mode(self, mode)
-        for weighs in (self.conv, self.fc):
-            nn.init.normal_(weighs.weight, mean=0.1, std=2 / weighs.weight[0].numel() ** 0.5)
+        for recompute_on_data in (self.conv, self.fc):
+            nn.init.normal_(
+                recompute_on_data.weight,
+                mean=0.1,
+                std=2 / recompute_on_data.weight[0].numel() ** 0.5,
+            )
 
     @property
     def neurons(self) -> tuple[nn.Module, nn.Module]:
@@ -77,7 +87,9 @@ def draw() -> Tensor:
     return torch.rand(T, 2, 2, 6, 6) * 4
 
 
-def of_both(tool: Callable[[Net], Any], mode: str, node: str = "LIF", norm: bool = True) -> list[Any]:
+def of_both(
+    tool: Callable[[Net], Any], mode: str, node: str = "LIF", norm: bool = True
+) -> list[Any]:
     """What a tool gives of a host's net and of ours, made and drawn from the same seed."""
     given = []
     for kind in NODES[node]:
@@ -91,7 +103,7 @@ def without_names(text: object, node: str = "LIF") -> str:
     return str(text).replace(ours, host)
 
 
-# ------------------------------------------------------------------------------------------------------------------- NIR
+# ---------------------------------------------------------------------------------------------- NIR
 
 
 @EVERY_NODE
@@ -109,12 +121,17 @@ def test_nir_export(mode: str, node: str) -> None:
 
     host, ours = of_both(exported, mode, node, norm=False)  # NIR knows no batch norm
     assert ours == host
-    assert {kind for kind, _ in ours[0].values()} >= {"Conv2d", "Affine", "IF" if node == "IF" else "LIF"}
+    assert {kind for kind, _ in ours[0].values()} >= {
+        "Conv2d",
+        "Affine",
+        "IF" if node == "IF" else "LIF",
+    }
 
 
 @EVERY_MODE
 def test_nir_there_and_back(mode: str, tmp_path: Path) -> None:
-    """A net exported to a file with our neurons, imported with the host's, converted, and trained."""
+    """A net exported to a file with our neurons, imported with the host's, converted, and
+    trained."""
     torch.manual_seed(0)
     export_to_nir(Net(RevLIFNode, "m", norm=False), draw(), tmp_path / "net.nir")
     observed, imported = [], None
@@ -141,7 +158,7 @@ def test_nir_refuses_the_coupled_node(mode: str) -> None:
         export_to_nir(net, torch.rand(*((3,) if mode == "m" else ()), 2, 5))
 
 
-# ------------------------------------------------------------------------------------------------------------ op_counter
+# --------------------------------------------------------------------------------------- op_counter
 
 
 COUNTERS = (
@@ -155,7 +172,10 @@ COUNTERS = (
 
 
 def counts_of(counter: op_counter.BaseCounter) -> dict[str, dict[str, int]]:
-    counts = {scope: {str(func): n for func, n in each.items()} for scope, each in counter.get_counts().items()}
+    counts = {
+        scope: {str(func): n for func, n in each.items()}
+        for scope, each in counter.get_counts().items()
+    }
     if isinstance(counter, op_counter.NeuronStateCounter):
         counts |= {f"{scope}, metrics": each for scope, each in counter.get_metric_counts().items()}
     return counts
@@ -174,7 +194,9 @@ def test_operations_are_counted_as_the_hosts(what: str, node: str, mode: str) ->
             if what == "training step":
                 spikes.sum().backward()
         if isinstance(net.lif1, ReversibleNeuron):
-            assert_path(net.neurons, "host", "no gradient" if what == "evaluation" else "op_counter")
+            assert_path(
+                net.neurons, "host", "no gradient" if what == "evaluation" else "op_counter"
+            )
             functional.reset_net(net)
             net.run(x).sum().backward()
             assert_path(net.neurons, "both")
@@ -190,7 +212,10 @@ def test_operations_of_the_coupled_node_are_those_of_its_equations(mode: str) ->
     counts = []
     for reversible in (True, False):
         torch.manual_seed(0)
-        node, counter = CoupledLIFNode(step_mode=mode, reversible=reversible), op_counter.FlopCounter()
+        node, counter = (
+            CoupledLIFNode(step_mode=mode, reversible=reversible),
+            op_counter.FlopCounter(),
+        )
         with op_counter.DispatchCounterMode([counter]):
             node(torch.rand(3, 2, 4, requires_grad=True)).sum().backward()
         counts.append(counts_of(counter))
@@ -210,11 +235,16 @@ ENERGIES = {
 @pytest.mark.parametrize("name", ENERGIES)
 @pytest.mark.parametrize("records", [False, True])
 def test_energy(records: bool, name: str, mode: str) -> None:
-    """Of a forward, with and without gradients being recorded; of a whole training step where the estimate knows of such."""
+    """Of a forward, with and without gradients being recorded; of a whole training step where the
+    estimate knows of such."""
 
     def estimated(net: Net) -> str:
-        net.lif1.surrogate_function = surrogate.Sigmoid()  # NeuroMC does not know ATan's derivative, nor that of a reset
-        net = nn.Sequential(net.conv, net.lif1, layer.Conv2d(4, 3, 3, step_mode=mode), net.lif2).eval()
+        net.lif1.surrogate_function = (
+            surrogate.Sigmoid()
+        )  # NeuroMC does not know ATan's derivative, nor that of a reset
+        net = nn.Sequential(
+            net.conv, net.lif1, layer.Conv2d(4, 3, 3, step_mode=mode), net.lif2
+        ).eval()
         x = (draw() if mode == "m" else draw()[0]).requires_grad_(records)
         more = (
             {"target": torch.zeros(()), "loss_fn": lambda y, _: y.sum()}
@@ -228,18 +258,23 @@ def test_energy(records: bool, name: str, mode: str) -> None:
     assert ours == host
 
 
-# ------------------------------------------------------------------------------------------------------------- profilers
+# ---------------------------------------------------------------------------------------- profilers
 
 
 class CallOrder(profiler.HookProfiler):
-    """What SpikingJelly's layer-wise profilers are without a GPU: their hooks, on the modules that they select."""
+    """What SpikingJelly's layer-wise profilers are without a GPU: their hooks, on the modules that
+    they select."""
 
     def _register_hooks(self) -> None:
         self.calls: list[str] = []
         for name, module in self._selected_modules():
             self.hooks += [
-                module.register_forward_hook(lambda *_, name=name: self.calls.append(f"forward {name}")),
-                module.register_full_backward_hook(lambda *_, name=name: self.calls.append(f"backward {name}")),
+                module.register_forward_hook(
+                    lambda *_, name=name: self.calls.append(f"forward {name}")
+                ),
+                module.register_full_backward_hook(
+                    lambda *_, name=name: self.calls.append(f"backward {name}")
+                ),
             ]
 
     def export(self, output: bool = True) -> list[str]:
@@ -247,10 +282,16 @@ class CallOrder(profiler.HookProfiler):
 
 
 @EVERY_MODE
-@pytest.mark.parametrize("instances", [(nn.Module,), (neuron.LIFNode,), (neuron.BaseNode,)], ids=str)
-def test_profilers_find_and_follow_the_neurons(instances: tuple[type, ...], mode: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "instances", [(nn.Module,), (neuron.LIFNode,), (neuron.BaseNode,)], ids=str
+)
+def test_profilers_find_and_follow_the_neurons(
+    instances: tuple[type, ...], mode: str, tmp_path: Path
+) -> None:
     def profiled(net: Net) -> list[str]:
-        with CallOrder((net,), search_mode=("submodules",), instances=instances, log_path=tmp_path / "log") as profile:
+        with CallOrder(
+            (net,), search_mode=("submodules",), instances=instances, log_path=tmp_path / "log"
+        ) as profile:
             net.observe(draw().requires_grad_())
         return profile.export()
 
@@ -260,7 +301,9 @@ def test_profilers_find_and_follow_the_neurons(instances: tuple[type, ...], mode
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="SpikingJelly's layer-wise profilers need a CUDA device")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="SpikingJelly's layer-wise profilers need a CUDA device"
+)
 @EVERY_MODE
 def test_layerwise_profilers_on_a_gpu(mode: str, tmp_path: Path) -> None:
     def profiled(net: Net) -> list[list[str]]:
@@ -281,7 +324,7 @@ def test_layerwise_profilers_on_a_gpu(mode: str, tmp_path: Path) -> None:
     assert ours == host
 
 
-# ------------------------------------------------------------------------------------------------------------- precision
+# ---------------------------------------------------------------------------------------- precision
 
 
 @EVERY_MODE
@@ -306,10 +349,13 @@ def test_precision(config: str, mode: str) -> None:
 
 @pytest.mark.parametrize("coupled", [False, True])
 def test_precision_of_the_hosts_own_kernels_is_refused(coupled: bool) -> None:
-    """The host would leave our neurons out of it without a word; after ``restore`` it says itself that it needs a GPU."""
+    """The host would leave our neurons out of it without a word; after ``restore`` it says itself
+    that it needs a GPU."""
     net, config = Net(neuron.LIFNode, "m"), {"mode": "bf16", "neuron_storage": "bf16"}
     net.lif2 = CoupledLIFNode(step_mode="m") if coupled else RevLIFNode(step_mode="m")
-    with pytest.raises(TypeError, match=r"neuron_storage='bf16'.*: lif2; call snn_revplugin.restore\(model\) first"):
+    with pytest.raises(
+        TypeError, match=r"neuron_storage='bf16'.*: lif2; call snn_revplugin.restore\(model\) first"
+    ):
         precision.prepare_model_for_precision(net, "cpu", config)
     restore(net)
     if not coupled and not torch.cuda.is_available():
@@ -317,22 +363,29 @@ def test_precision_of_the_hosts_own_kernels_is_refused(coupled: bool) -> None:
             precision.prepare_model_for_precision(net, "cpu", config)
 
 
-# ------------------------------------------------------------------------------------------------------------ functional
+# --------------------------------------------------------------------------------------- functional
 
 
 FORWARDS: dict[str, tuple[str, Callable[[Net, Tensor], Tensor]]] = {
     "multi_step_forward": ("s", lambda net, x: functional.multi_step_forward(x, net)),
-    "multi_step_forward, a list": ("s", lambda net, x: functional.multi_step_forward(x, list(net.children()))),
+    "multi_step_forward, a list": (
+        "s",
+        lambda net, x: functional.multi_step_forward(x, list(net.children())),
+    ),
     "t_last_multi_step_forward": (
         "s",
         lambda net, x: functional.t_last_multi_step_forward(x.movedim(0, -1), net).movedim(-1, 0),
     ),
-    "chunk_multi_step_forward": ("m", lambda net, x: functional.chunk_multi_step_forward(3, x, net)),
+    "chunk_multi_step_forward": (
+        "m",
+        lambda net, x: functional.chunk_multi_step_forward(3, x, net),
+    ),
     "seq_to_ann_forward": (
         "m",
         lambda net, x: net.lif2(
             functional.seq_to_ann_forward(
-                net.lif1(functional.seq_to_ann_forward(x, [net.conv, net.norm])), [net.pool, net.flatten, net.fc]
+                net.lif1(functional.seq_to_ann_forward(x, [net.conv, net.norm])),
+                [net.pool, net.flatten, net.fc],
             )
         ),
     ),
@@ -357,7 +410,9 @@ def test_forwards(name: str, node: str) -> None:
 
 @EVERY_NODE
 @EVERY_MODE
-@pytest.mark.parametrize("between", [functional.reset_net, functional.detach_net], ids=lambda each: each.__name__)
+@pytest.mark.parametrize(
+    "between", [functional.reset_net, functional.detach_net], ids=lambda each: each.__name__
+)
 def test_between_two_sequences(between: Callable[[nn.Module], None], mode: str, node: str) -> None:
     """And between forward and backward."""
 
@@ -393,12 +448,15 @@ def test_memories_taken_out_and_put_back(node: str) -> None:
 @EVERY_MODE
 @pytest.mark.parametrize("training", [False, True])
 def test_threshold_margin(training: bool, mode: str) -> None:
-    """It makes the threshold a number in evaluation, and in training a tensor, for which the host has no operator on a CPU."""
+    """It makes the threshold a number in evaluation, and in training a tensor, for which the host
+    has no operator on a CPU."""
     options = {"eval_threshold": 0.4, "threshold0": 0.2, "threshold1": 0.6}
 
     def program(make: MakeNeuron) -> Observed:
         net = Net(make, mode).train(training)
-        functional.set_threshold_margin(net.lif2, nn.functional.one_hot(torch.tensor([1, 3]), 4), **options)
+        functional.set_threshold_margin(
+            net.lif2, nn.functional.one_hot(torch.tensor([1, 3]), 4), **options
+        )
         if not training:
             return net.observe(draw())
         with pytest.raises(RuntimeError, match=r"sj_lif::forward.*'threshold'"):
@@ -407,7 +465,14 @@ def test_threshold_margin(training: bool, mode: str) -> None:
 
     first, last = agree(program, *NODES["LIF"], path="any")
     assert_path([first], "reversible")
-    assert_path([last], *(("host", "a threshold, reset or time constant is a tensor") if training else ("reversible",)))
+    assert_path(
+        [last],
+        *(
+            ("host", "a threshold, reset or time constant is a tensor")
+            if training
+            else ("reversible",)
+        ),
+    )
 
 
 @EVERY_MODE
@@ -423,7 +488,11 @@ def test_weights_drawn_by_kaiming(mode: str) -> None:
 @EVERY_MODE
 @pytest.mark.parametrize("training", [False, True])
 def test_convolution_fused_with_batch_norm(training: bool, mode: str) -> None:
-    fuse = conv_bn_fusion.pack_conv_bn_train_modules if training else conv_bn_fusion.fuse_conv_bn_eval_modules
+    fuse = (
+        conv_bn_fusion.pack_conv_bn_train_modules
+        if training
+        else conv_bn_fusion.fuse_conv_bn_eval_modules
+    )
 
     def program(make: MakeNeuron) -> Observed:
         net = Net(make, mode).train(training)
@@ -435,10 +504,12 @@ def test_convolution_fused_with_batch_norm(training: bool, mode: str) -> None:
     agree(program, *NODES["LIF"])
 
 
-# ------------------------------------------------------------------------------------------------ learning, ANN to SNN
+# ----------------------------------------------------------------------------- learning, ANN to SNN
 
 
-LEARNERS: dict[str, tuple[type, tuple[int, ...], dict, tuple]] = {  # shape of the input, further arguments, those of step
+LEARNERS: dict[
+    str, tuple[type, tuple[int, ...], dict, tuple]
+] = {  # shape of the input, further arguments, those of step
     "STDPLearner s": (learning.STDPLearner, (2, 6), {}, ()),
     "STDPLearner m": (learning.STDPLearner, (T, 2, 6), {}, ()),
     "MSTDPLearner s": (learning.MSTDPLearner, (2, 6), {}, (torch.ones(2),)),
@@ -452,7 +523,10 @@ def test_plasticity(name: str) -> None:
     mode = name[-1]
 
     def program(make: MakeNeuron) -> Observed:
-        fc, node = layer.Linear(6, 4, bias=False, step_mode=mode), make(step_mode=mode, v_threshold=0.1)
+        fc, node = (
+            layer.Linear(6, 4, bias=False, step_mode=mode),
+            make(step_mode=mode, v_threshold=0.1),
+        )
         learner, spikes = kind(mode, fc, node, tau_pre=2.0, tau_post=2.0, **more), []
         for _ in range(5):
             spikes.append(node(fc((torch.rand(shape) > 0.5).float())).detach())
@@ -483,10 +557,24 @@ def test_a_converted_ann(how: str) -> None:
     nets: list[nn.Module] = []
 
     def program(make: MakeNeuron) -> Observed:
-        layers = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(27, 4), nn.ReLU()
+        layers = (
+            nn.Conv2d(1, 3, 3),
+            nn.BatchNorm2d(3),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(27, 4),
+            nn.ReLU(),
+        )
         data = [(torch.rand(4, 1, 8, 8), torch.zeros(4)) for _ in range(2)]
-        factory = (lambda threshold: make(v_threshold=threshold, v_reset=None)) if how == "made by us" else None
-        net = ann2snn.FXConverter(RateCodingRecipe(data, neuron_factory=factory)).convert(nn.Sequential(*layers).eval())
+        factory = (
+            (lambda threshold: make(v_threshold=threshold, v_reset=None))
+            if how == "made by us"
+            else None
+        )
+        net = ann2snn.FXConverter(RateCodingRecipe(data, neuron_factory=factory)).convert(
+            nn.Sequential(*layers).eval()
+        )
         if how == "converted" and nets:
             assert len(convert(net).swapped) == 2
         nets.append(net)
@@ -496,10 +584,12 @@ def test_a_converted_ann(how: str) -> None:
         return Observed({"spikes": spikes}).see_gradients(net)
 
     agree(program, *NODES["IF"])
-    assert_path([each for each in nets[1].modules() if isinstance(each, neuron.IFNode)], "reversible")
+    assert_path(
+        [each for each in nets[1].modules() if isinstance(each, neuron.IFNode)], "reversible"
+    )
 
 
-# ---------------------------------------------------------------------------------------------- configurations, exchange
+# ------------------------------------------------------------------------- configurations, exchange
 
 
 CLASS_PATHS = "snn_revplugin.adapters.spikingjelly.{}", "spikingjelly.activation_based.neuron.{}"
@@ -510,7 +600,7 @@ CLASS_PATHS = "snn_revplugin.adapters.spikingjelly.{}", "spikingjelly.activation
 def test_a_vision_configuration_names_our_neurons(name: str, path: str) -> None:
     """A configuration is written, read, and makes the host's model with our neurons."""
 
-    def state_of(class_path: str) -> tuple[dict[str, Tensor], Iterable[nn.Module]]:
+    def link_of(class_path: str) -> tuple[dict[str, Tensor], Iterable[nn.Module]]:
         atan = "spikingjelly.activation_based.surrogate.ATan"
         spiking = vision.NeuronConfig(class_path, {"detach_reset": True}, atan, {"alpha": 3.0})
         config = SpikformerCIFAR10Config(neuron_config=spiking, time_steps=2)
@@ -518,9 +608,14 @@ def test_a_vision_configuration_names_our_neurons(name: str, path: str) -> None:
         torch.manual_seed(0)
         with torch.device("meta"):  # the model is large
             net = config.get_builder_cls()(config)._build_canonical_model()
-        return net.state_dict(), [each for each in net.modules() if isinstance(each, neuron.BaseNode)]
+        return net.state_dict(), [
+            each for each in net.modules() if isinstance(each, neuron.BaseNode)
+        ]
 
-    host, ours = state_of(f"spikingjelly.activation_based.neuron.{name[3:]}"), state_of(path.format(name))
+    host, ours = (
+        link_of(f"spikingjelly.activation_based.neuron.{name[3:]}"),
+        link_of(path.format(name)),
+    )
     assert list(host[0]) == list(ours[0])
     assert len(host[1]) == len(ours[1]) > 0
     for each in ours[1]:
@@ -533,7 +628,9 @@ def test_a_vision_configuration_names_the_coupled_node() -> None:
     from spikingjelly.activation_based.distributed.vision import config
 
     for path in CLASS_PATHS:
-        kind, options = config._resolve_neuron_config(vision.NeuronConfig(path.format("CoupledLIFNode"), {"alpha": 0.5}))
+        kind, options = config._resolve_neuron_config(
+            vision.NeuronConfig(path.format("CoupledLIFNode"), {"alpha": 0.5})
+        )
         assert kind is CoupledLIFNode
         assert options == {"alpha": 0.5}
 
@@ -553,14 +650,15 @@ def test_lynxi_exchange(node: str) -> None:
 
 
 def test_lavas_neuron_is_left_alone() -> None:
-    """SpikingJelly has it without lava itself, which does not install on the Pythons that we support."""
+    """SpikingJelly has it without lava itself, which does not install on the Pythons that we
+    support."""
     net = nn.Sequential(lava_exchange.CubaLIFNode(0.5, 0.5), neuron.LIFNode())
     report = convert(net)
     assert report.left == {"0": "CubaLIFNode has no reversible counterpart"}
     assert list(report.swapped) == ["1"]
 
 
-# ------------------------------------------------------------------------------------------------------ modules as such
+# ---------------------------------------------------------------------------------- modules as such
 
 
 @EVERY_NODE
@@ -572,7 +670,14 @@ def test_what_a_net_shows_of_itself(mode: str, node: str) -> None:
         net.run(draw())
         memories = [(name, v.shape) for name, v in base.named_memories(net)]
         state = {name: (each.shape, each.dtype) for name, each in net.double().state_dict().items()}
-        return repr(net), visited, memories, net.neurons[0].v.dtype, state, net.neurons[0].extra_repr()
+        return (
+            repr(net),
+            visited,
+            memories,
+            net.neurons[0].v.dtype,
+            state,
+            net.neurons[0].extra_repr(),
+        )
 
     host, ours = of_both(shown, mode, node)
     assert without_names(ours, node) == str(host)

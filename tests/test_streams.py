@@ -1,4 +1,5 @@
-"""Residual streams: sums of sums, reversed in depth. Held against the host's own neurons, in numbers and in memory."""
+"""Residual streams: sums of sums, reversed in depth. Held against the host's own neurons, in
+numbers and in memory."""
 
 from __future__ import annotations
 
@@ -16,10 +17,10 @@ from spikingjelly.activation_based import surrogate
 from torch import Tensor, nn
 
 from snn_revplugin.adapters.spikingjelly import RevIFNode, RevLIFNode, RevParametricLIFNode
-from snn_revplugin.integers import PackedIntegers
-from snn_revplugin.memory import memory_report
-from snn_revplugin.replay import recipe_of
-from snn_revplugin.replay.stream import BETWEEN_ANCHORS, REVERSED, Stream
+from snn_revplugin.packed.integers import PackedIntegers
+from snn_revplugin.replay import attach_recipes
+from snn_revplugin.replay.residual_stream import BETWEEN_ANCHORS, REVERSED, Stream
+from snn_revplugin.report.memory import memory_report
 
 TIME_STEPS, BATCH, WIDTH = 4, 3, 16
 
@@ -36,11 +37,14 @@ class Norm(nn.BatchNorm1d):
 
 
 def neuron_of(make: MakeNeuron) -> nn.Module:
-    return make(v_threshold=0.4, surrogate_function=surrogate.ATan(), step_mode="m", detach_reset=True)
+    return make(
+        v_threshold=0.4, surrogate_function=surrogate.ATan(), step_mode="m", detach_reset=True
+    )
 
 
 def branch_of(make: MakeNeuron, of_spikes: bool, width: int) -> nn.Sequential:
-    """Neuron, linear layer and norm, of a membrane shortcut; or, the neuron last, of a sum of spikes."""
+    """Neuron, linear layer and norm, of a membrane shortcut; or, the neuron last, of a sum of
+    spikes."""
     parts = [nn.Linear(width, width), Norm(width)]
     return nn.Sequential(*([*parts, neuron_of(make)] if of_spikes else [neuron_of(make), *parts]))
 
@@ -52,7 +56,14 @@ class Net(nn.Module):
         way: takes the stem's output and the branches to the last neuron's current.
     """
 
-    def __init__(self, make: MakeNeuron, way: Callable, blocks: int = 8, of_spikes: bool = False, width: int = WIDTH) -> None:
+    def __init__(
+        self,
+        make: MakeNeuron,
+        way: Callable,
+        blocks: int = 8,
+        of_spikes: bool = False,
+        width: int = WIDTH,
+    ) -> None:
         super().__init__()
         self.stem = branch_of(make, of_spikes, width)
         self.branches = nn.ModuleList(branch_of(make, of_spikes, width) for _ in range(blocks))
@@ -117,7 +128,8 @@ def scaled(x: Tensor, branches: nn.ModuleList) -> Tensor:
 
 
 def with_smooth_steps(x: Tensor, branches: nn.ModuleList) -> Tensor:
-    """A step that is computed from the sum itself, not from its spikes alone: the sum cannot be had from it."""
+    """A step that is computed from the sum itself, not from its spikes alone: the sum cannot be had
+    from it."""
     for branch in branches:
         x = x + (branch(x) + torch.tanh(x))
     return x
@@ -166,13 +178,30 @@ def spikes_and_floats(x: Tensor, branches: nn.ModuleList) -> Tensor:
 
 
 WAYS = [
-    residual, iand, masked, the_other_way_round, in_place, doubled_in_place_at_the_end, edited_on_the_way, scaled,
-    with_smooth_steps, with_long_skips, of_two_streams, branched, broadcast, pooled, spikes_and_floats,
-]  # fmt: skip
+    residual,
+    iand,
+    masked,
+    the_other_way_round,
+    in_place,
+    doubled_in_place_at_the_end,
+    edited_on_the_way,
+    scaled,
+    with_smooth_steps,
+    with_long_skips,
+    of_two_streams,
+    branched,
+    broadcast,
+    pooled,
+    spikes_and_floats,
+]
 
 
 def trained(
-    way: Callable, of_spikes: bool = False, blocks: int = 8, dtype: torch.dtype = torch.float32, **options: Any
+    way: Callable,
+    of_spikes: bool = False,
+    blocks: int = 8,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> Callable:
     """A program for :func:`compare.agree`: one training step of neurons with the given options."""
 
@@ -189,50 +218,81 @@ def trained(
 
 def weights_of(net: nn.Module) -> dict[str, Tensor]:
     """All but the biases in front of a norm, whose gradients are rounding and nothing else."""
-    return {name.replace(".", "_"): each for name, each in net.named_parameters() if not name.endswith("1.bias")}
+    return {
+        name.replace(".", "_"): each
+        for name, each in net.named_parameters()
+        if not name.endswith("1.bias")
+    }
 
 
 @pytest.mark.parametrize("of_spikes", [False, True], ids=["floats", "spikes"])
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_trains_as_the_host(way: Callable, of_spikes: bool) -> None:
     if of_spikes and way is in_place:
-        way = doubled_in_place_at_the_end  # the host's linear layers do not let a sum be written into
+        way = (
+            doubled_in_place_at_the_end  # the host's linear layers do not let a sum be written into
+        )
     agree(trained(way, of_spikes), host.LIFNode, RevLIFNode)
 
 
 @pytest.mark.parametrize("of_spikes", [False, True], ids=["floats", "spikes"])
 def test_sums_are_let_go(of_spikes: bool) -> None:
     neurons = agree(trained(residual, of_spikes, blocks=12), host.LIFNode, RevLIFNode)
-    reversals = sum(each.reversal.ledger.operations[REVERSED] for each in neurons)
+    reversals = sum(each.record.statistics.operations[REVERSED] for each in neurons)
     assert reversals >= 5
-    assert not any(each.reversal.ledger.boundaries for each in neurons)
+    assert not any(each.record.statistics.boundaries for each in neurons)
 
 
 NEURONS = [
     pytest.param(host.IFNode, RevIFNode, {"v_threshold": 1.0}, id="IF"),
     pytest.param(host.LIFNode, RevLIFNode, {"v_reset": None}, id="soft reset"),
-    pytest.param(host.LIFNode, RevLIFNode, {"v_reset": -0.2, "detach_reset": False}, id="reset to another potential"),
-    pytest.param(host.LIFNode, RevLIFNode, {"decay_input": False, "tau": 4.0, "detach_reset": False}, id="no decay of input"),
+    pytest.param(
+        host.LIFNode,
+        RevLIFNode,
+        {"v_reset": -0.2, "detach_reset": False},
+        id="reset to another potential",
+    ),
+    pytest.param(
+        host.LIFNode,
+        RevLIFNode,
+        {"decay_input": False, "tau": 4.0, "detach_reset": False},
+        id="no decay of input",
+    ),
     pytest.param(host.LIFNode, RevLIFNode, {"store_v_seq": True}, id="all potentials"),
-    pytest.param(host.ParametricLIFNode, RevParametricLIFNode, {"detach_reset": False}, id="learned time constant"),
-    pytest.param(host.ParametricLIFNode, RevParametricLIFNode, {"v_reset": None}, id="learned time constant, soft reset"),
+    pytest.param(
+        host.ParametricLIFNode,
+        RevParametricLIFNode,
+        {"detach_reset": False},
+        id="learned time constant",
+    ),
+    pytest.param(
+        host.ParametricLIFNode,
+        RevParametricLIFNode,
+        {"v_reset": None},
+        id="learned time constant, soft reset",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("kind", "ours", "options"), NEURONS)
-def test_every_kind_of_neuron(kind: type[nn.Module], ours: type[nn.Module], options: dict[str, Any]) -> None:
+def test_every_kind_of_neuron(
+    kind: type[nn.Module], ours: type[nn.Module], options: dict[str, Any]
+) -> None:
     neurons = agree(trained(residual, **options), kind, ours)
-    assert sum(each.reversal.ledger.operations[REVERSED] for each in neurons) >= 5
+    assert sum(each.record.statistics.operations[REVERSED] for each in neurons) >= 5
 
 
 def test_a_spike_is_not_decided_again() -> None:
-    """One potential of each layer lies on its threshold, and the rounding of a difference would carry some under it."""
+    """One potential of each layer lies on its threshold, and the rounding of a difference would
+    carry some under it."""
 
     def program(make: MakeNeuron) -> Observed:
         net = Net(make, residual, 12)
         x = net.stem((2 * torch.randn(TIME_STEPS, BATCH, WIDTH)).requires_grad_())
         for branch in net.branches:
-            branch[0].v_threshold = x[0].median().item() / 2  # in the first step the charge is x / 2
+            branch[0].v_threshold = (
+                x[0].median().item() / 2
+            )  # in the first step the charge is x / 2
             x = x + branch(x)
         outputs = net.last(x)
         (outputs * torch.randn_like(outputs)).sum().backward()
@@ -315,12 +375,15 @@ def test_nothing_is_left_behind(backward: bool) -> None:
 
 
 def kept_of_a_block(x: Tensor) -> float:
-    """Bytes: spikes as bits, the potential that is carried on, the norm's statistics; and a little."""
+    """Bytes: spikes as bits, the potential that is carried on, the norm's statistics; and a
+    little."""
     return x.numel() / 8 + x[0].nbytes + 4 * 4 * x.shape[-1]
 
 
 @pytest.mark.parametrize(
-    ("way", "of_spikes"), [(residual, False), (residual, True), (iand, True)], ids=["floats", "spikes", "products of spikes"]
+    ("way", "of_spikes"),
+    [(residual, False), (residual, True), (iand, True)],
+    ids=["floats", "spikes", "products of spikes"],
 )
 def test_memory_does_not_grow_by_the_sums(way: Callable, of_spikes: bool) -> None:
     width, peaks = 256, []
@@ -352,7 +415,9 @@ def test_packed_integers(largest: int, dtype: torch.dtype) -> None:
     numbers[0, 0, 0] = largest
     packed = PackedIntegers.of(numbers)
     again = packed.numbers()
-    assert torch.equal(again, numbers) and again.dtype == dtype and again.stride() == numbers.stride()
+    assert (
+        torch.equal(again, numbers) and again.dtype == dtype and again.stride() == numbers.stride()
+    )
     assert packed.nbytes == max(largest.bit_length(), 1) * 14
 
 
@@ -374,4 +439,4 @@ def test_a_single_time_step_makes_no_stream() -> None:
         if isinstance(each, RevLIFNode):
             each.step_mode = "s"
     current = residual(net.stem(torch.randn(1, BATCH, WIDTH)), net.branches)
-    assert recipe_of(current, net.last.reversal).exact
+    assert attach_recipes(current, net.last.record).exact

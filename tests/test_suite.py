@@ -1,4 +1,5 @@
-"""``snn-revplugin bench --suite gpu``: its code runs, in small and on a CPU. What a GPU would show is not tested here."""
+"""``snn-revplugin bench --suite gpu``: its code runs, in small and on a CPU. What a GPU would show
+is not tested here."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from snn_revplugin.cli import suite
 from snn_revplugin.cli.app import app
-from snn_revplugin.workloads import HOST, OURS
+from snn_revplugin.cli.workloads import HOST, OURS
 
 WORK = suite.Case("work", "digits-spikingjelly", OURS, 2, 2, "cpu", 1)
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of compilers and of memopt
@@ -64,7 +65,9 @@ def test_every_way_computes_the_hosts_gradients() -> None:
             case = replace(WORK, way=way, work=work)
             net = suite.net_of(case)
             case.setup.loss(net, case.setup.data()).backward()
-            gradients.setdefault(work, []).append([each.grad for each in net.parameters() if each.grad is not None])
+            gradients.setdefault(work, []).append(
+                [each.grad for each in net.parameters() if each.grad is not None]
+            )
     for host, *others in gradients.values():
         for other in others:
             for a, b in zip(host, other, strict=True):
@@ -89,6 +92,11 @@ def test_without_a_gpu_it_says_so() -> None:
 
 
 def test_the_process_prints_one_line_of_json() -> None:
-    command = sys.executable, "-m", "snn_revplugin.cli.suite", json.dumps(asdict(replace(WORK, part="fit")))
+    command = (
+        sys.executable,
+        "-m",
+        "snn_revplugin.cli.suite",
+        json.dumps(asdict(replace(WORK, part="fit"))),
+    )
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == {"fits": True}

@@ -1,4 +1,5 @@
-"""Every surrogate of both hosts and the user's own: the spikes and the derivative that the host gives, point by point."""
+"""Every surrogate of both hosts and the user's own: the spikes and the derivative that the host
+gives, point by point."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.snntorch import surrogate_from as from_snntorch
 from snn_revplugin.adapters.spikingjelly import RevIFNode
 from snn_revplugin.adapters.spikingjelly import surrogate_from as from_spikingjelly
-from snn_revplugin.surrogate import Surrogate
+from snn_revplugin.neurons.surrogate import Surrogate
 
 RELATIVE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 SMALLEST = {torch.float64: 1e-40, torch.float32: 1e-10, torch.float16: 1e-4, torch.bfloat16: 1e-10}
@@ -97,7 +98,9 @@ SNNTORCH: dict[str, Callable[[], Callable]] = {
 }
 SNNTORCH_DIFFERENTIATED: dict[str, Callable[[], Callable]] = {
     "SSO": snn_surrogate.SSO,
-    "custom_surrogate": lambda: snn_surrogate.custom_surrogate(lambda z, grad, spikes: grad * (0.2 + spikes) / (1 + z * z)),
+    "custom_surrogate": lambda: snn_surrogate.custom_surrogate(
+        lambda z, grad, spikes: grad * (0.2 + spikes) / (1 + z * z)
+    ),
     "a slope that is a tensor": lambda: snn_surrogate.fast_sigmoid(torch.tensor(3.0)),
     "user's function": lambda: _straight_through_of_a_sigmoid,
     "user's autograd Function": lambda: lambda z: _UsersStep.apply(z, True),
@@ -127,7 +130,9 @@ SPIKINGJELLY: dict[str, Callable[[], Callable]] = {
     "DeterministicPass": lambda: sj_surrogate.DeterministicPass(),
     "Rect": lambda: sj_surrogate.Rect(0.7),
 }
-SPIKINGJELLY = {name: make for name, make in SPIKINGJELLY.items() if hasattr(sj_surrogate, name.split()[0])}
+SPIKINGJELLY = {
+    name: make for name, make in SPIKINGJELLY.items() if hasattr(sj_surrogate, name.split()[0])
+}
 SPIKINGJELLY_DIFFERENTIATED: dict[str, Callable[[], Callable]] = {
     "sigmoid.apply": lambda: lambda z: sj_surrogate.sigmoid.apply(z, 3.0),
     "an alpha that is a tensor": lambda: sj_surrogate.ATan(torch.tensor(1.5)),
@@ -138,12 +143,16 @@ SPIKINGJELLY_DIFFERENTIATED: dict[str, Callable[[], Callable]] = {
 }
 if not PURE:
     SPIKINGJELLY.pop("NonzeroSignLogAbs")  # 0.0.0.0.14 itself fails in its backward
-    for each in ("PiecewiseLeakyReLU", "LogTailedReLU"):  # whose derivatives are others there, without a closed form here
+    for each in (
+        "PiecewiseLeakyReLU",
+        "LogTailedReLU",
+    ):  # whose derivatives are others there, without a closed form here
         SPIKINGJELLY_DIFFERENTIATED[each] = SPIKINGJELLY.pop(each)
 
 
 def points(dtype: torch.dtype) -> Tensor:
-    """Distances from a threshold of 1, exact in ``dtype``: every eighth, the threshold, one ulp beside it, far away."""
+    """Distances from a threshold of 1, exact in ``dtype``: every eighth, the threshold, one ulp
+    beside it, far away."""
     one = torch.ones((), dtype=dtype)
     neighbours = torch.stack([torch.nextafter(one, one * side) - one for side in (0, 2)])
     far = torch.tensor([-1e3, -50, 50, 1e3] if dtype != torch.bfloat16 else [-64.0, 64.0])
@@ -151,7 +160,8 @@ def points(dtype: torch.dtype) -> Tensor:
 
 
 def one_step(make: MakeNeuron, host: str, spike: Callable, dtype: torch.dtype) -> Observed:
-    """One step from zero: the potential is the current, so the distance from the threshold is known exactly."""
+    """One step from zero: the potential is the current, so the distance from the threshold is known
+    exactly."""
     if host == "snntorch":
         lif = make(beta=0.9, spike_grad=spike).to(dtype)
     else:
@@ -167,7 +177,9 @@ def one_step(make: MakeNeuron, host: str, spike: Callable, dtype: torch.dtype) -
     return observed
 
 
-def assert_same_derivative(host: str, make: Callable[[], Callable], dtype: torch.dtype, path: str = "reversible") -> None:
+def assert_same_derivative(
+    host: str, make: Callable[[], Callable], dtype: torch.dtype, path: str = "reversible"
+) -> None:
     kinds = (snn.Leaky, RevLeaky) if host == "snntorch" else (neuron.IFNode, RevIFNode)
     seen = []
 
@@ -180,13 +192,22 @@ def assert_same_derivative(host: str, make: Callable[[], Callable], dtype: torch
     for name, gradient in theirs.gradients.items():
         rtol, atol = RELATIVE[gradient.dtype], SMALLEST[gradient.dtype]
         torch.testing.assert_close(
-            ours.gradients[name], gradient, rtol=rtol, atol=atol, equal_nan=True, msg=f"{name}: {{}}".format
+            ours.gradients[name],
+            gradient,
+            rtol=rtol,
+            atol=atol,
+            equal_nan=True,
+            msg=f"{name}: {{}}".format,
         )
         assert gradient.count_nonzero() > 0
 
 
-SNNTORCH_DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-SPIKINGJELLY_DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+SNNTORCH_DTYPES = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str
+)
+SPIKINGJELLY_DTYPES = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str
+)
 
 
 @SNNTORCH_DTYPES
@@ -212,7 +233,9 @@ def test_closed_forms_of_spikingjelly(name: str, dtype: torch.dtype) -> None:
 
 @SPIKINGJELLY_DTYPES
 @pytest.mark.parametrize("name", SPIKINGJELLY_DIFFERENTIATED)
-def test_spikingjelly_surrogates_differentiated_through_autograd(name: str, dtype: torch.dtype) -> None:
+def test_spikingjelly_surrogates_differentiated_through_autograd(
+    name: str, dtype: torch.dtype
+) -> None:
     assert not isinstance(from_spikingjelly(SPIKINGJELLY_DIFFERENTIATED[name]()), Surrogate)
     assert_same_derivative("spikingjelly", SPIKINGJELLY_DIFFERENTIATED[name], dtype)
 
@@ -228,10 +251,20 @@ def test_no_surrogate_of_snntorch_is_missing_here() -> None:
 
 def test_no_surrogate_of_spikingjelly_is_missing_here() -> None:
     graded = {"MultiLevelSpikeCount", "PoissonPass"} | (set() if PURE else {"NonzeroSignLogAbs"})
-    bases = sj_surrogate.SurrogateFunctionBase, getattr(sj_surrogate, "MultiArgsSurrogateFunctionBase", nn.Identity)
-    offered = {each.__name__ for base in bases for each in base.__subclasses__() if each.__module__ == sj_surrogate.__name__}
+    bases = (
+        sj_surrogate.SurrogateFunctionBase,
+        getattr(sj_surrogate, "MultiArgsSurrogateFunctionBase", nn.Identity),
+    )
+    offered = {
+        each.__name__
+        for base in bases
+        for each in base.__subclasses__()
+        if each.__module__ == sj_surrogate.__name__
+    }
     ours = {name.split()[0] for name in (*SPIKINGJELLY, *SPIKINGJELLY_DIFFERENTIATED)}
-    assert offered - graded == {name for name in ours if hasattr(sj_surrogate, name) and name[0].isupper()}
+    assert offered - graded == {
+        name for name in ours if hasattr(sj_surrogate, name) and name[0].isupper()
+    }
 
 
 def test_lso_raises_as_it_does_in_the_host() -> None:
@@ -243,7 +276,12 @@ def test_lso_raises_as_it_does_in_the_host() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in SPIKINGJELLY if name.split()[0] not in ("FakeNumericalGradient", "SuperSpike")]
+    "name",
+    [
+        name
+        for name in SPIKINGJELLY
+        if name.split()[0] not in ("FakeNumericalGradient", "SuperSpike")
+    ],
 )
 def test_smooth_outputs_take_the_hosts_path(name: str) -> None:
     def make() -> Callable:
@@ -261,7 +299,9 @@ def test_smooth_outputs_take_the_hosts_path(name: str) -> None:
 @pytest.mark.parametrize("count", [2, 4])
 def test_graded_spike_counts_take_the_hosts_path(count: int) -> None:
     def program(make: MakeNeuron) -> Observed:
-        return one_step(make, "spikingjelly", sj_surrogate.MultiLevelSpikeCount(count), torch.float32)
+        return one_step(
+            make, "spikingjelly", sj_surrogate.MultiLevelSpikeCount(count), torch.float32
+        )
 
     agree(program, neuron.IFNode, RevIFNode, path="host", reason="Heaviside")
 
@@ -280,7 +320,8 @@ def test_random_spikes_of_spikingjelly_take_the_hosts_path() -> None:
 
 @pytest.mark.parametrize("seed", range(24))
 def test_random_spikes_of_the_users_take_the_hosts_path(seed: int) -> None:
-    """Noise on the threshold: whatever way a function is told to be the plain step, chance must not make it one."""
+    """Noise on the threshold: whatever way a function is told to be the plain step, chance must not
+    make it one."""
 
     def noisy(z: Tensor) -> Tensor:
         return _UsersStep.apply(z + 0.1 * torch.randn_like(z), True)
@@ -303,12 +344,18 @@ def test_random_spikes_of_the_users_take_the_hosts_path(seed: int) -> None:
     ids=["graded", "doubled", "shifted", "ternary", "of a shape of its own"],
 )
 @pytest.mark.parametrize("host", ["snntorch", "spikingjelly"])
-def test_functions_that_are_not_the_plain_step_take_the_hosts_path(host: str, spike: Callable) -> None:
+def test_functions_that_are_not_the_plain_step_take_the_hosts_path(
+    host: str, spike: Callable
+) -> None:
     kinds = (snn.Leaky, RevLeaky) if host == "snntorch" else (neuron.IFNode, RevIFNode)
 
     def program(make: MakeNeuron) -> Observed:
         values = [torch.randn(4, requires_grad=True)]
-        lif = make(beta=0.9, spike_grad=spike) if host == "snntorch" else make(v_threshold=1.0, surrogate_function=spike)
+        lif = (
+            make(beta=0.9, spike_grad=spike)
+            if host == "snntorch"
+            else make(v_threshold=1.0, surrogate_function=spike)
+        )
         mem, record = torch.zeros(4), []
         for _ in range(4):
             out = lif(values[0] * 2, mem) if host == "snntorch" else (lif(values[0] * 2), lif.v)
@@ -336,14 +383,19 @@ def test_a_surrogate_that_learns_gets_its_gradient(host: str, holder: str) -> No
 
 @pytest.mark.parametrize("host", ["snntorch", "spikingjelly"])
 def test_a_user_function_is_not_called_more_often_than_it_must(host: str) -> None:
-    """It is judged once, not at every step; forward then decides by comparison, and backward calls it once a step."""
+    """It is judged once, not at every step; forward then decides by comparison, and backward calls
+    it once a step."""
     calls = []
 
     def spike(z: Tensor) -> Tensor:
         calls.append(tuple(z.shape))
         return _straight_through_of_a_sigmoid(z)
 
-    lif = RevLeaky(beta=0.9, spike_grad=spike) if host == "snntorch" else RevIFNode(surrogate_function=spike)
+    lif = (
+        RevLeaky(beta=0.9, spike_grad=spike)
+        if host == "snntorch"
+        else RevIFNode(surrogate_function=spike)
+    )
     x, mem, total = torch.randn(3, requires_grad=True), torch.zeros(3), 0.0
     for _ in range(6):
         spikes = lif(x, mem)[0] if host == "snntorch" else lif(x)

@@ -1,4 +1,5 @@
-"""PyTorch's own tools around our neurons: autocast, checkpoints, saved-tensor hooks, compile, threads, copies, transforms."""
+"""PyTorch's own tools around our neurons: autocast, checkpoints, saved-tensor hooks, compile,
+threads, copies, transforms."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevLIFNode, RevParametricLIFNode
-from snn_revplugin.neuron import HAS_COMPILER, OLDEST_COMPILER
+from snn_revplugin.swap.module import HAS_COMPILER, OLDEST_COMPILER
 
 T = 6
 
@@ -34,20 +35,35 @@ def step_spike(z: Tensor) -> Tensor:
 
 
 KINDS: dict[str, tuple[tuple[type, type], dict]] = {
-    "Leaky": ((snn.Leaky, RevLeaky), {"beta": 0.8, "init_hidden": True, "learn_beta": True, "spike_grad": step_spike}),
-    "LIF s": ((neuron.LIFNode, RevLIFNode), {"surrogate_function": surrogate.ATan(), "v_reset": None}),
-    "LIF m": ((neuron.LIFNode, RevLIFNode), {"surrogate_function": surrogate.ATan(), "step_mode": "m"}),
+    "Leaky": (
+        (snn.Leaky, RevLeaky),
+        {"beta": 0.8, "init_hidden": True, "learn_beta": True, "spike_grad": step_spike},
+    ),
+    "LIF s": (
+        (neuron.LIFNode, RevLIFNode),
+        {"surrogate_function": surrogate.ATan(), "v_reset": None},
+    ),
+    "LIF m": (
+        (neuron.LIFNode, RevLIFNode),
+        {"surrogate_function": surrogate.ATan(), "step_mode": "m"},
+    ),
     "PLIF m": ((neuron.ParametricLIFNode, RevParametricLIFNode), {"step_mode": "m"}),
 }
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 
 class Net(nn.Module):
-    """linear - neurons - linear - neurons with states of their own; ``[T, N, 5]`` to ``[T, N, 4]``."""
+    """linear - neurons - linear - neurons with states of their own; ``[T, N, 5]`` to ``[T, N,
+    4]``."""
 
     def __init__(self, make: MakeNeuron, options: dict) -> None:
         super().__init__()
-        self.fc1, self.lif1, self.fc2, self.lif2 = nn.Linear(5, 7), make(**options), nn.Linear(7, 4), make(**options)
+        self.fc1, self.lif1, self.fc2, self.lif2 = (
+            nn.Linear(5, 7),
+            make(**options),
+            nn.Linear(7, 4),
+            make(**options),
+        )
         nn.init.normal_(self.fc1.weight)
         nn.init.normal_(self.fc2.weight)
         nn.init.constant_(self.fc2.bias, 0.4)
@@ -76,24 +92,36 @@ def train(
     x = torch.randn(T, 3, 5, requires_grad=True)
     with around():
         spikes = (net if forward is None else forward)(x)
-        seen = {"spikes": spikes} | (dict(zip(("v1", "v2"), net.potentials(), strict=True)) if of_potentials else {})
+        seen = {"spikes": spikes} | (
+            dict(zip(("v1", "v2"), net.potentials(), strict=True)) if of_potentials else {}
+        )
         loss = sum((each * torch.randn(each.shape)).float().sum() for each in seen.values())
     loss.backward()
     return Observed(seen).see_gradients(net, x=x)
 
 
-def check(kind: str, program: Callable[[Net], Observed], path: str = "reversible", reason: str | None = None, **more) -> None:
+def check(
+    kind: str,
+    program: Callable[[Net], Observed],
+    path: str = "reversible",
+    reason: str | None = None,
+    **more,
+) -> None:
     kinds, options = KINDS[kind]
     agree(lambda make: program(Net(make, options)), *kinds, path=path, reason=reason, **more)
 
 
-# ------------------------------------------------------------------------------------------------- how tensors are saved
+# ---------------------------------------------------------------------------- how tensors are saved
 
 
 SAVING: dict[str, Callable[[], AbstractContextManager]] = {
-    "saved_tensors_hooks": lambda: torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t),
+    "saved_tensors_hooks": lambda: torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t.clone(), lambda t: t
+    ),
     "save_on_cpu": torch.autograd.graph.save_on_cpu,
-    "disable_saved_tensors_hooks": lambda: torch.autograd.graph.disable_saved_tensors_hooks("not here"),
+    "disable_saved_tensors_hooks": lambda: torch.autograd.graph.disable_saved_tensors_hooks(
+        "not here"
+    ),
 }
 
 
@@ -131,7 +159,10 @@ def test_hooks_around_a_part(part: str, name: str, kind: str) -> None:
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_checkpoint_around_every_step(reentrant: bool, kind: str) -> None:
     if kind.endswith(" m") and not (PURE or reentrant):
-        pytest.skip("the scripted steps of SpikingJelly 0.0.0.0.14 do not let a checkpoint stop early: the host itself fails")
+        pytest.skip(
+            "the scripted steps of SpikingJelly 0.0.0.0.14 do not let a checkpoint stop early: the"
+            " host itself fails"
+        )
 
     def program(net: Net) -> Observed:
         def afresh(frame: Tensor) -> Tensor:
@@ -139,7 +170,10 @@ def test_a_checkpoint_around_every_step(reentrant: bool, kind: str) -> None:
             return net.body(frame)
 
         def forward(x: Tensor) -> Tensor:
-            outputs = [checkpoint(afresh, frame, use_reentrant=reentrant) for frame in ([x] if net.steps == "m" else x)]
+            outputs = [
+                checkpoint(afresh, frame, use_reentrant=reentrant)
+                for frame in ([x] if net.steps == "m" else x)
+            ]
             return outputs[0] if net.steps == "m" else torch.stack(outputs)
 
         return train(net, forward, of_potentials=False)
@@ -172,7 +206,7 @@ def test_a_checkpointed_layer_between_neurons_is_computed_once_more_and_no_often
     assert calls[1] == calls[0]
 
 
-# ---------------------------------------------------------------------------------------------------- precision and checks
+# ----------------------------------------------------------------------------- precision and checks
 
 
 @EVERY_KIND
@@ -193,7 +227,8 @@ def test_autocast_to_bfloat16(whole: bool, kind: str) -> None:
 
 @EVERY_KIND
 def test_under_autocast_the_backward_outside_of_it_replays_what_forward_did(kind: str) -> None:
-    """Currents are computed again in the dtype of the first time, whatever autocast is on in backward."""
+    """Currents are computed again in the dtype of the first time, whatever autocast is on in
+    backward."""
 
     def program(net: Net) -> Observed:
         x = torch.randn(T, 3, 5, requires_grad=True)
@@ -221,19 +256,24 @@ def test_memory_that_is_not_written_before_it_is_read(kind: str) -> None:
             observed = train(net)
         finally:
             torch.use_deterministic_algorithms(False)
-        assert all(each.isfinite().all() for each in observed.gradients.values() if each is not None)
+        assert all(
+            each.isfinite().all() for each in observed.gradients.values() if each is not None
+        )
         return observed
 
     check(kind, program)
 
 
-# ------------------------------------------------------------------------------------------------------------- transforms
+# --------------------------------------------------------------------------------------- transforms
 
 
 @pytest.mark.filterwarnings("ignore")  # those of the compiler
-@pytest.mark.parametrize("kind", ["Leaky", pytest.param("LIF m", marks=only_pure)])  # 0.0.0.0.14 itself does not compile
+@pytest.mark.parametrize(
+    "kind", ["Leaky", pytest.param("LIF m", marks=only_pure)]
+)  # 0.0.0.0.14 itself does not compile
 def test_torch_compile(kind: str) -> None:
-    """Inside of a compiled function the host's path is taken; the numbers are right and training goes on outside of it."""
+    """Inside of a compiled function the host's path is taken; the numbers are right and training
+    goes on outside of it."""
 
     def program(net: Net) -> Observed:
         torch.compiler.reset()
@@ -245,7 +285,8 @@ def test_torch_compile(kind: str) -> None:
 
 @only_pure
 @pytest.mark.skipif(
-    not HAS_COMPILER, reason=f"before torch {OLDEST_COMPILER} the host's own path is compiled, with its breaks"
+    not HAS_COMPILER,
+    reason=f"before torch {OLDEST_COMPILER} the host's own path is compiled, with its breaks",
 )
 @pytest.mark.filterwarnings("ignore")
 def test_torch_compile_in_full() -> None:
@@ -253,7 +294,9 @@ def test_torch_compile_in_full() -> None:
 
     def program(net: Net) -> Observed:
         torch.compiler.reset()
-        return train(net, torch.compile(net, backend="aot_eager", fullgraph=True), of_potentials=False)
+        return train(
+            net, torch.compile(net, backend="aot_eager", fullgraph=True), of_potentials=False
+        )
 
     check("LIF m", program, path="any")
 
@@ -290,7 +333,11 @@ def test_function_transforms(transform: str, kind: str) -> None:
             if not PURE:
                 lif.v = v
                 return lif(x).sum(-1)
-            step = lif.multi_step_functional_forward if lif.step_mode == "m" else lif.single_step_functional_forward
+            step = (
+                lif.multi_step_functional_forward
+                if lif.step_mode == "m"
+                else lif.single_step_functional_forward
+            )
             (spikes,), _ = step((x,), (v,))
             return spikes.sum(-1)
 
@@ -317,16 +364,20 @@ def test_shapes_alone(how: str, kind: str) -> None:
 
     shapes = []
     for each in KINDS[kind][0]:
-        net = Net(each, KINDS[kind][1])  # snnTorch's own constructor reads a buffer, which a meta tensor does not allow
+        net = Net(
+            each, KINDS[kind][1]
+        )  # snnTorch's own constructor reads a buffer, which a meta tensor does not allow
         with FakeTensorMode(allow_non_fake_inputs=True) if how == "fake" else torch.device("meta"):
             net = net.to("meta") if how == "meta" else net
             spikes = net(torch.randn(T, 3, 5, requires_grad=True))
             spikes.sum().backward()
-            shapes.append((spikes.shape, spikes.device, spikes.requires_grad, net.fc1.weight.grad.shape))
+            shapes.append(
+                (spikes.shape, spikes.device, spikes.requires_grad, net.fc1.weight.grad.shape)
+            )
     assert shapes[0] == shapes[1]
 
 
-# ---------------------------------------------------------------------------------------------------- threads and copies
+# ------------------------------------------------------------------------------- threads and copies
 
 
 @EVERY_KIND
@@ -362,7 +413,9 @@ def test_two_nets_in_two_threads(kind: str) -> None:
     for host, net, x in zip(hosts, nets, inputs, strict=True):
         (host(x) * torch.arange(4)).sum().backward()
         for (name, p), q in zip(host.named_parameters(), net.parameters(), strict=True):
-            torch.testing.assert_close(q.grad, p.grad, rtol=2e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(
+                q.grad, p.grad, rtol=2e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
+            )
         assert_path([net.lif1, net.lif2], "reversible")
 
 
@@ -398,7 +451,8 @@ def _saved(net: nn.Module) -> io.BytesIO:
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("used", [False, True])
 def test_copies_train_alike_and_apart(used: bool, how: str, kind: str) -> None:
-    """A copy carries the state on, has a ledger of its own, and shares nothing with what it was copied from."""
+    """A copy carries the state on, has a ledger of its own, and shares nothing with what it was
+    copied from."""
 
     def program(net: Net) -> Observed:
         if used:
@@ -408,9 +462,9 @@ def test_copies_train_alike_and_apart(used: bool, how: str, kind: str) -> None:
                 setattr(lif, name, getattr(lif, name).detach())
         copied = COPIES[how](net)
         assert list(copied.state_dict()) == list(net.state_dict())
-        if hasattr(copied.lif1, "reversal"):
-            assert copied.lif1.reversal is not net.lif1.reversal
-            assert copied.lif1.reversal.ledger.calls == 0
+        if hasattr(copied.lif1, "record"):
+            assert copied.lif1.record is not net.lif1.record
+            assert copied.lif1.record.statistics.calls == 0
         copied.zero_grad()
         net.zero_grad()
         observed = train(copied)
@@ -422,7 +476,8 @@ def test_copies_train_alike_and_apart(used: bool, how: str, kind: str) -> None:
 
 @EVERY_KIND
 def test_a_copy_in_mid_sequence_raises_as_the_host_does(kind: str) -> None:
-    """A state with a history cannot be copied by PyTorch; the default surrogate of snnTorch cannot be pickled."""
+    """A state with a history cannot be copied by PyTorch; the default surrogate of snnTorch cannot
+    be pickled."""
     for each in KINDS[kind][0]:
         net = Net(each, KINDS[kind][1])
         net(torch.randn(T, 3, 5, requires_grad=True))
@@ -437,12 +492,16 @@ def test_module_hooks_see_what_they_see_of_the_host(kind: str) -> None:
         for lif in (net.lif1, net.lif2):
             lif.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
             lif.register_forward_hook(lambda module, args, output: seen.append(output.detach()))
-            lif.register_full_backward_hook(lambda module, grads, outputs: back.append((*grads, *outputs)))
+            lif.register_full_backward_hook(
+                lambda module, grads, outputs: back.append((*grads, *outputs))
+            )
         observed = train(net)
         assert seen
         assert back
         observed.exact |= {f"hook {i}": each for i, each in enumerate(seen)}
-        observed.gradients |= {f"hook {i}.{j}": each for i, grads in enumerate(back) for j, each in enumerate(grads)}
+        observed.gradients |= {
+            f"hook {i}.{j}": each for i, grads in enumerate(back) for j, each in enumerate(grads)
+        }
         return observed
 
     check(kind, program)
@@ -450,7 +509,8 @@ def test_module_hooks_see_what_they_see_of_the_host(kind: str) -> None:
 
 @EVERY_KIND
 def test_training_and_evaluation_take_turns(kind: str) -> None:
-    """Five epochs of a step and an evaluation, with gradients clipped, accumulated over two batches and scaled."""
+    """Five epochs of a step and an evaluation, with gradients clipped, accumulated over two batches
+    and scaled."""
 
     def program(net: Net) -> Observed:
         optimizer, losses = torch.optim.Adam(net.parameters(), lr=0.01), []

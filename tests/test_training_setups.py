@@ -1,6 +1,8 @@
-"""The set-ups that people train in, around nets of both hosts: each must give what it gives around the host's own neurons.
+"""The set-ups that people train in, around nets of both hosts: each must give what it gives around
+the host's own neurons.
 
-Several processes are in ``test_distributed.py``; single tools, copies and threads in ``test_tools.py``.
+Several processes are in ``test_distributed.py``; single tools, copies and threads in
+``test_tools.py``.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ from test_tools import EVERY_KIND, KINDS, Net, T, check, path_inside_hooks
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from snn_revplugin import explain
 from snn_revplugin.adapters.spikingjelly import RevIFNode, RevLIFNode, RevParametricLIFNode
-from snn_revplugin.replay import Kept
+from snn_revplugin.replay import HeldTensor
 from snn_revplugin.replay.walk import FREED
+from snn_revplugin.report import explain
 
 ON_EVERY_DEVICE = pytest.mark.parametrize(
     "device",
@@ -32,7 +34,10 @@ ON_EVERY_DEVICE = pytest.mark.parametrize(
         "cpu",
         pytest.param(
             "cuda",
-            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")],
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+            ],
         ),
     ],
 )
@@ -48,7 +53,7 @@ def loss_of(net: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return (spikes.float().mean(0) - target).square().sum(), spikes
 
 
-# ------------------------------------------------------------------------------------------------------- mixed precision
+# ---------------------------------------------------------------------------------- mixed precision
 
 
 @ON_EVERY_DEVICE
@@ -72,19 +77,23 @@ def test_autocast_with_a_scaled_loss(dtype: torch.dtype, kind: str, device: str)
             scaler.unscale_(optimizer)
             if step == 0:
                 observed.exact["spikes"] = spikes
-                observed.gradients |= {name: each.grad.clone() for name, each in net.named_parameters()}
+                observed.gradients |= {
+                    name: each.grad.clone() for name, each in net.named_parameters()
+                }
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             scaler.step(optimizer)
             scaler.update()
             scales.append(scaler.get_scale())
         observed.exact["scales"] = torch.tensor(scales)
-        observed.gradients |= {f"{name} after": each.detach() for name, each in net.named_parameters()}
+        observed.gradients |= {
+            f"{name} after": each.detach() for name, each in net.named_parameters()
+        }
         return observed
 
     check(kind, program, path="any" if "PLIF" in kind else "reversible", tolerance=2e-2)
 
 
-# ------------------------------------------------------------------------------------------ accumulating, clipping, stepping
+# ----------------------------------------------------------------- accumulating, clipping, stepping
 
 
 CLIPPINGS: dict[str, Callable[[list[Tensor]], Any]] = {
@@ -102,7 +111,9 @@ def test_gradients_summed_over_batches_and_clipped(how: str, kind: str) -> None:
             net.clear()
             loss, observed.exact[f"spikes {part}"] = loss_of(net, *batch())
             (loss / 3).backward()
-        observed.gradients["norm"] = nn.utils.get_total_norm([each.grad for each in net.parameters()])
+        observed.gradients["norm"] = nn.utils.get_total_norm(
+            [each.grad for each in net.parameters()]
+        )
         CLIPPINGS[how](list(net.parameters()))
         return observed.see_gradients(net)
 
@@ -111,7 +122,8 @@ def test_gradients_summed_over_batches_and_clipped(how: str, kind: str) -> None:
 
 @EVERY_KIND
 def test_the_optimiser_steps_in_backward(kind: str) -> None:
-    """A weight changes as soon as its gradient is there, in mid-backward; by then nobody computes anything from it again."""
+    """A weight changes as soon as its gradient is there, in mid-backward; by then nobody computes
+    anything from it again."""
 
     def program(net: Net) -> Observed:
         optimizers = {each: torch.optim.SGD([each], lr=0.05) for each in net.parameters()}
@@ -132,7 +144,9 @@ def test_the_optimiser_steps_in_backward(kind: str) -> None:
             observed.exact.setdefault("spikes", spikes)
             loss.backward()
         assert all(each.grad is None for each in net.parameters())
-        observed.gradients = gradients | {f"{name} after": each.detach() for name, each in net.named_parameters()}
+        observed.gradients = gradients | {
+            f"{name} after": each.detach() for name, each in net.named_parameters()
+        }
         return observed
 
     check(kind, program)
@@ -140,13 +154,20 @@ def test_the_optimiser_steps_in_backward(kind: str) -> None:
 
 @pytest.mark.parametrize("v_reset", [None, 0.0])
 @pytest.mark.parametrize("mode", ["s", "m"])
-def test_the_optimiser_steps_in_backward_of_convolutions_and_norms(mode: str, v_reset: float | None) -> None:
-    """The weights of a norm change before the convolution below it has its gradient; so do those above a pooling layer."""
+def test_the_optimiser_steps_in_backward_of_convolutions_and_norms(
+    mode: str, v_reset: float | None
+) -> None:
+    """The weights of a norm change before the convolution below it has its gradient; so do those
+    above a pooling layer."""
 
     def program(make: MakeNeuron) -> Observed:
         def block(channels: int) -> list[nn.Module]:
             lif = make(surrogate_function=surrogate.ATan(), step_mode=mode, v_reset=v_reset)
-            parts = layer.Conv2d(channels, 6, 3, padding=1, bias=False), layer.BatchNorm2d(6), layer.MaxPool2d(2)
+            parts = (
+                layer.Conv2d(channels, 6, 3, padding=1, bias=False),
+                layer.BatchNorm2d(6),
+                layer.MaxPool2d(2),
+            )
             return [*parts, lif]
 
         net = nn.Sequential(*block(2), *block(6))
@@ -161,7 +182,9 @@ def test_the_optimiser_steps_in_backward_of_convolutions_and_norms(mode: str, v_
                 parameter.sub_(parameter.grad, alpha=0.1)
 
         for name, each in net.named_parameters():
-            each.register_post_accumulate_grad_hook(lambda parameter, name=name: step(name, parameter))
+            each.register_post_accumulate_grad_hook(
+                lambda parameter, name=name: step(name, parameter)
+            )
         x = torch.randn(T, 2, 2, 8, 8)
         spikes = net(x) if mode == "m" else torch.stack([net(frame) for frame in x])
         (spikes * torch.randn(spikes.shape)).sum().backward()
@@ -170,10 +193,14 @@ def test_the_optimiser_steps_in_backward_of_convolutions_and_norms(mode: str, v_
     agree(program, neuron.LIFNode, RevLIFNode)
 
 
-# ------------------------------------------------------------------------------- how somebody else decides tensors are saved
+# ------------------------------------------------------ how somebody else decides tensors are saved
 
 
-RESETS: dict[str, dict[str, Any]] = {"hard": {}, "detached": {"detach_reset": True}, "soft": {"v_reset": None}}
+RESETS: dict[str, dict[str, Any]] = {
+    "hard": {},
+    "detached": {"detach_reset": True},
+    "soft": {"v_reset": None},
+}
 
 
 @pytest.mark.parametrize("mode", ["s", "m"])
@@ -188,7 +215,8 @@ RESETS: dict[str, dict[str, Any]] = {"hard": {}, "detached": {"detach_reset": Tr
     ids=lambda kinds: kinds[0].__name__,
 )
 def test_what_a_neuron_hands_to_hooks(kinds: tuple[type, type], reset: str, mode: str) -> None:
-    """The charged potentials: never more than the host hands over, and the whole gradient follows from them."""
+    """The charged potentials: never more than the host hands over, and the whole gradient follows
+    from them."""
     handed: list[int] = []
 
     def program(make: MakeNeuron) -> Observed:
@@ -202,21 +230,26 @@ def test_what_a_neuron_hands_to_hooks(kinds: tuple[type, type], reset: str, mode
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             spikes = lif(2 * x) if mode == "m" else torch.stack([lif(frame) for frame in 2 * x])
         handed.append(sum(sizes))
-        ((spikes * torch.randn(spikes.shape)).sum() + (lif.v * torch.randn(lif.v.shape)).sum()).backward()
+        (
+            (spikes * torch.randn(spikes.shape)).sum() + (lif.v * torch.randn(lif.v.shape)).sum()
+        ).backward()
         return Observed({"spikes": spikes, "v": lif.v}).see_gradients(lif, x=x)
 
     [lif] = agree(program, *kinds, path="hooked")
     charged = T * 4 * 16 * 4
-    assert lif.reversal.ledger.hooked_bytes == charged
+    assert lif.record.statistics.hooked_bytes == charged
     assert f"handed {charged} bytes of charged potentials" in str(explain(lif))
     assert handed[1] <= handed[0]
-    if kinds[0] is not neuron.ParametricLIFNode:  # whose derivative reads the potential before the first step too
+    if (
+        kinds[0] is not neuron.ParametricLIFNode
+    ):  # whose derivative reads the potential before the first step too
         assert handed == [charged * {"hard": 3, "detached": 2, "soft": 1}[reset], charged]
 
 
 @EVERY_KIND
 def test_a_net_goes_in_and_out_of_hooks_in_mid_sequence(kind: str) -> None:
-    """A state that was reached inside of hooks is gone on from outside of them, and the other way round."""
+    """A state that was reached inside of hooks is gone on from outside of them, and the other way
+    round."""
 
     def program(net: Net) -> Observed:
         x, spikes = torch.randn(T, 3, 5, requires_grad=True), []
@@ -258,14 +291,20 @@ class Block(nn.Sequential):
 
 
 def optimised(**options: Any) -> Callable[[nn.Module, Callable[[nn.Module], Tensor]], nn.Module]:
-    return lambda net, forward: memopt.optimize_memory(net, Block, forward, checkpoint_budget="memory", **options)
+    return lambda net, forward: memopt.optimize_memory(
+        net, Block, forward, checkpoint_budget="memory", **options
+    )
 
 
 def in_chunks(net: nn.Sequential, forward: Callable[[nn.Module], Tensor]) -> nn.Module:
-    """Every block checkpointed by stretches of time; from the second on what it is given are spikes, and are kept as bits."""
+    """Every block checkpointed by stretches of time; from the second on what it is given are
+    spikes, and are kept as bits."""
     compressors = None, memopt.BitSpikeCompressor(), memopt.BitSpikeCompressor()
     return nn.Sequential(
-        *(memopt.checkpoint_module(each, compressor=by, chunks=3) for each, by in zip(net, compressors, strict=True))
+        *(
+            memopt.checkpoint_module(each, compressor=by, chunks=3)
+            for each, by in zip(net, compressors, strict=True)
+        )
     )
 
 
@@ -288,7 +327,10 @@ def test_spikingjellys_memopt(how: str, device: str) -> None:
     def program(make: MakeNeuron) -> Observed:
         x = torch.randn(T, 2, 2, 5, 5).to(device)
         net = nn.Sequential(
-            *(Block(channels, make(surrogate_function=surrogate.ATan(), step_mode="m")) for channels in (2, 6, 6))
+            *(
+                Block(channels, make(surrogate_function=surrogate.ATan(), step_mode="m"))
+                for channels in (2, 6, 6)
+            )
         )
         net = MEMOPT[how](net.to(device), lambda net: net(x))
         functional.reset_net(net)
@@ -299,16 +341,18 @@ def test_spikingjellys_memopt(how: str, device: str) -> None:
         return Observed({"spikes": spikes} | buffers).see_gradients(net)
 
     for lif in agree(program, neuron.LIFNode, RevLIFNode, path="any"):
-        assert lif.reversal.ledger.hooked_calls > 0
+        assert lif.record.statistics.hooked_calls > 0
 
 
-# ------------------------------------------------------------------------------------------- functions of the parameters
+# ---------------------------------------------------------------------- functions of the parameters
 
 
 @EVERY_KIND
 def test_functional_call(kind: str) -> None:
     def program(net: Net) -> Observed:
-        others = {name: (each.detach() * 0.9).requires_grad_() for name, each in net.named_parameters()}
+        others = {
+            name: (each.detach() * 0.9).requires_grad_() for name, each in net.named_parameters()
+        }
         x = torch.randn(T, 3, 5)
         spikes = torch.func.functional_call(net, others, (x,))
         (spikes * torch.randn(spikes.shape)).sum().backward()
@@ -320,7 +364,8 @@ def test_functional_call(kind: str) -> None:
 
 @EVERY_KIND
 def test_the_gradient_as_a_function(kind: str) -> None:
-    """``torch.func.grad`` of a functional call takes the host's path. SpikingJelly's surrogates do not allow it."""
+    """``torch.func.grad`` of a functional call takes the host's path. SpikingJelly's surrogates do
+    not allow it."""
 
     def program(net: Net) -> Observed:
         x, target = batch()
@@ -341,7 +386,7 @@ def test_the_gradient_as_a_function(kind: str) -> None:
     check(kind, program, path="any", reason="function transform" if kind == "Leaky" else None)
 
 
-# ------------------------------------------------------------------------------- weights that FSDP frees and gathers
+# -------------------------------------------------------------- weights that FSDP frees and gathers
 
 
 class Freed:
@@ -360,7 +405,8 @@ class Freed:
 
 @EVERY_KIND
 def test_a_weight_that_is_freed_until_its_own_backward_is_a_boundary(kind: str) -> None:
-    """By the time that the neuron above would compute its current again, nobody has gathered it yet."""
+    """By the time that the neuron above would compute its current again, nobody has gathered it
+    yet."""
 
     def program(net: Net) -> Observed:
         weight = Freed(net.fc2.weight)
@@ -378,8 +424,8 @@ def test_a_weight_that_is_freed_until_its_own_backward_is_a_boundary(kind: str) 
 
     kinds, options = KINDS[kind]
     below, above = agree(lambda make: program(Net(make, options)), *kinds)
-    assert not below.reversal.ledger.boundaries
-    assert set(above.reversal.ledger.boundaries) == {FREED}
+    assert not below.record.statistics.boundaries
+    assert set(above.record.statistics.boundaries) == {FREED}
     assert FREED in str(explain(above))
 
 
@@ -395,44 +441,51 @@ def test_a_weight_that_is_gone_in_backward_raises(kind: str) -> None:
 
 
 def test_two_tensors_at_one_address_are_two() -> None:
-    """The memory of a freed weight may be given to the next; a recipe of the one must not serve for the other."""
+    """The memory of a freed weight may be given to the next; a recipe of the one must not serve for
+    the other."""
     memory = np.zeros(4, dtype=np.float32)
     one, other = torch.from_numpy(memory), torch.from_numpy(memory)
     assert one.data_ptr() == other.data_ptr()
-    assert Kept(one).identity != Kept(other).identity
-    assert Kept(one).identity == Kept(one.detach()).identity
-    assert Kept(one).identity != Kept(one[:2]).identity
+    assert HeldTensor(one).identity != HeldTensor(other).identity
+    assert HeldTensor(one).identity == HeldTensor(one.detach()).identity
+    assert HeldTensor(one).identity != HeldTensor(one[:2]).identity
 
 
-# --------------------------------------------------------------------------------------------- hooks of modules in the way
+# ---------------------------------------------------------------------- hooks of modules in the way
 
 
 @EVERY_KIND
 @pytest.mark.parametrize("part", ["fc1", "lif1", "fc2", "lif2"])
 def test_a_backward_hook_of_a_module_is_no_boundary(part: str, kind: str) -> None:
-    """It gives a node of its own to what goes in and what comes out, which hands on what it is given."""
+    """It gives a node of its own to what goes in and what comes out, which hands on what it is
+    given."""
 
     def program(net: Net) -> Observed:
         seen: list[tuple] = []
-        getattr(net, part).register_full_backward_hook(lambda module, grads, outputs: seen.append((*grads, *outputs)))
+        getattr(net, part).register_full_backward_hook(
+            lambda module, grads, outputs: seen.append((*grads, *outputs))
+        )
         x = torch.randn(T, 3, 5, requires_grad=True)
         spikes = net(x)
         (spikes * torch.randn(spikes.shape)).sum().backward()
-        gradients = {f"hook {i}.{j}": each for i, grads in enumerate(seen) for j, each in enumerate(grads)}
+        gradients = {
+            f"hook {i}.{j}": each for i, grads in enumerate(seen) for j, each in enumerate(grads)
+        }
         return Observed({"spikes": spikes}, gradients).see_gradients(net, x=x)
 
     kinds, options = KINDS[kind]
     for lif in agree(lambda make: program(Net(make, options)), *kinds):
-        assert not lif.reversal.ledger.boundaries
+        assert not lif.record.statistics.boundaries
 
 
-# ------------------------------------------------------------------------------------------- saving and loading
+# ------------------------------------------------------------------------------- saving and loading
 
 
 @EVERY_KIND
 @pytest.mark.parametrize("ours_first", [False, True])
 def test_training_goes_on_from_a_checkpoint_of_the_other(ours_first: bool, kind: str) -> None:
-    """Two steps with one kind of neuron, net and optimiser saved, and two with the other: as four of the host's."""
+    """Two steps with one kind of neuron, net and optimiser saved, and two with the other: as four
+    of the host's."""
     (host, ours), options = KINDS[kind]
     batches = [batch() for _ in range(4)]
 
@@ -461,14 +514,15 @@ def test_training_goes_on_from_a_checkpoint_of_the_other(ours_first: bool, kind:
     assert_agree(*seen)
 
 
-# ------------------------------------------------------------------------------------------------------- trainers
+# ----------------------------------------------------------------------------------------- trainers
 
 
 @pytest.mark.filterwarnings("ignore")
 @EVERY_KIND
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_lightning(precision: str, kind: str, tmp_path: Path) -> None:
-    """PyTorch Lightning's trainer: batches accumulated, gradients clipped, a checkpoint saved and gone on from."""
+    """PyTorch Lightning's trainer: batches accumulated, gradients clipped, a checkpoint saved and
+    gone on from."""
     import lightning
 
     class Module(lightning.LightningModule):

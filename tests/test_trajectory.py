@@ -1,7 +1,9 @@
-"""The chain rule through a neuron's states: partial losses, several backwards, branches, truncation, edits of the membrane.
+"""The chain rule through a neuron's states: partial losses, several backwards, branches,
+truncation, edits of the membrane.
 
-Each scenario is a few lines of a user's training code. It runs with the host's neuron and with ours, for every kind of reset
-and for currents that can be computed again and currents that cannot, with anchors only a few steps apart.
+Each scenario is a few lines of a user's training code. It runs with the host's neuron and with
+ours, for every kind of reset and for currents that can be computed again and currents that cannot,
+with anchors only a few steps apart.
 """
 
 from __future__ import annotations
@@ -19,7 +21,12 @@ from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 
 from snn_revplugin.adapters.snntorch import CoupledLeaky, RevLeaky
-from snn_revplugin.adapters.spikingjelly import CoupledLIFNode, RevIFNode, RevLIFNode, RevParametricLIFNode
+from snn_revplugin.adapters.spikingjelly import (
+    CoupledLIFNode,
+    RevIFNode,
+    RevLIFNode,
+    RevParametricLIFNode,
+)
 from snn_revplugin.settings import use_settings
 
 T = 14
@@ -30,16 +37,28 @@ COUPLED_SNNTORCH = (partial(CoupledLeaky, reversible=False), CoupledLeaky)
 COUPLED_SPIKINGJELLY = (partial(CoupledLIFNode, reversible=False), CoupledLIFNode)
 KINDS: dict[str, tuple[tuple[type, type], dict]] = {
     "Leaky, subtract": (SNNTORCH, {"beta": 0.8}),
-    "Leaky, subtract, learned": (SNNTORCH, {"beta": 0.8, "learn_beta": True, "learn_threshold": True}),
+    "Leaky, subtract, learned": (
+        SNNTORCH,
+        {"beta": 0.8, "learn_beta": True, "learn_threshold": True},
+    ),
     "Leaky, zero": (SNNTORCH, {"beta": 0.8, "reset_mechanism": "zero", "learn_beta": True}),
     "Leaky, none": (SNNTORCH, {"beta": 0.8, "reset_mechanism": "none"}),
     "Leaky, subtract at once": (SNNTORCH, {"beta": 0.8, "reset_delay": False}),
-    "Leaky, zero at once": (SNNTORCH, {"beta": 0.8, "reset_delay": False, "reset_mechanism": "zero", "learn_threshold": True}),
+    "Leaky, zero at once": (
+        SNNTORCH,
+        {"beta": 0.8, "reset_delay": False, "reset_mechanism": "zero", "learn_threshold": True},
+    ),
     "IF, hard": ((neuron.IFNode, RevIFNode), {}),
     "IF, soft": ((neuron.IFNode, RevIFNode), {"v_reset": None, "detach_reset": True}),
-    "LIF, hard": ((neuron.LIFNode, RevLIFNode), {"v_reset": -0.1, "surrogate_function": surrogate.ATan()}),
+    "LIF, hard": (
+        (neuron.LIFNode, RevLIFNode),
+        {"v_reset": -0.1, "surrogate_function": surrogate.ATan()},
+    ),
     "LIF, soft": ((neuron.LIFNode, RevLIFNode), {"v_reset": None, "tau": 1.6}),
-    "PLIF, soft": ((neuron.ParametricLIFNode, RevParametricLIFNode), {"v_reset": None, "decay_input": False}),
+    "PLIF, soft": (
+        (neuron.ParametricLIFNode, RevParametricLIFNode),
+        {"v_reset": None, "decay_input": False},
+    ),
     "PLIF, hard": ((neuron.ParametricLIFNode, RevParametricLIFNode), {}),
     "coupled Leaky, soft": (COUPLED_SNNTORCH, {"split_dim": -1}),
     "coupled Leaky, hard": (
@@ -64,7 +83,9 @@ class Cell(nn.Module):
         self.lif = make(**options)
         self.inputs = [torch.randn(2, 1, 8, requires_grad=True) for _ in range(T)]
         if source == "a leaf":
-            self.currents = self.inputs = [(torch.randn(2, 1, 6) + 0.4).requires_grad_() for _ in range(T)]
+            self.currents = self.inputs = [
+                (torch.randn(2, 1, 6) + 0.4).requires_grad_() for _ in range(T)
+            ]
         elif source == "a convolution of data":
             self.weigh = nn.Conv1d(1, 1, 3)
             nn.init.constant_(self.weigh.bias, 0.5)
@@ -222,7 +243,9 @@ def a_membrane_rebuilt_by_the_user(cell: Cell) -> dict:
 
 def membranes_zeroed_for_part_of_a_batch(cell: Cell) -> dict:
     spikes, potentials = cell.run(cell.start, 0, 6)
-    more, further = cell.run(torch.where(torch.tensor([[[True]], [[False]]]), potentials[-1], 0.0), 6, T)
+    more, further = cell.run(
+        torch.where(torch.tensor([[[True]], [[False]]]), potentials[-1], 0.0), 6, T
+    )
     weighted(*spikes, *more, further[-1]).backward()
     return {"s": spikes + more}
 
@@ -278,7 +301,8 @@ def start_written_into_between_forward_and_backward(cell: Cell) -> dict:
 
 
 def gradients_of_currents_and_start(cell: Cell) -> dict:
-    """``autograd.grad`` with chosen inputs walks a part of the graph; afterwards all of it is walked."""
+    """``autograd.grad`` with chosen inputs walks a part of the graph; afterwards all of it is
+    walked."""
     spikes, potentials = cell.run(cell.start)
     loss = weighted(*spikes, potentials[-1])
     at = torch.autograd.grad(loss, [cell.currents[4], cell.currents[11]], retain_graph=True)
@@ -289,7 +313,8 @@ def gradients_of_currents_and_start(cell: Cell) -> dict:
 
 
 def gradients_of_a_membrane(cell: Cell) -> dict:
-    """In snnTorch a spike is a function of the membrane that comes with it, and that gradient is part of the membrane's."""
+    """In snnTorch a spike is a function of the membrane that comes with it, and that gradient is
+    part of the membrane's."""
     spikes, potentials = cell.run(cell.start)
     loss = weighted(*spikes, potentials[-1])
     at = torch.autograd.grad(loss, [potentials[4], potentials[9]], retain_graph=True)
@@ -298,9 +323,13 @@ def gradients_of_a_membrane(cell: Cell) -> dict:
 
 
 def gradients_of_spikes(cell: Cell) -> dict:
-    """A reset at once is a function of the spikes in snnTorch, and that gradient is part of theirs."""
+    """A reset at once is a function of the spikes in snnTorch, and that gradient is part of
+    theirs."""
     spikes, potentials = cell.run(cell.start)
-    return {"s": spikes, "gradients": torch.autograd.grad(weighted(*spikes, potentials[-1]), [spikes[4], spikes[9]])}
+    return {
+        "s": spikes,
+        "gradients": torch.autograd.grad(weighted(*spikes, potentials[-1]), [spikes[4], spikes[9]]),
+    }
 
 
 def gradients_given_to_several_roots(cell: Cell) -> dict:
@@ -412,7 +441,9 @@ def one_neuron_for_two_layers(cell: Cell) -> dict:
 
 def a_graph_of_the_gradient_that_is_not_used(cell: Cell) -> dict:
     spikes, potentials = cell.run(cell.start)
-    gradients = torch.autograd.grad(weighted(*spikes, potentials[-1]), [cell.start, cell.currents[3]], create_graph=True)
+    gradients = torch.autograd.grad(
+        weighted(*spikes, potentials[-1]), [cell.start, cell.currents[3]], create_graph=True
+    )
     return {"s": spikes, "gradients": [each.detach() for each in gradients]}
 
 
@@ -461,13 +492,18 @@ SCENARIOS: tuple[Callable[[Cell], dict], ...] = (
 
 def observed_in(cell: Cell, scenario: Callable[[Cell], dict]) -> Observed:
     seen = scenario(cell)
-    observed = Observed({f"{name}{i}": each for name in ("s", "v") for i, each in enumerate(seen.get(name, ()))})
+    observed = Observed(
+        {f"{name}{i}": each for name in ("s", "v") for i, each in enumerate(seen.get(name, ()))}
+    )
     observed.gradients = {f"at {i}": each for i, each in enumerate(seen.get("gradients", ()))}
-    return observed.see_gradients(cell, start=cell.start, **{f"x{t}": x for t, x in enumerate(cell.inputs)})
+    return observed.see_gradients(
+        cell, start=cell.start, **{f"x{t}": x for t, x in enumerate(cell.inputs)}
+    )
 
 
 def host_can(kind: str, source: str, scenario: Callable[[Cell], dict]) -> bool:
-    """Whether the host itself gets through a scenario: it may have saved what the scenario writes into."""
+    """Whether the host itself gets through a scenario: it may have saved what the scenario writes
+    into."""
     (host, _), options = KINDS[kind]
     try:
         torch.manual_seed(0)
@@ -487,15 +523,15 @@ def test_chain_rule(scenario: Callable[[Cell], dict], kind: str, source: str) ->
     def program(make: MakeNeuron) -> Observed:
         return observed_in(Cell(make, options, source), scenario)
 
-    with use_settings(longest_stretch=4, rebuild_stretch=3):
+    with use_settings(max_anchor_interval=4, rebuild_interval=3):
         if host_can(kind, source, scenario):
             path = "both" if scenario is steps_without_gradient_in_between else "reversible"
             neurons = agree(program, *kinds, path="any")
             if path == "both":
-                assert neurons[0].reversal.ledger.plain_calls == 3
+                assert neurons[0].record.statistics.fallback_calls == 3
             else:
-                assert not any(each.reversal.ledger.plain_calls for each in neurons)
-            assert all(each.reversal.ledger.steps for each in neurons)
+                assert not any(each.record.statistics.fallback_calls for each in neurons)
+            assert all(each.record.statistics.steps for each in neurons)
         else:
             torch.manual_seed(0)
             try:
@@ -504,8 +540,11 @@ def test_chain_rule(scenario: Callable[[Cell], dict], kind: str, source: str) ->
                 assert "modified by an inplace operation" in str(error)
 
 
-def _layers(make: MakeNeuron, options: dict, length: int, scale: float = 1.0, bias: float = 0.3) -> Observed:
-    """Two layers of neurons over many steps; the second one's currents are computed again from the first one's spikes."""
+def _layers(
+    make: MakeNeuron, options: dict, length: int, scale: float = 1.0, bias: float = 0.3
+) -> Observed:
+    """Two layers of neurons over many steps; the second one's currents are computed again from the
+    first one's spikes."""
     below, weigh, lif = make(**options), nn.Linear(8, 6), make(**options)
     nn.init.normal_(weigh.weight, std=0.7)
     nn.init.constant_(weigh.bias, bias)
@@ -521,11 +560,23 @@ def _layers(make: MakeNeuron, options: dict, length: int, scale: float = 1.0, bi
 
 
 DECAYS = {
-    **{f"Leaky {beta}": (SNNTORCH, {"beta": beta, "learn_beta": True}) for beta in (0.02, 0.3, 0.7, 0.95, 0.999, 1.0)},
-    "Leaky, one decay a neuron": (SNNTORCH, {"beta": torch.tensor([0.3]), "learn_beta": True, "reset_mechanism": "none"}),
-    **{f"LIF {tau}": ((neuron.LIFNode, RevLIFNode), {"tau": tau, "v_reset": None}) for tau in (1.01, 1.3, 2.0, 20.0, 1e4)},
     **{
-        f"PLIF {tau}": ((neuron.ParametricLIFNode, RevParametricLIFNode), {"init_tau": tau, "v_reset": None})
+        f"Leaky {beta}": (SNNTORCH, {"beta": beta, "learn_beta": True})
+        for beta in (0.02, 0.3, 0.7, 0.95, 0.999, 1.0)
+    },
+    "Leaky, one decay a neuron": (
+        SNNTORCH,
+        {"beta": torch.tensor([0.3]), "learn_beta": True, "reset_mechanism": "none"},
+    ),
+    **{
+        f"LIF {tau}": ((neuron.LIFNode, RevLIFNode), {"tau": tau, "v_reset": None})
+        for tau in (1.01, 1.3, 2.0, 20.0, 1e4)
+    },
+    **{
+        f"PLIF {tau}": (
+            (neuron.ParametricLIFNode, RevParametricLIFNode),
+            {"init_tau": tau, "v_reset": None},
+        )
         for tau in (1.05, 2.0, 50.0)
     },
     "IF": ((neuron.IFNode, RevIFNode), {"v_reset": None}),
@@ -539,7 +590,9 @@ def test_rounding_is_bounded_over_long_sequences(name: str) -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 0.03, 30.0, 1e4, 1e8])
-@pytest.mark.parametrize("kind", ["Leaky, subtract, learned", "Leaky, none", "IF, soft", "LIF, soft", "PLIF, soft"])
+@pytest.mark.parametrize(
+    "kind", ["Leaky, subtract, learned", "Leaky, none", "IF, soft", "LIF, soft", "PLIF, soft"]
+)
 def test_potentials_far_below_and_far_above_the_threshold(kind: str, scale: float) -> None:
     kinds, options = KINDS[kind]
     agree(lambda make: _layers(make, options, length=40, scale=scale), *kinds)
@@ -547,7 +600,15 @@ def test_potentials_far_below_and_far_above_the_threshold(kind: str, scale: floa
 
 @pytest.mark.parametrize("threshold", [-0.5, 0.0, 1e-6, 0.01, 30.0, 1e4, 1e8, float("inf")])
 @pytest.mark.parametrize(
-    "kind", ["Leaky, subtract, learned", "Leaky, zero", "Leaky, none", "IF, soft", "LIF, soft", "PLIF, soft"]
+    "kind",
+    [
+        "Leaky, subtract, learned",
+        "Leaky, zero",
+        "Leaky, none",
+        "IF, soft",
+        "LIF, soft",
+        "PLIF, soft",
+    ],
 )
 def test_any_threshold(kind: str, threshold: float) -> None:
     """Zero and negative ones; ones never reached, as readouts that are not to fire have them."""
@@ -574,7 +635,8 @@ def test_thresholds_of_very_different_sizes_in_one_layer() -> None:
 
 
 def test_one_neuron_among_many_that_explodes() -> None:
-    """Its potential is so large that a normal one next to it would be swallowed; the others' gradients must not suffer."""
+    """Its potential is so large that a normal one next to it would be swallowed; the others'
+    gradients must not suffer."""
 
     def program(make: MakeNeuron) -> Observed:
         below, weigh, lif = make(v_reset=None), nn.Linear(6, 4), make(v_reset=None)

@@ -6,9 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from snn_revplugin.cli.comparison import (
+    Comparison,
+    Row,
+    Setup,
+    compare,
+    rows_of,
+    steps_of,
+    take_turns,
+    write_csv,
+)
 from snn_revplugin.cli.demo import accuracy_of, train
-from snn_revplugin.comparison import Comparison, Row, Setup, compare, rows_of, steps_of, take_turns, write_csv
-from snn_revplugin.workloads import COUPLED, HOST, OURS, WORKLOADS, digits
+from snn_revplugin.cli.workloads import COUPLED, HOST, OURS, WORKLOADS, digits
 
 
 def assert_nothing_else_changed(comparison: Comparison, tolerance: float) -> None:
@@ -18,7 +27,8 @@ def assert_nothing_else_changed(comparison: Comparison, tolerance: float) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "time_steps", "retained", "peak"), [("csnn", 100, 90, 45), ("csnn", 400, 110, 85), ("vgg", 16, 26, 3.2)]
+    ("name", "time_steps", "retained", "peak"),
+    [("csnn", 100, 90, 45), ("csnn", 400, 110, 85), ("vgg", 16, 26, 3.2)],
 )
 def test_a_work_holds_so_many_times_less(name: str, time_steps: int, retained: float, peak: float):
     comparison = compare(Setup.usual(WORKLOADS[name], time_steps=time_steps), repeats=0)
@@ -64,7 +74,9 @@ def test_the_digits_are_split_without_overlap():
     assert len(training.classes) == 1348 and set(test.classes.tolist()) == set(range(10))
     assert training.images.min() >= 0 and training.images.max() <= 1
     rows = {tuple(each.flatten().tolist()) for each in training.images}
-    assert sum(tuple(each.flatten().tolist()) in rows for each in test.images) < 5  # a few digits were drawn twice
+    assert (
+        sum(tuple(each.flatten().tolist()) in rows for each in test.images) < 5
+    )  # a few digits were drawn twice
     again, _ = digits(8)
     assert torch.equal(again.images, training.images)
 
@@ -91,7 +103,9 @@ def test_a_comparison_sees_a_difference():
 def test_the_benchmark_prints_a_cell_for_every_column():
     namespace = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "work.py"))
     comparison = compare(small(), repeats=1)
-    cells = dict(zip(namespace["COLUMNS"], namespace["cells_of"]("work 0", comparison), strict=True))
+    cells = dict(
+        zip(namespace["COLUMNS"], namespace["cells_of"]("work 0", comparison), strict=True)
+    )
     assert cells["work"] == "work 0" and cells["T"] == "3"
     assert cells["spikes"] == cells["potentials"] == "equal"
     assert cells["host retained"].endswith("MiB") and cells["host step"].endswith("ms")
@@ -99,7 +113,9 @@ def test_the_benchmark_prints_a_cell_for_every_column():
 
 def test_functions_take_turns():
     order = []
-    seconds = take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, warm_ups=1)
+    seconds = take_turns(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, warm_ups=1
+    )
     assert order == ["a", "b"] * 3
     assert {name: len(taken) for name, taken in seconds.items()} == {"a": 2, "b": 2}
 
@@ -114,7 +130,11 @@ def test_rows_tell_how_they_were_measured(tmp_path):
     comparison = compare(small(seed=5), repeats=3)
     rows = rows_of(comparison)
     assert {(row.neurons, row.metric, row.unit) for row in rows} == {
-        *((whose, metric, "B") for whose in (HOST, OURS) for metric in ("retained", "peak", "left")),
+        *(
+            (whose, metric, "B")
+            for whose in (HOST, OURS)
+            for metric in ("retained", "peak", "left")
+        ),
         *((whose, "step", "s") for whose in (HOST, OURS)),
         *((OURS, metric, "1") for metric in ("gradient_error", "spikes_equal", "potentials_equal")),
     }

@@ -14,5 +14,8 @@ def main() -> None:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRA:
             raise
-        sys.exit(f"snn-revplugin needs {package}, which is not installed: pip install 'snn-revplugin[cli]'")
+        sys.exit(
+            f"snn-revplugin needs {package}, which is not installed: pip install"
+            " 'snn-revplugin[cli]'"
+        )
     app()

@@ -10,16 +10,19 @@ import torch
 import typer
 from rich.console import Console
 
-from ..workloads import WORKLOADS
 from . import bench as benching
 from . import demo as demonstration
 from . import doctor as examination
 from . import script
 from . import suite as suites
+from .workloads import WORKLOADS
 
 app = typer.Typer(
     name="snn-revplugin",
-    help="Reversible neurons for snnTorch and SpikingJelly: the same spikes and gradients in a fraction of the memory.",
+    help=(
+        "Reversible neurons for snnTorch and SpikingJelly: the same spikes and gradients in a"
+        " fraction of the memory."
+    ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -36,41 +39,66 @@ Seed = Annotated[int, typer.Option(help="Of weights and data.")]
 @app.command()
 def demo(
     epochs: Annotated[int, typer.Option(min=1, help="Times the training set is gone through.")] = 6,
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the picture and the figures.")] = Path("out"),
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="Folder for the picture and the figures.")
+    ] = Path("out"),
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
-    """Train two real networks on handwritten digits, with the host's neurons and with ours, and compare."""
+    """Train two real networks on handwritten digits, with the host's neurons and with ours, and
+    compare."""
     _check_device(device)
     demonstration.run(Console(), epochs, out, device, seed)
 
 
 @app.command()
 def bench(
-    net: Annotated[Net, typer.Option(help="; ".join(f"{each.name}: {each.title}" for each in WORKLOADS.values()))] = Net.csnn,
+    net: Annotated[
+        Net,
+        typer.Option(help="; ".join(f"{each.name}: {each.title}" for each in WORKLOADS.values())),
+    ] = Net.csnn,
     time_steps: Annotated[
-        int | None, typer.Option("--time-steps", "-T", min=1, help="T; by default the net's usual one.")
+        int | None,
+        typer.Option("--time-steps", "-T", min=1, help="T; by default the net's usual one."),
     ] = None,
-    batch: Annotated[int | None, typer.Option("--batch", "-N", min=1, help="Images a step, likewise.")] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", "-N", min=1, help="Images a step, likewise.")
+    ] = None,
     dtype: Annotated[DType, typer.Option(help="Of weights and images.")] = DType.float32,
     device: Annotated[
-        str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...; by default cpu, and cuda for the suite.")
+        str | None,
+        typer.Option(
+            help="Where to compute: cpu, cuda, cuda:1, ...; by default cpu, and cuda for the suite."
+        ),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Training steps of each that are timed, in turns.")] = 5,
-    csv: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the figures to this file too.")] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Training steps of each that are timed, in turns.")
+    ] = 5,
+    csv: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Write the figures to this file too.")
+    ] = None,
     seed: Seed = 0,
     suite: Annotated[
-        Suite | None, typer.Option(help="Run all of a suite instead, each case in a fresh process; see docs/benchmarks.md.")
+        Suite | None,
+        typer.Option(
+            help="Run all of a suite instead, each case in a fresh process; see docs/benchmarks.md."
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the suite's CSV and plot.")] = Path("out"),
-    quick: Annotated[bool, typer.Option("--quick", help="The suite in small, to see that it runs.")] = False,
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="Folder for the suite's CSV and plot.")
+    ] = Path("out"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The suite in small, to see that it runs.")
+    ] = False,
 ) -> None:
-    """Measure one network's training step with the host's neurons and with ours: memory, time, spikes, gradients."""
+    """Measure one network's training step with the host's neurons and with ours: memory, time,
+    spikes, gradients."""
     if suite is not None:
         device = device or "cuda"
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise typer.BadParameter(
-                "the suite 'gpu' needs a CUDA device and there is none; --device cpu --quick runs it in small",
+                "the suite 'gpu' needs a CUDA device and there is none; --device cpu --quick runs"
+                " it in small",
                 param_hint="--suite",
             )
         _check_device(device)
@@ -78,7 +106,17 @@ def bench(
         return
     device = device or "cpu"
     _check_device(device)
-    benching.run(Console(), net.value, time_steps, batch, getattr(torch, dtype.value), device, repeats, csv, seed)
+    benching.run(
+        Console(),
+        net.value,
+        time_steps,
+        batch,
+        getattr(torch, dtype.value),
+        device,
+        repeats,
+        csv,
+        seed,
+    )
 
 
 @app.command()
@@ -89,10 +127,15 @@ def doctor() -> None:
 
 @app.command(context_settings={"allow_interspersed_args": False})
 def run(
-    path: Annotated[Path, typer.Argument(metavar="SCRIPT", exists=True, help="A training script, as it is.")],
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="ARGS...", help="What the script is called with.")] = None,
+    path: Annotated[
+        Path, typer.Argument(metavar="SCRIPT", exists=True, help="A training script, as it is.")
+    ],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="ARGS...", help="What the script is called with.")
+    ] = None,
 ) -> None:
-    """Run a training script with its supported neurons swapped; at the end, tell what each kept and why."""
+    """Run a training script with its supported neurons swapped; at the end, tell what each kept and
+    why."""
     code, report = script.run(path, arguments or [])
     typer.echo(report, err=True)
     raise typer.Exit(code)
@@ -103,4 +146,6 @@ def _check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise typer.BadParameter(f"cannot compute on {device!r}: {reason}", param_hint="--device") from error
+        raise typer.BadParameter(
+            f"cannot compute on {device!r}: {reason}", param_hint="--device"
+        ) from error

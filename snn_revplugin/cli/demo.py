@@ -1,4 +1,5 @@
-"""``snn-revplugin demo``: two real networks learn handwritten digits, with the host's neurons and with ours."""
+"""``snn-revplugin demo``: two real networks learn handwritten digits, with the host's neurons and
+with ours."""
 
 from __future__ import annotations
 
@@ -13,10 +14,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from ..comparison import SIDES, Comparison, Setup, compare, rows_of, steps_of, take_turns, write_csv
-from ..memory import MIB, MemoryReport, memory_report, mib
-from ..workloads import HOST, OURS, WORKLOADS, Batch, digits
+from ..report.memory import MIB, MemoryReport, memory_report, mib
 from .bench import progress
+from .comparison import SIDES, Comparison, Setup, compare, rows_of, steps_of, take_turns, write_csv
+from .workloads import HOST, OURS, WORKLOADS, Batch, digits
 
 # The networks, with T for the picture.
 NETS = {"digits-snntorch": (10, 25, 50, 75, 100), "digits-spikingjelly": (4, 8, 16, 24, 32)}
@@ -53,18 +54,24 @@ def run(console: Console, epochs: int, out: Path, device: str, seed: int) -> Non
     for name, several in NETS.items():
         setup = Setup.usual(WORKLOADS[name], device=device, seed=seed)
         console.print(
-            f"[bold]{name}[/bold]: {setup.workload.title}; T {setup.time_steps}, batch {setup.batch}", highlight=False
+            f"[bold]{name}[/bold]: {setup.workload.title}; T {setup.time_steps}, batch"
+            f" {setup.batch}",
+            highlight=False,
         )
         results[name] = _both_ways(console, setup, epochs, several)
     console.print(table_of(results))
     picture, figures = out / "memory.png", out / "figures.csv"
     draw(results).savefig(picture, dpi=150)
     write_csv((row for each in results.values() for row in rows_of(each.comparison)), figures)
-    console.print(f"memory over T in {picture}, figures in {figures}", highlight=False, soft_wrap=True)
+    console.print(
+        f"memory over T in {picture}, figures in {figures}", highlight=False, soft_wrap=True
+    )
 
 
 def _both_ways(console: Console, setup: Setup, epochs: int, several: tuple[int, ...]) -> Trained:
-    training, test = (setup.place(each) for each in digits(setup.workload.image[-1], seed=setup.seed))
+    training, test = (
+        setup.place(each) for each in digits(setup.workload.image[-1], seed=setup.seed)
+    )
     first = Batch(training.images[: setup.batch], training.classes[: setup.batch])
     batches = -(-len(training.images) // setup.batch)
     with progress(console) as bars:
@@ -85,7 +92,8 @@ def train(
     on_step: Callable[[], None] = lambda: None,
     sides: tuple[str, ...] = SIDES,
 ) -> tuple[dict[str, nn.Module], dict[str, float]]:
-    """Train a net with the host's neurons and one with ours, step by step in turns, on the same batches from the same weights.
+    """Train a net with the host's neurons and one with ours, step by step in turns, on the same
+    batches from the same weights.
 
     Args:
         sides: whose neurons, as in :data:`..workloads.NEURONS`.
@@ -94,9 +102,14 @@ def train(
         The nets, and the median milliseconds that a step of theirs took.
     """
     nets = {whose: setup.net(whose) for whose in sides}
-    optimizers = {whose: torch.optim.Adam(net.parameters(), LEARNING_RATE) for whose, net in nets.items()}
+    optimizers = {
+        whose: torch.optim.Adam(net.parameters(), LEARNING_RATE) for whose, net in nets.items()
+    }
     batches = -(-len(training.images) // setup.batch)
-    schedules = [torch.optim.lr_scheduler.LinearLR(each, 1.0, 0.0, epochs * batches) for each in optimizers.values()]
+    schedules = [
+        torch.optim.lr_scheduler.LinearLR(each, 1.0, 0.0, epochs * batches)
+        for each in optimizers.values()
+    ]
     seconds: dict[str, list[float]] = {whose: [] for whose in sides}
     shuffle = torch.Generator().manual_seed(setup.seed)
 
@@ -108,7 +121,7 @@ def train(
     for _ in range(epochs):
         for chosen in torch.randperm(len(training.images), generator=shuffle).split(setup.batch):
             batch = Batch(training.images[chosen], training.classes[chosen])
-            turn = {whose: (lambda whose=whose, batch=batch: step(whose, batch)) for whose in sides}
+            turn = {whose: lambda whose=whose, batch=batch: step(whose, batch) for whose in sides}
             for whose, taken in take_turns(turn, 1, warm_ups=0, on_step=on_step).items():
                 seconds[whose] += taken
             for schedule in schedules:
@@ -120,7 +133,9 @@ def train(
 def accuracy_of(setup: Setup, net: nn.Module, test: Batch) -> float:
     """The share of images whose class has the largest output, summed over time."""
     net.eval()
-    return (net(test.images, setup.time_steps).sum(0).argmax(1) == test.classes).double().mean().item()
+    return (
+        (net(test.images, setup.time_steps).sum(0).argmax(1) == test.classes).double().mean().item()
+    )
 
 
 def _memory_over_time_steps(
@@ -129,17 +144,35 @@ def _memory_over_time_steps(
     memory: dict[str, dict[int, MemoryReport]] = {whose: {} for whose in SIDES}
     for whose in SIDES:
         for time_steps in several:
-            sized = Setup.usual(setup.workload, time_steps=time_steps, batch=setup.batch, device=setup.device, seed=setup.seed)
+            sized = Setup.usual(
+                setup.workload,
+                time_steps=time_steps,
+                batch=setup.batch,
+                device=setup.device,
+                seed=setup.seed,
+            )
             net = sized.net(whose)
-            memory[whose][time_steps] = memory_report(lambda net=net, sized=sized: sized.loss(net, batch), device=setup.device)
+            memory[whose][time_steps] = memory_report(
+                lambda net=net, sized=sized: sized.loss(net, batch), device=setup.device
+            )
             on_step()
     return memory
 
 
 def table_of(results: dict[str, Trained]) -> Table:
     """The figures, a row for each network and neuron."""
-    columns = "network", "neurons", "retained", "peak", "step", "test\naccuracy", "gradient\ndifference"
-    table = Table(*columns, title="One training step, and what training came to", title_justify="left")
+    columns = (
+        "network",
+        "neurons",
+        "retained",
+        "peak",
+        "step",
+        "test\naccuracy",
+        "gradient\ndifference",
+    )
+    table = Table(
+        *columns, title="One training step, and what training came to", title_justify="left"
+    )
     for name, each in results.items():
         difference = {HOST: "", OURS: f"{each.comparison.gradient_error:.1e}"}
         for whose in SIDES:
@@ -155,19 +188,31 @@ def table_of(results: dict[str, Trained]) -> Table:
             )
         less = each.comparison.retained_ratio, each.comparison.peak_ratio
         times = each.milliseconds[OURS] / each.milliseconds[HOST]
-        table.add_row("", "", *(f"[bold]÷ {ratio:.1f}" for ratio in less), f"[bold]× {times:.2f}", "", "", end_section=True)
+        table.add_row(
+            "",
+            "",
+            *(f"[bold]÷ {ratio:.1f}" for ratio in less),
+            f"[bold]× {times:.2f}",
+            "",
+            "",
+            end_section=True,
+        )
     return table
 
 
 def draw(results: dict[str, Trained]) -> Figure:
     """Memory over the number of time steps, a panel for each network."""
     figure = Figure(figsize=(5.5 * len(results), 4.2), layout="constrained")
-    for axes, (name, each) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
+    for axes, (name, each) in zip(
+        figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True
+    ):
         for whose, reports in each.memory.items():
             for what, style in (("peak", "o-"), ("retained", "s--")):
                 sizes = [getattr(report, what) / MIB for report in reports.values()]
                 label = f"{LABELS[whose]}, {what}"
-                axes.plot(list(reports), sizes, style, color=COLOURS[whose], label=label, markersize=4)
+                axes.plot(
+                    list(reports), sizes, style, color=COLOURS[whose], label=label, markersize=4
+                )
         axes.set_title(f"{TITLES[name]}\n{_saving(each.memory)}")
         axes.set_xlabel("time steps T")
         axes.set_ylabel("memory of one training step (MiB)")
@@ -181,4 +226,7 @@ def draw(results: dict[str, Trained]) -> Figure:
 def _saving(memory: dict[str, dict[int, MemoryReport]]) -> str:
     longest = max(memory[HOST])
     host, ours = (memory[whose][longest] for whose in SIDES)
-    return f"T = {longest}: retained {host.retained / ours.retained:.1f}x less, peak {host.peak / ours.peak:.1f}x less"
+    return (
+        f"T = {longest}: retained {host.retained / ours.retained:.1f}x less, peak"
+        f" {host.peak / ours.peak:.1f}x less"
+    )

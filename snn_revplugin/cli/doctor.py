@@ -10,17 +10,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..comparison import versions
-from ..explain import operation_name
 from ..kernels.backend import BY_SETTING, INTERPRETED, TRITON, why_not
-from ..memory import mib
 from ..replay import OPERATIONS
+from ..report.explain import operation_name
+from ..report.memory import mib
 from ..settings import get_settings
-from ..swap import HOSTS, known_swaps
+from ..swap.table import HOSTS, known_swaps
+from .comparison import versions
 
 
 def _arithmetic() -> str:
-    """What computes a neuron's time steps on this machine's devices, under the settings that hold."""
+    """What computes a neuron's time steps on this machine's devices, under the settings that
+    hold."""
     wanted, reason = get_settings().backend, why_not()
     if wanted == "torch":
         return BY_SETTING
@@ -28,8 +29,15 @@ def _arithmetic() -> str:
         return f"torch code everywhere: {reason}"
     if INTERPRETED:
         return f"{TRITON}, in Triton's interpreter (TRITON_INTERPRET=1)"
-    where = f"{TRITON} on CUDA{'' if torch.cuda.is_available() else ', which is not available here'}; torch code elsewhere"
-    return where if wanted == "triton" else f"{where}. A kernel is tried out beside the torch code at a neuron's first call"
+    where = (
+        f"{TRITON} on CUDA{'' if torch.cuda.is_available() else ', which is not available here'};"
+        " torch code elsewhere"
+    )
+    return (
+        where
+        if wanted == "triton"
+        else f"{where}. A kernel is tried out beside the torch code at a neuron's first call"
+    )
 
 
 def run(console: Console) -> None:
@@ -58,7 +66,9 @@ def run(console: Console) -> None:
         else:
             adapters[host] = importlib.import_module(adapter)
     for swap in known_swaps():
-        table.add_row(swap.host.__module__.partition(".")[0], swap.host.__name__, swap.reversible.__name__)
+        table.add_row(
+            swap.host.__module__.partition(".")[0], swap.host.__name__, swap.reversible.__name__
+        )
     console.print(table)
 
     table = Table(

@@ -15,22 +15,23 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch.nn as nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from ..convert import looks_spiking, restore
-from ..explain import Account, Explanation, account_of
-from ..ledger import Ledger
-from ..neuron import ReversibleNeuron
-from ..swap import reversible_class, swap_for
+from ..bptt.statistics import CallStatistics
+from ..report.explain import Account, Explanation, account_of
+from ..swap.convert import looks_spiking, restore
+from ..swap.module import ReversibleNeuron
+from ..swap.table import reversible_class, swap_for
 
 INTERRUPTED = 130  # a shell's exit code for Ctrl-C
 
 
 class _Place:
-    """Where a module stands. It outlives the module and holds no tensor, so that one can tell of a net that is gone."""
+    """Where a module stands. It outlives the module and holds no tensor, so that one can tell of a
+    net that is gone."""
 
     def __init__(self, kind: str) -> None:
         self.kind, self.name = kind, ""
         self.parent: _Place | None = None
-        self.ledger: Ledger | None = None
+        self.statistics: CallStatistics | None = None
         self.left = ""
 
     @property
@@ -44,10 +45,11 @@ class _Place:
 
 
 class SwapOnRegistration:
-    """Makes every supported neuron reversible that becomes somebody's submodule inside a ``with`` block.
+    """Makes every supported neuron reversible that becomes somebody's submodule inside a ``with``
+    block.
 
-    A neuron that never becomes a submodule, or comes to a net another way (a copy, an unpickled module), is not seen. After
-    the block the neurons that still live are the host's again.
+    A neuron that never becomes a submodule, or comes to a net another way (a copy, an unpickled
+    module), is not seen. After the block the neurons that still live are the host's again.
     """
 
     def __init__(self) -> None:
@@ -65,28 +67,31 @@ class SwapOnRegistration:
             restore(neuron)
 
     def explain(self) -> Explanation:
-        """What every neuron kept and why, with the class of its outermost module before its name."""
+        """What every neuron kept and why, with the class of its outermost module before its
+        name."""
         roots: dict[_Place, str] = {}
         for place in self._neurons:
             root = place.root
             if root not in roots:
                 count = sum(each.kind == root.kind for each in roots)
                 roots[root] = root.kind if count == 0 else f"{root.kind} ({count + 1})"
-        return Explanation(tuple(_account(place, f"{roots[place.root]}.{place.path}") for place in self._neurons))
+        return Explanation(
+            tuple(_account(place, f"{roots[place.root]}.{place.path}") for place in self._neurons)
+        )
 
     def _registered(self, parent: nn.Module, name: str, child: nn.Module | None) -> None:
         if child is None:
             return
         place = self._place(child)
         place.parent, place.name = self._place(parent), name
-        if place.ledger is not None or place.left:
+        if place.statistics is not None or place.left:
             return  # met before, under another name
         swap, reason = swap_for(child)
         if swap is not None:
             child.__class__ = reversible_class(type(child), swap)
             self._swapped.add(child)
         if isinstance(child, ReversibleNeuron):
-            place.kind, place.ledger = type(child).__name__, child.reversal.ledger
+            place.kind, place.statistics = type(child).__name__, child.record.statistics
         elif reason or looks_spiking(child):
             place.left = reason or f"{place.kind} has no reversible counterpart"
         else:
@@ -100,9 +105,9 @@ class SwapOnRegistration:
 
 
 def _account(place: _Place, name: str) -> Account:
-    if place.ledger is None:
+    if place.statistics is None:
         return Account(name, place.kind, left=place.left)
-    return account_of(name, place.kind, place.ledger)
+    return account_of(name, place.kind, place.statistics)
 
 
 def run(path: Path, arguments: list[str]) -> tuple[int, str]:
@@ -119,7 +124,13 @@ def run(path: Path, arguments: list[str]) -> tuple[int, str]:
     if not explanation.rows:
         return code, "snn-revplugin: no spiking neuron of a known host became part of a module"
     swapped = sum(not row.left for row in explanation.rows)
-    return code, f"snn-revplugin: {swapped} of {len(explanation.rows)} spiking neurons ran as reversible ones\n{explanation}"
+    return (
+        code,
+        (
+            f"snn-revplugin: {swapped} of {len(explanation.rows)} spiking neurons ran as reversible"
+            f" ones\n{explanation}"
+        ),
+    )
 
 
 def _exit_code_of(path: Path, arguments: list[str]) -> int:
@@ -150,7 +161,8 @@ def _as_the_program(path: Path, arguments: list[str]) -> Iterator[None]:
 
 
 def _inside(trace: TracebackType | None, path: Path) -> TracebackType | None:
-    """The part of a traceback from the script on down; all of it if the script was not reached (a syntax error)."""
+    """The part of a traceback from the script on down; all of it if the script was not reached (a
+    syntax error)."""
     start = trace
     while start is not None and start.tb_frame.f_code.co_filename != str(path):
         start = start.tb_next

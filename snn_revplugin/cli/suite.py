@@ -1,7 +1,9 @@
-"""``snn-revplugin bench --suite gpu``: kernels alone, whole works by every way to save memory, and what fits the card.
+"""``snn-revplugin bench --suite gpu``: kernels alone, whole works by every way to save memory, and
+what fits the card.
 
-Every case runs in a fresh process, after a warm-up, and hands its figures back as JSON; one that cannot run hands back why.
-``python -m snn_revplugin.cli.suite CASE`` is such a process. On a CPU the suite runs the same code in small (``quick``).
+Every case runs in a fresh process, after a warm-up, and hands its figures back as JSON; one that
+cannot run hands back why. ``python -m snn_revplugin.cli.suite CASE`` is such a process. On a CPU
+the suite runs the same code in small (``quick``).
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..comparison import Row, Setup, write_csv
-from ..memory import MIB, memory_report, mib
+from ..report.memory import MIB, memory_report, mib
 from ..settings import use_settings
-from ..workloads import (
+from .comparison import Row, Setup, write_csv
+from .workloads import (
     HOST,
     OURS,
     WORKLOADS,
@@ -35,7 +37,8 @@ from ..workloads import (
 
 CHECKPOINT, COMPILED = "torch.utils.checkpoint", "torch.compile"
 MEMOPT = {f"memopt level {level}": level for level in (1, 4)}
-# The least that has to move, bytes a neuron-step in float32: current and spikes with their bits; current, two gradients.
+# The least that has to move, bytes a neuron-step in float32: current and spikes with their bits;
+# current, two gradients.
 FLOOR = {"forward": 8.125, "backward": 12.0}
 WARM_UPS = 3
 CLOSE_ENOUGH = 1.05  # ratio of what does not fit any more to what does, at which bisecting stops
@@ -75,18 +78,27 @@ class Sizes:
 
     neurons: tuple[int, ...] = tuple(2**power for power in range(16, 25, 2))
     kernel_steps: int = 16
-    works: tuple[tuple[str, tuple[int, ...]], ...] = (("csnn", (10, 50, 100, 500, 1000)), ("vgg", (4, 8, 16, 32, 64)))
+    works: tuple[tuple[str, tuple[int, ...]], ...] = (
+        ("csnn", (10, 50, 100, 500, 1000)),
+        ("vgg", (4, 8, 16, 32, 64)),
+    )
     batch: int = 128
     repeats: int = 20
     limit: int | None = None
     longest: int = 2**20  # of T and of the batch, where a search ends
 
 
-QUICK = Sizes((256,), 2, (("digits-snntorch", (2,)), ("digits-spikingjelly", (2,))), 2, 1, MIB // 2, 8)
+QUICK = Sizes(
+    (256,), 2, (("digits-snntorch", (2,)), ("digits-spikingjelly", (2,))), 2, 1, MIB // 2, 8
+)
 
 
 def run(
-    say: Callable[[str], None], device: str, out: Path, quick: bool, measured: Callable[[Case], dict[str, Any]] | None = None
+    say: Callable[[str], None],
+    device: str,
+    out: Path,
+    quick: bool,
+    measured: Callable[[Case], dict[str, Any]] | None = None,
 ) -> None:
     """Measure everything, write ``gpu.csv`` and ``gpu.png`` into the folder ``out``.
 
@@ -123,15 +135,20 @@ def cases(sizes: Sizes, device: str) -> list[Case]:
     ]
     for work, several in sizes.works:
         ways = (HOST, OURS, CHECKPOINT, *(MEMOPT if WORKLOADS[work].host == "spikingjelly" else ()))
-        found += [Case("work", work, way, steps, sizes.batch, device, sizes.repeats) for steps in several for way in ways]
+        found += [
+            Case("work", work, way, steps, sizes.batch, device, sizes.repeats)
+            for steps in several
+            for way in ways
+        ]
     return found
 
 
-# ----------------------------------------------------------------------------------------------------- in a process of its own
+# -------------------------------------------------------------------------- in a process of its own
 
 
 def in_a_fresh_process(case: Case) -> dict[str, Any]:
-    """The figures of a case by name, lists of seconds or bytes; or under "why" the reason that there are none."""
+    """The figures of a case by name, lists of seconds or bytes; or under "why" the reason that
+    there are none."""
     command = sys.executable, "-m", __name__, json.dumps(asdict(case))
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -143,13 +160,16 @@ def measure(case: Case) -> dict[str, Any]:
     """The figures of a case, in this process."""
     with use_settings(backend="auto"):
         try:
-            return {"kernel": measure_kernel, "work": measure_work, "fit": measure_fit}[case.part](case)
+            return {"kernel": measure_kernel, "work": measure_work, "fit": measure_fit}[case.part](
+                case
+            )
         except torch.OutOfMemoryError:
             return {"why": "out of memory"}
 
 
 def measure_work(case: Case) -> dict[str, Any]:
-    """Seconds of forward, backward and the whole step, bytes as in :class:`..memory.MemoryReport`."""
+    """Seconds of forward, backward and the whole step, bytes as in
+    :class:`..memory.MemoryReport`."""
     setup, net = case.setup, net_of(case)
     batch = setup.data()
 
@@ -161,8 +181,14 @@ def measure_work(case: Case) -> dict[str, Any]:
         forward().backward()
     net.zero_grad(set_to_none=True)
     report = memory_report(forward, device=case.device)
-    found = {"retained": report.retained, "peak": report.peak, "peak_reserved": report.peak_reserved}
-    figures: dict[str, Any] = {name: [float(size)] for name, size in found.items() if size is not None}
+    found = {
+        "retained": report.retained,
+        "peak": report.peak,
+        "peak_reserved": report.peak_reserved,
+    }
+    figures: dict[str, Any] = {
+        name: [float(size)] for name, size in found.items() if size is not None
+    }
     return figures | timed(forward, lambda loss: loss.backward(), case)
 
 
@@ -181,16 +207,24 @@ def net_of(case: Case) -> nn.Module:
 
         images, level = setup.data().images, MEMOPT[case.way]
         forward = lambda net: net(images, case.time_steps)  # noqa: E731
-        net = memopt.optimize_memory(in_blocks(net, Block), Block, forward, level=level, checkpoint_budget="memory")
+        net = memopt.optimize_memory(
+            in_blocks(net, Block), Block, forward, level=level, checkpoint_budget="memory"
+        )
         functional.reset_net(net)
     return net
 
 
 def measure_kernel(case: Case) -> dict[str, Any]:
-    """Seconds of T time steps of LIF neurons (hard reset, detached, ATan), forward and backward, and the floor of each."""
+    """Seconds of T time steps of LIF neurons (hard reset, detached, ATan), forward and backward,
+    and the floor of each."""
     from spikingjelly.activation_based import functional, surrogate
 
-    options = {"tau": 2.0, "detach_reset": True, "surrogate_function": surrogate.ATan(), "step_mode": "m"}
+    options = {
+        "tau": 2.0,
+        "detach_reset": True,
+        "surrogate_function": surrogate.ATan(),
+        "step_mode": "m",
+    }
     currents = torch.randn(case.time_steps, case.batch, device=case.device, requires_grad=True)
     gradient = torch.randn_like(currents)
     if case.way == COMPILED:
@@ -207,7 +241,9 @@ def measure_kernel(case: Case) -> dict[str, Any]:
     figures = timed(forward, lambda spikes: spikes.backward(gradient), case)
     bandwidth = copy_bandwidth(case.device)
     for name, each in FLOOR.items():
-        figures[f"{name}_over_floor"] = [s * bandwidth / (each * currents.numel()) for s in figures[name]]
+        figures[f"{name}_over_floor"] = [
+            s * bandwidth / (each * currents.numel()) for s in figures[name]
+        ]
     return figures | {"copy_bandwidth": [bandwidth]}
 
 
@@ -224,8 +260,11 @@ def plain_lif(currents: Tensor) -> Tensor:
 
 
 def copy_bandwidth(device: str, size: int = 2**28) -> float:
-    """Bytes a second, read and written, of copying a tensor of ``size`` bytes (a sixteenth of that on a CPU)."""
-    source = torch.empty(size // (1 if device.startswith("cuda") else 16), dtype=torch.uint8, device=device).zero_()
+    """Bytes a second, read and written, of copying a tensor of ``size`` bytes (a sixteenth of that
+    on a CPU)."""
+    source = torch.empty(
+        size // (1 if device.startswith("cuda") else 16), dtype=torch.uint8, device=device
+    ).zero_()
     target, seconds = torch.empty_like(source), []
     for _ in range(WARM_UPS + 10):
         start = now(device)
@@ -234,7 +273,9 @@ def copy_bandwidth(device: str, size: int = 2**28) -> float:
     return 2 * source.numel() / statistics.median(seconds[WARM_UPS:])
 
 
-def timed(forward: Callable[[], Tensor], backward: Callable[[Tensor], None], case: Case) -> dict[str, list[float]]:
+def timed(
+    forward: Callable[[], Tensor], backward: Callable[[Tensor], None], case: Case
+) -> dict[str, list[float]]:
     """Seconds of forward, of backward and of both."""
     seconds: dict[str, list[float]] = {"forward": [], "backward": [], "step": []}
     for turn in range(WARM_UPS + case.repeats):
@@ -244,7 +285,11 @@ def timed(forward: Callable[[], Tensor], backward: Callable[[Tensor], None], cas
         backward(result)
         end = now(case.device)
         if turn >= WARM_UPS:
-            for name, taken in (("forward", middle - start), ("backward", end - middle), ("step", end - start)):
+            for name, taken in (
+                ("forward", middle - start),
+                ("backward", end - middle),
+                ("step", end - start),
+            ):
                 seconds[name].append(taken)
     return seconds
 
@@ -256,7 +301,7 @@ def now(device: str) -> float:
     return time.perf_counter()
 
 
-# -------------------------------------------------------------------------------------------------------- what fits the card
+# ------------------------------------------------------------------------------- what fits the card
 
 
 def measure_fit(case: Case) -> dict[str, Any]:
@@ -267,8 +312,11 @@ def measure_fit(case: Case) -> dict[str, Any]:
     return {"fits": case.limit is None or peak <= case.limit}
 
 
-def largest_that_fits(case: Case, axis: str, longest: int, measured: Callable[[Case], dict[str, Any]]) -> int:
-    """The largest T or batch with which a training step fits, found by doubling and then by bisecting.
+def largest_that_fits(
+    case: Case, axis: str, longest: int, measured: Callable[[Case], dict[str, Any]]
+) -> int:
+    """The largest T or batch with which a training step fits, found by doubling and then by
+    bisecting.
 
     Returns:
         0 if not even the smallest does.
@@ -286,7 +334,7 @@ def largest_that_fits(case: Case, axis: str, longest: int, measured: Callable[[C
     return low
 
 
-# ------------------------------------------------------------------------------------------------------------ what is written
+# ---------------------------------------------------------------------------------- what is written
 
 
 def rows_of(case: Case, found: dict[str, Any]) -> list[Row]:
@@ -297,19 +345,35 @@ def rows_of(case: Case, found: dict[str, Any]) -> list[Row]:
     def unit(name: str) -> str:
         return units.get(name, "1" if name.endswith("_floor") else "B")
 
-    return [Row.of(values, case.setup, case.way, name, unit(name), work) for name, values in found.items() if name != "why"]
+    return [
+        Row.of(values, case.setup, case.way, name, unit(name), work)
+        for name, values in found.items()
+        if name != "why"
+    ]
 
 
 def line_of(case: Case, found: dict[str, Any]) -> str:
     """A case's figures as a line to read."""
     size = f"N {case.batch}" if case.part == "kernel" else f"batch {case.batch}"
-    head = f"{'LIF kernel' if case.part == 'kernel' else case.work}, T {case.time_steps}, {size}, {case.way}: "
+    head = (
+        f"{'LIF kernel' if case.part == 'kernel' else case.work}, T {case.time_steps}, {size},"
+        f" {case.way}: "
+    )
     if "why" in found:
         return head + f"not measured, {found['why']}"
-    parts = [f"{name} {1000 * statistics.median(found[name]):.3g} ms" for name in ("forward", "backward", "step")]
-    parts += [f"{name} {mib(found[name][0])}" for name in ("retained", "peak", "peak_reserved") if name in found]
+    parts = [
+        f"{name} {1000 * statistics.median(found[name]):.3g} ms"
+        for name in ("forward", "backward", "step")
+    ]
+    parts += [
+        f"{name} {mib(found[name][0])}"
+        for name in ("retained", "peak", "peak_reserved")
+        if name in found
+    ]
     floors = [name for name in FLOOR if f"{name}_over_floor" in found]
-    parts += [f"{name} {statistics.median(found[f'{name}_over_floor']):.3g}x the floor" for name in floors]
+    parts += [
+        f"{name} {statistics.median(found[f'{name}_over_floor']):.3g}x the floor" for name in floors
+    ]
     return head + ", ".join(parts)
 
 
@@ -317,16 +381,27 @@ def draw(rows: list[Row], path: Path) -> None:
     """Kernels' time over the floor against N, works' peak memory and time of a step against T."""
     from matplotlib.figure import Figure
 
-    panels = [("lif_kernel", "forward_over_floor", "batch"), ("lif_kernel", "backward_over_floor", "batch")]
-    panels += [(work, metric, "time_steps") for work in dict.fromkeys(row.work for row in rows) if work != "lif_kernel"
-               for metric in ("peak", "step")]  # fmt: skip
+    panels = [
+        ("lif_kernel", "forward_over_floor", "batch"),
+        ("lif_kernel", "backward_over_floor", "batch"),
+    ]
+    panels += [
+        (work, metric, "time_steps")
+        for work in dict.fromkeys(row.work for row in rows)
+        if work != "lif_kernel"
+        for metric in ("peak", "step")
+    ]
     figure = Figure(figsize=(5 * len(panels) / 2, 8), layout="constrained")
-    for axes, (work, metric, against) in zip(figure.subplots(2, len(panels) // 2).T.flat, panels, strict=True):
+    for axes, (work, metric, against) in zip(
+        figure.subplots(2, len(panels) // 2).T.flat, panels, strict=True
+    ):
         chosen = [row for row in rows if (row.work, row.metric) == (work, metric)]
         for way in dict.fromkeys(row.neurons for row in chosen):
             points = [(getattr(row, against), row.p50) for row in chosen if row.neurons == way]
             axes.loglog(*zip(*points, strict=True), "o-", label=way)
-        axes.set(title=work, xlabel=against, ylabel=f"{metric} [{chosen[0].unit}]" if chosen else metric)
+        axes.set(
+            title=work, xlabel=against, ylabel=f"{metric} [{chosen[0].unit}]" if chosen else metric
+        )
         if chosen:
             axes.legend()
     figure.savefig(path, dpi=150)

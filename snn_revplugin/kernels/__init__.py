@@ -1,4 +1,5 @@
-"""A neuron's arithmetic in fused Triton kernels, and the one place that decides between them and plain torch code.
+"""A neuron's arithmetic in fused Triton kernels, and the one place that decides between them and
+plain torch code.
 
     equations.py      what kernels are made of: tiles, rounding, the equations forward and backward
     neuron.py         kernels of the exact neurons, and of packing
@@ -13,6 +14,7 @@
 Importing this package does not import Triton.
 """
 
-from .backend import arithmetic
+from . import packing  # noqa: F401  (registers its codec)
+from .backend import select_backend
 
-__all__ = ["arithmetic"]
+__all__ = ["select_backend"]

@@ -1,9 +1,10 @@
-"""The split-coupled neuron of :mod:`snn_revplugin.coupled` in Triton: one kernel for steps forward and for steps taken again,
-one for the inverse, one backward.
+"""The split-coupled neuron of :mod:`snn_revplugin.coupled` in Triton: one kernel for steps forward
+and for steps taken again, one for the inverse, one backward.
 
-A program takes pairs of neurons, one of either half: ``half`` elements of the first half of the split dimension lie in a row
-of memory, then as many of the second. ``N`` neurons are ``N / 2`` pairs. Spikes are bits where ``half`` fills whole bytes
-(``BITS``), and bytes otherwise. The equations are named as there, and how they round is told in :mod:`.equations`; ``leak``,
+A program takes pairs of neurons, one of either half: ``half`` elements of the first half of the
+split dimension lie in a row of memory, then as many of the second. ``N`` neurons are ``N / 2``
+pairs. Spikes are bits where ``half`` fills whole bytes (``BITS``), and bytes otherwise. The
+equations are named as there, and how they round is told in :mod:`.equations`; ``leak``,
 ``weight1``, ``weight2``, ``alpha``, ``beta``, ``threshold`` and ``v_reset`` are numbers.
 """
 
@@ -27,8 +28,8 @@ from .equations import (
 
 @triton.jit
 def pairs_of(N, half, ROWS: tl.constexpr, BITS: tl.constexpr, WIDE: tl.constexpr):
-    """This program's pairs of neurons: where the first of each pair stands, where the bytes of their rows do, and which of
-    both are there."""
+    """This program's pairs of neurons: where the first of each pair stands, where the bytes of
+    their rows do, and which of both are there."""
     first, rows, tile, mask, row_mask = tile_of(N // 2, ROWS)
     if BITS:  # the eight of a row stand in a row of memory
         pair = first + rows * 8
@@ -89,26 +90,64 @@ def gradient_of_pair(
     grad_y1, grad_y2, grad_v1, grad_v2, m1, m2, s1, s2,
     leak, per_tau, alpha, beta, threshold, v_reset, c0, c1, c2, NEURON: tl.constexpr,
 ):  # fmt: skip
-    """The gradients at ``x1``, ``x2``, ``v1`` and ``v2`` from those at ``y1``, ``y2``, ``v1'`` and ``v2'``."""
-    z1, z2 = above(m1, threshold, NEURON.charged, NEURON), above(m2, threshold, NEURON.charged, NEURON)
-    grad_m2, _ = gradient_of_step(grad_y2, grad_v2, m2, z2, s2, threshold, 1.0, v_reset, c0, c1, c2, NEURON)
+    """The gradients at ``x1``, ``x2``, ``v1`` and ``v2`` from those at ``y1``, ``y2``, ``v1'`` and
+    ``v2'``."""
+    z1, z2 = (
+        above(m1, threshold, NEURON.charged, NEURON),
+        above(m2, threshold, NEURON.charged, NEURON),
+    )
+    grad_m2, _ = gradient_of_step(
+        grad_y2, grad_v2, m2, z2, s2, threshold, 1.0, v_reset, c0, c1, c2, NEURON
+    )
     all_v1 = grad_v1 + leak * grad_m2
     all_y1 = grad_y1 + per_tau * grad_m2
-    grad_m1, _ = gradient_of_step(all_y1, all_v1, m1, z1, s1, threshold, 1.0, v_reset, c0, c1, c2, NEURON)
-    return per_tau * grad_m1 + beta * grad_y2, beta * all_y1, leak * grad_m1 + alpha * grad_v2, alpha * all_v1
+    grad_m1, _ = gradient_of_step(
+        all_y1, all_v1, m1, z1, s1, threshold, 1.0, v_reset, c0, c1, c2, NEURON
+    )
+    return (
+        per_tau * grad_m1 + beta * grad_y2,
+        beta * all_y1,
+        leak * grad_m1 + alpha * grad_v2,
+        alpha * all_v1,
+    )
 
 
 @triton.jit(do_not_specialize=["T"])
 def forward_kernel(
-    given_ptr, v_ptr, leak, weight1, weight2, alpha, beta, threshold, v_reset, y_ptr, fired_ptr, after_ptr,
-    T, N, half, AGAIN: tl.constexpr, NEURON: tl.constexpr, BITS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+    given_ptr,
+    v_ptr,
+    leak,
+    weight1,
+    weight2,
+    alpha,
+    beta,
+    threshold,
+    v_reset,
+    y_ptr,
+    fired_ptr,
+    after_ptr,
+    T,
+    N,
+    half,
+    AGAIN: tl.constexpr,
+    NEURON: tl.constexpr,
+    BITS: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     """T time steps: ``x`` [T, N] and ``v`` [N] to ``y``, spikes, and the last ``v'``.
 
-    With ``AGAIN`` they are steps that have been taken: given are ``y`` and the spikes, and ``v'`` alone is written.
+    With ``AGAIN`` they are steps that have been taken: given are ``y`` and the spikes, and ``v'``
+    alone is written.
     """
     place, rows, mask, row_mask = pairs_of(N, half, ROWS, BITS, WIDE)
-    leak, weight1, weight2, alpha, beta = number(leak), number(weight1), number(weight2), number(alpha), number(beta)
+    leak, weight1, weight2, alpha, beta = (
+        number(leak),
+        number(weight1),
+        number(weight2),
+        number(alpha),
+        number(beta),
+    )
     threshold, v_reset = number(threshold), number(v_reset)
     half_rows = half // 8 if BITS else half
     v1, v2 = load(v_ptr, place, mask), load(v_ptr + half, place, mask)
@@ -145,12 +184,36 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=["T"])
 def inverse_kernel(
-    y_ptr, fired_ptr, after_ptr, leak, weight1, weight2, alpha, beta, threshold, v_reset, x_ptr, v_ptr,
-    T, N, half, NEURON: tl.constexpr, BITS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    """The inputs of T time steps from ``y`` [T, N] and spikes; of one step, from ``v'`` too, the potential before it."""
+    y_ptr,
+    fired_ptr,
+    after_ptr,
+    leak,
+    weight1,
+    weight2,
+    alpha,
+    beta,
+    threshold,
+    v_reset,
+    x_ptr,
+    v_ptr,
+    T,
+    N,
+    half,
+    NEURON: tl.constexpr,
+    BITS: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """The inputs of T time steps from ``y`` [T, N] and spikes; of one step, from ``v'`` too, the
+    potential before it."""
     place, rows, mask, row_mask = pairs_of(N, half, ROWS, BITS, WIDE)
-    leak, weight1, weight2, alpha, beta = number(leak), number(weight1), number(weight2), number(alpha), number(beta)
+    leak, weight1, weight2, alpha, beta = (
+        number(leak),
+        number(weight1),
+        number(weight2),
+        number(alpha),
+        number(beta),
+    )
     threshold, v_reset = number(threshold), number(v_reset)
     half_rows = half // 8 if BITS else half
     for _ in range(T):
@@ -178,10 +241,17 @@ def backward_kernel(
     leak, weight1, weight2, alpha, beta, threshold, v_reset, c0, c1, c2, grad_x_ptr, grad_start_ptr,
     T, N, half, NEURON: tl.constexpr, BITS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """T time steps backward: up by ``y`` and the spikes to the charged potentials, which wait in ``grad_x``, and down again to
-    the gradients that take their place. Those of the last step, or of the only one, never leave registers."""
+    """T time steps backward: up by ``y`` and the spikes to the charged potentials, which wait in
+    ``grad_x``, and down again to the gradients that take their place. Those of the last step, or of
+    the only one, never leave registers."""
     place, rows, mask, row_mask = pairs_of(N, half, ROWS, BITS, WIDE)
-    leak, weight1, weight2, alpha, beta = number(leak), number(weight1), number(weight2), number(alpha), number(beta)
+    leak, weight1, weight2, alpha, beta = (
+        number(leak),
+        number(weight1),
+        number(weight2),
+        number(alpha),
+        number(beta),
+    )
     threshold, v_reset = number(threshold), number(v_reset)
     half_rows = half // 8 if BITS else half
     bytes_a_step = N // 8 if BITS else N

@@ -1,18 +1,20 @@
-"""What the kernels are made of: tiles of neurons in memory, rounding, and the equations of :mod:`snn_revplugin.dynamics` on
-them, forward and backward.
+"""What the kernels are made of: tiles of neurons in memory, rounding, and the equations of
+:mod:`snn_revplugin.dynamics` on them, forward and backward.
 
-Every kernel walks a flat stretch of N neurons in tiles of ``ROWS`` by 8, so that a row of a tile is one byte of packed
-spikes. What a neuron does is told by ``NEURON``, a :class:`.form.Form`: each branch on it is taken when the kernel is
-compiled.
+Every kernel walks a flat stretch of N neurons in tiles of ``ROWS`` by 8, so that a row of a tile is
+one byte of packed spikes. What a neuron does is told by ``NEURON``, a :class:`.form.Form`: each
+branch on it is taken when the kernel is compiled.
 
-Arithmetic is in float32, in the host's order of operations; after every operation that torch would round to a shorter dtype,
-:func:`rounded` rounds to it. A scalar that meets a shorter dtype is rounded first, or is not: torch does it if the scalar is
-added or is the first factor, and on CUDA if it is a tensor; that is what ``NEURON.on_cuda`` is for. Multiplications and
-additions must not be contracted (launch with ``enable_fp_fusion=False``), or a potential next to its threshold would fire
+Arithmetic is in float32, in the host's order of operations; after every operation that torch would
+round to a shorter dtype, :func:`rounded` rounds to it. A scalar that meets a shorter dtype is
+rounded first, or is not: torch does it if the scalar is added or is the first factor, and on CUDA
+if it is a tensor; that is what ``NEURON.on_cuda`` is for. Multiplications and additions must not be
+contracted (launch with ``enable_fp_fusion=False``), or a potential next to its threshold would fire
 here and not there.
 
-Offsets of a tile are 32 bits from a 64-bit base, so a tensor may have more than 2**31 elements. Only Triton's builtins are
-used, no function of its library: the interpreter runs those whether or not Triton itself was imported for it.
+Offsets of a tile are 32 bits from a 64-bit base, so a tensor may have more than 2**31 elements.
+Only Triton's builtins are used, no function of its library: the interpreter runs those whether or
+not Triton itself was imported for it.
 """
 
 import triton
@@ -21,7 +23,8 @@ import triton.language as tl
 
 @triton.jit
 def tile_of(N, ROWS: tl.constexpr):
-    """This program's part of N neurons: the first of them, the rows of its tile, the tile, and which of both are there."""
+    """This program's part of N neurons: the first of them, the rows of its tile, the tile, and
+    which of both are there."""
     first = tl.program_id(0).to(tl.int64) * (ROWS * 8)
     rows = tl.arange(0, ROWS)
     tile = rows[:, None] * 8 + tl.arange(0, 8)[None, :]
@@ -51,13 +54,15 @@ def store(pointer, tile, value, mask):
 
 @triton.jit
 def number(given):
-    """A number of Python's: the interpreter would hand on a float with more bits than the hardware's."""
+    """A number of Python's: the interpreter would hand on a float with more bits than the
+    hardware's."""
     return tl.full((), given, tl.float32)
 
 
 @triton.jit
 def parameter(given, index, mask, IS_NUMBER: tl.constexpr, IS_SCALAR: tl.constexpr):
-    """A decay, threshold or factor: the number itself, one in memory for all neurons, or one for each."""
+    """A decay, threshold or factor: the number itself, one in memory for all neurons, or one for
+    each."""
     if IS_NUMBER:
         return number(given)
     elif IS_SCALAR:
@@ -68,7 +73,8 @@ def parameter(given, index, mask, IS_NUMBER: tl.constexpr, IS_SCALAR: tl.constex
 
 @triton.jit
 def index_of_parameter(first, tile, inner, size, WIDE: tl.constexpr):
-    """Where the parameters of a tile's neurons stand: ``size`` of them, each for ``inner`` neurons in a row, over and over."""
+    """Where the parameters of a tile's neurons stand: ``size`` of them, each for ``inner`` neurons
+    in a row, over and over."""
     neuron = first + tile
     if not WIDE:
         neuron = neuron.to(tl.int32)
@@ -77,13 +83,28 @@ def index_of_parameter(first, tile, inner, size, WIDE: tl.constexpr):
 
 @triton.jit
 def parameters(
-    decay, threshold, factor, inner, size, v_reset, rest, first, tile, mask, NEURON: tl.constexpr, WIDE: tl.constexpr
+    decay,
+    threshold,
+    factor,
+    inner,
+    size,
+    v_reset,
+    rest,
+    first,
+    tile,
+    mask,
+    NEURON: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """Decay, threshold, factor, ``v_reset`` and ``rest`` of a tile's neurons."""
     index = index_of_parameter(first, tile, inner, size, WIDE)
     a = parameter(decay, index, mask, NEURON.decay_held == "number", NEURON.decay_held == "scalar")
-    theta = parameter(threshold, index, mask, NEURON.threshold_held == "number", NEURON.threshold_held == "scalar")
-    f = parameter(factor, index, mask, NEURON.factor_held == "number", NEURON.factor_held == "scalar")
+    theta = parameter(
+        threshold, index, mask, NEURON.threshold_held == "number", NEURON.threshold_held == "scalar"
+    )
+    f = parameter(
+        factor, index, mask, NEURON.factor_held == "number", NEURON.factor_held == "scalar"
+    )
     return a, theta, f, number(v_reset), number(rest)
 
 
@@ -111,7 +132,7 @@ def give_total(pointer, first, tile, mask, value, EACH: tl.constexpr):
         tl.store(pointer + tl.program_id(0), tl.reduce(rows, 0, tl.standard._sum_combine))
 
 
-# ------------------------------------------------------------------------------------------------------------- equations
+# ------------------------------------------------------------ equations
 
 
 @triton.jit
@@ -170,7 +191,8 @@ def charge(x, v, r, decay, threshold, rest, NEURON: tl.constexpr):
 
 @triton.jit
 def still_due(s, r, factor, NEURON: tl.constexpr):
-    """What snnTorch's reset at once has left to do: the spikes less those that the charge has seen to."""
+    """What snnTorch's reset at once has left to do: the spikes less those that the charge has seen
+    to."""
     if NEURON.graded:
         if NEURON.on_cuda:
             factor = rounded(factor, NEURON.spikes)
@@ -194,13 +216,17 @@ def reset(h, s, r, threshold, factor, v_reset, NEURON: tl.constexpr):
             kept = rounded(kept + rounded(s * v_reset, NEURON.charged), NEURON.charged)
         return kept
     elif NEURON.reset == "subtract":
-        return rounded(h - rounded(still_due(s, r, factor, NEURON) * threshold, NEURON.product), NEURON.after)
+        return rounded(
+            h - rounded(still_due(s, r, factor, NEURON) * threshold, NEURON.product), NEURON.after
+        )
     else:
-        return rounded(h - rounded(still_due(s, r, factor, NEURON) * h, NEURON.product), NEURON.after)
+        return rounded(
+            h - rounded(still_due(s, r, factor, NEURON) * h, NEURON.product), NEURON.after
+        )
 
 
 @triton.jit
-def uncharge(h, x, r, decay, threshold, NEURON: tl.constexpr):
+def invert_charge(h, x, r, decay, threshold, NEURON: tl.constexpr):
     """The potential before the charge, of the neurons whose reset can be inverted."""
     if NEURON.charge == "leaky":
         v = h - x
@@ -222,8 +248,11 @@ def uncharge(h, x, r, decay, threshold, NEURON: tl.constexpr):
 
 @triton.jit
 def surrogate_gradient(grad, z, c0, c1, c2, NEURON: tl.constexpr):
-    """:data:`snn_revplugin.surrogate.GRADIENTS` in closed form, with the constants of :data:`.form.SURROGATES`."""
-    NAME: tl.constexpr = NEURON.surrogate  # here, as Triton 3.6 hands no word on from kernel to kernel
+    """:data:`snn_revplugin.surrogate.GRADIENTS` in closed form, with the constants of
+    :data:`.form.SURROGATES`."""
+    NAME: tl.constexpr = (
+        NEURON.surrogate
+    )  # here, as Triton 3.6 hands no word on from kernel to kernel
     if NAME == "atan":
         y = z * c0
         return grad / (y * y + c1)
@@ -290,8 +319,11 @@ def gradient_of_fire(grad_spikes, z, factor, c0, c1, c2, NEURON: tl.constexpr):
 
 
 @triton.jit
-def gradient_of_step(grad_spikes, grad_v, h, z, s, threshold, factor, v_reset, c0, c1, c2, NEURON: tl.constexpr):
-    """Fire, and a reset that needs no signal of the step before: the gradient at ``h``, and that through the spikes alone."""
+def gradient_of_step(
+    grad_spikes, grad_v, h, z, s, threshold, factor, v_reset, c0, c1, c2, NEURON: tl.constexpr
+):
+    """Fire, and a reset that needs no signal of the step before: the gradient at ``h``, and that
+    through the spikes alone."""
     grad_h = grad_v
     if NEURON.reset == "soft":
         if not NEURON.detached:
@@ -327,7 +359,8 @@ def gradient_of_charge(grad_h, r, decay, NEURON: tl.constexpr):
 
 @triton.jit
 def decay_of(h, v, r, x, rest, HAS_CURRENT: tl.constexpr, NEURON: tl.constexpr):
-    """What the gradient at ``h`` is multiplied with for that of the decay (of ``h - v``, ``rate`` is left to divide by)."""
+    """What the gradient at ``h`` is multiplied with for that of the decay (of ``h - v``, ``rate``
+    is left to divide by)."""
     if NEURON.charge == "leaky":
         if NEURON.reset == "zero":
             v = (1 - r) * v

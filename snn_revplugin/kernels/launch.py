@@ -1,7 +1,8 @@
-"""Launchers: tensors in one dense layout become flat memory, outputs are made, and a kernel walks over them.
+"""Launchers: tensors in one dense layout become flat memory, outputs are made, and a kernel walks
+over them.
 
-A *layout* is a tuple of strides that fills one stretch of memory, in whatever order of dimensions. All tensors of a launch
-have the same one; whatever has not is copied.
+A *layout* is a tuple of strides that fills one stretch of memory, in whatever order of dimensions.
+All tensors of a launch have the same one; whatever has not is copied.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .form import Form
+from .kernel_spec import KernelSpec
 
 ROWS = 128  # bytes of spikes, and so eight times as many neurons, that one program takes
 WARPS = 4
@@ -31,8 +32,8 @@ Layout = tuple[int, ...]
 
 @cache
 def kernels(interpreted: bool, name: str = "neuron") -> ModuleType:
-    """A module of kernels, compiled or run by Triton's interpreter. Triton decides that when a kernel is defined, so the
-    modules are executed once for each, in a package of their own."""
+    """A module of kernels, compiled or run by Triton's interpreter. Triton decides that when a
+    kernel is defined, so the modules are executed once for each, in a package of their own."""
     package = f"{__package__}.{'interpreted' if interpreted else 'compiled'}"
     if package not in sys.modules:
         sys.modules[package] = ModuleType(package)
@@ -56,43 +57,66 @@ def blocks(count: int) -> int:
     return -(-count // (BITS * ROWS))
 
 
-def launch(kernel: Any, count: int, *arguments: Any, like: Tensor, form: Form | None = None, **constants: Any) -> None:
+def launch(
+    kernel: Any,
+    count: int,
+    *arguments: Any,
+    like: Tensor,
+    spec: KernelSpec | None = None,
+    **constants: Any,
+) -> None:
     """Launch a kernel over ``count`` neurons on the device of ``like``.
 
-    Multiplications and additions are not fused: a potential on its threshold must round as the host's does.
+    Multiplications and additions are not fused: a potential on its threshold must round as the
+    host's does.
     """
-    if form is not None:
-        constants = {"NEURON": _for_triton(form), "WIDE": count + BITS * ROWS >= 2**31} | constants
+    if spec is not None:
+        constants = {"NEURON": _for_triton(spec), "WIDE": count + BITS * ROWS >= 2**31} | constants
     with _surroundings(like):
-        kernel[(blocks(count),)](*arguments, **constants, ROWS=ROWS, num_warps=WARPS, enable_fp_fusion=False)
+        kernel[(blocks(count),)](
+            *arguments, **constants, ROWS=ROWS, num_warps=WARPS, enable_fp_fusion=False
+        )
 
 
 def _surroundings(like: Tensor) -> AbstractContextManager:
     if not like.is_cuda:
         return np.errstate(all="ignore")  # the interpreter's numpy would warn of every infinity
-    return nullcontext() if like.device.index == torch.cuda.current_device() else torch.cuda.device(like.device)
+    return (
+        nullcontext()
+        if like.device.index == torch.cuda.current_device()
+        else torch.cuda.device(like.device)
+    )
 
 
 @cache
-def _for_triton(form: Form) -> Form:
+def _for_triton(spec: KernelSpec) -> KernelSpec:
     import triton.language as tl
 
-    dtypes = {each.name: getattr(form, each.name) for each in fields(form)}
+    dtypes = {each.name: getattr(spec, each.name) for each in fields(spec)}
     dtypes = {name: dtype for name, dtype in dtypes.items() if isinstance(dtype, torch.dtype)}
-    return replace(form, **{name: getattr(tl, str(dtype).removeprefix("torch.")) for name, dtype in dtypes.items()})
+    return replace(
+        spec,
+        **{name: getattr(tl, str(dtype).removeprefix("torch.")) for name, dtype in dtypes.items()},
+    )
 
 
-# --------------------------------------------------------------------------------------------------------------- layouts
+# ------------------------------------------------------------ layouts
 
 
 def has_layout(tensor: Tensor, layout: Layout) -> bool:
-    return all(a == b for a, b, n in zip(tensor.stride(), layout, tensor.shape, strict=True) if n != 1)
+    return all(
+        a == b for a, b, n in zip(tensor.stride(), layout, tensor.shape, strict=True) if n != 1
+    )
 
 
 def arranged(tensor: Tensor, layout: Layout) -> Tensor:
     """The tensor in a layout, itself if it has it."""
     tensor = tensor.detach()
-    return tensor if has_layout(tensor, layout) else empty(tensor.shape, layout, tensor.dtype, tensor).copy_(tensor)
+    return (
+        tensor
+        if has_layout(tensor, layout)
+        else empty(tensor.shape, layout, tensor.dtype, tensor).copy_(tensor)
+    )
 
 
 def empty(shape: Sequence[int], layout: Layout, dtype: torch.dtype, like: Tensor) -> Tensor:
@@ -100,12 +124,12 @@ def empty(shape: Sequence[int], layout: Layout, dtype: torch.dtype, like: Tensor
     return torch.empty_strided(shape, layout, dtype=dtype, device=like.device)
 
 
-# ------------------------------------------------------------------------------------------------------------ parameters
+# ------------------------------------------------------------ parameters
 
 
 class Parameters(NamedTuple):
-    """Decay, threshold and factor as the kernels take them; where neurons have their own, ``size`` of them, each for ``inner``
-    neurons in a row."""
+    """Decay, threshold and factor as the kernels take them; where neurons have their own, ``size``
+    of them, each for ``inner`` neurons in a row."""
 
     decay: Tensor | float
     threshold: Tensor | float
@@ -114,20 +138,34 @@ class Parameters(NamedTuple):
     size: int = 1
 
 
-def parameters_in(given: tuple[Tensor | float, ...], shape: Sequence[int], layout: Layout) -> Parameters:
+def parameters_in(
+    given: tuple[Tensor | float, ...], shape: Sequence[int], layout: Layout
+) -> Parameters:
     """Parameters that broadcast to ``shape``, in the order in which its neurons lie in memory."""
     order = sorted(range(len(shape)), key=lambda dim: -layout[dim])
     each = [isinstance(value, Tensor) and value.numel() > 1 for value in given]
-    many = [value.detach().expand(shape).permute(order) for value, several in zip(given, each, strict=True) if several]
+    many = [
+        value.detach().expand(shape).permute(order)
+        for value, several in zip(given, each, strict=True)
+        if several
+    ]
     if not many:
         return Parameters(*given)
-    varying = [i for i in range(len(order)) if any(value.shape[i] > 1 and value.stride(i) for value in many)]
+    varying = [
+        i
+        for i in range(len(order))
+        if any(value.shape[i] > 1 and value.stride(i) for value in many)
+    ]
     first, last = varying[0], varying[-1]
     sizes = [shape[dim] for dim in order]
     inside = tuple(slice(None) if first <= i <= last else 0 for i in range(len(order)))
     flat = iter([value[inside].reshape(-1).contiguous() for value in many])
-    given = tuple(next(flat) if several else value for value, several in zip(given, each, strict=True))
-    return Parameters(*given, inner=_product(sizes[last + 1 :]), size=_product(sizes[first : last + 1]))
+    given = tuple(
+        next(flat) if several else value for value, several in zip(given, each, strict=True)
+    )
+    return Parameters(
+        *given, inner=_product(sizes[last + 1 :]), size=_product(sizes[first : last + 1])
+    )
 
 
 def _product(sizes: Sequence[int]) -> int:
@@ -138,14 +176,17 @@ def _product(sizes: Sequence[int]) -> int:
 
 
 class Total:
-    """The gradient of a parameter: room for a kernel to write it, by neuron or by block, and its sum.
+    """The gradient of a parameter: room for a kernel to write it, by neuron or by block, and its
+    sum.
 
     Args:
         wanted: False for a parameter that needs none; ``room`` is None then.
         held: as in :class:`.form.Form`.
     """
 
-    def __init__(self, wanted: bool, held: str, shape: Sequence[int], layout: Layout, like: Tensor) -> None:
+    def __init__(
+        self, wanted: bool, held: str, shape: Sequence[int], layout: Layout, like: Tensor
+    ) -> None:
         self.room = None
         if wanted and held == "each":
             self.room = empty(shape, layout, torch.float32, like)
@@ -160,11 +201,12 @@ class Total:
         return self.room.sum_to_size(parameter.shape)
 
 
-# ----------------------------------------------------------------------------------------------------------------- bits
+# ------------------------------------------------------------ bits
 
 
 def pack(code: ModuleType, fired: Tensor, bits: Tensor) -> None:
-    """One bit an element of a flat tensor of zeros and ones, lowest bit first, into uint8 ``bits`` of ceil(n / 8) elements."""
+    """One bit an element of a flat tensor of zeros and ones, lowest bit first, into uint8 ``bits``
+    of ceil(n / 8) elements."""
     count = fired.numel()
     if count:
         launch(code.pack_kernel, count, _as_numbers(fired), bits, count, like=fired)

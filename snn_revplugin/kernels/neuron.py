@@ -1,6 +1,8 @@
-"""The neurons of :mod:`snn_revplugin.dynamics` in Triton: one kernel for steps forward, two backward, and spikes to bits.
+"""The neurons of :mod:`snn_revplugin.dynamics` in Triton: one kernel for steps forward, two
+backward, and spikes to bits.
 
-The equations, and how they round, are in :mod:`.equations`. A pointer that is None is not read or written.
+The equations, and how they round, are in :mod:`.equations`. A pointer that is None is not read or
+written.
 """
 
 import triton
@@ -16,6 +18,7 @@ from .equations import (
     gradient_of_fire,
     gradient_of_step,
     index_of_parameter,
+    invert_charge,
     load,
     packed,
     parameters,
@@ -23,7 +26,6 @@ from .equations import (
     still_due,
     store,
     tile_of,
-    uncharge,
     unpacked,
 )
 
@@ -34,7 +36,8 @@ def forward_kernel(
     spikes_ptr, bits_ptr, charged_ptr, after_ptr, path_ptr,
     T, N, NEURON: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """T time steps: ``x`` [T, N] and ``v`` [N] to spikes, their bits, ``h`` and ``v'`` of every step, and the last ``v'``.
+    """T time steps: ``x`` [T, N] and ``v`` [N] to spikes, their bits, ``h`` and ``v'`` of every
+    step, and the last ``v'``.
 
     ``bits`` asks for whole bytes a step: N divisible by 8, or T of 1.
     """
@@ -81,19 +84,45 @@ def forward_kernel(
 
 @triton.jit
 def step_backward_kernel(
-    grad_spikes_ptr, grad_ptr, h_ptr, before_ptr, x_ptr, bits_ptr, bits_before_ptr,
-    decay, threshold, factor, inner, size, v_reset, rest, c0, c1, c2,
-    grad_x_ptr, grad_before_ptr, charged_before_ptr, grad_decay_ptr, grad_threshold_ptr, grad_factor_ptr,
-    N, PART: tl.constexpr, NEURON: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+    grad_spikes_ptr,
+    grad_ptr,
+    h_ptr,
+    before_ptr,
+    x_ptr,
+    bits_ptr,
+    bits_before_ptr,
+    decay,
+    threshold,
+    factor,
+    inner,
+    size,
+    v_reset,
+    rest,
+    c0,
+    c1,
+    c2,
+    grad_x_ptr,
+    grad_before_ptr,
+    charged_before_ptr,
+    grad_decay_ptr,
+    grad_threshold_ptr,
+    grad_factor_ptr,
+    N,
+    PART: tl.constexpr,
+    NEURON: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     """One time step backward, whole or one of its graph nodes.
 
-    ``PART`` of "step": ``grad`` is that at ``v'``, to those at ``x`` and ``v``. "fire": ``grad_spikes`` to that at ``h``, in
-    ``grad_x``. "reset": ``grad`` at ``v'`` to those at ``h`` and at the spikes, in ``grad_x`` and ``grad_before``. "charge":
-    ``grad`` at ``h`` to those at ``x`` and ``v``.
+    ``PART`` of "step": ``grad`` is that at ``v'``, to those at ``x`` and ``v``. "fire":
+    ``grad_spikes`` to that at ``h``, in ``grad_x``. "reset": ``grad`` at ``v'`` to those at ``h``
+    and at the spikes, in ``grad_x`` and ``grad_before``. "charge": ``grad`` at ``h`` to those at
+    ``x`` and ``v``.
 
-    ``charged_before`` asks for the reversal: the charged potential of the step before, from ``h``, ``x`` and the bits. The
-    reset signal of a delayed reset is ``bits_before``, or else decided from ``before``.
+    ``charged_before`` asks for the reversal: the charged potential of the step before, from ``h``,
+    ``x`` and the bits. The reset signal of a delayed reset is ``bits_before``, or else decided from
+    ``before``.
     """
     first, rows, tile, mask, row_mask = tile_of(N, ROWS)
     a, theta, f, v_reset, rest = parameters(
@@ -138,11 +167,13 @@ def step_backward_kernel(
         store(grad_before_ptr + first, tile, grad_due / f, mask)
     else:
         if PART == "step":
-            grad_h, _ = gradient_of_step(grad_spikes, grad, h, z, s, theta, f, v_reset, c0, c1, c2, NEURON)
+            grad_h, _ = gradient_of_step(
+                grad_spikes, grad, h, z, s, theta, f, v_reset, c0, c1, c2, NEURON
+            )
         else:
             grad_h = grad
         if charged_before_ptr is not None:
-            v = uncharge(h, x, r, a, theta, NEURON)
+            v = invert_charge(h, x, r, a, theta, NEURON)
             charged = v
             if NEURON.reset == "soft":
                 charged = v + unpacked(bits_before_ptr + first // 8, rows, row_mask) * theta
@@ -157,7 +188,9 @@ def step_backward_kernel(
     if grad_decay_ptr is not None:
         give_total(grad_decay_ptr, first, tile, mask, of_decay, NEURON.decay_held == "each")
     if grad_threshold_ptr is not None:
-        give_total(grad_threshold_ptr, first, tile, mask, of_threshold, NEURON.threshold_held == "each")
+        give_total(
+            grad_threshold_ptr, first, tile, mask, of_threshold, NEURON.threshold_held == "each"
+        )
     if grad_factor_ptr is not None:
         give_total(grad_factor_ptr, first, tile, mask, of_factor, NEURON.factor_held == "each")
 
@@ -173,7 +206,8 @@ def fired_at(h, threshold, bits_ptr, at, rows, row_mask, NEURON: tl.constexpr):
 
 @triton.jit
 def fired_before(v, s, threshold, bits_ptr, NEURON: tl.constexpr):
-    """What the reset of the next charge acts on: the spikes of the step before, kept or decided from ``v``."""
+    """What the reset of the next charge acts on: the spikes of the step before, kept or decided
+    from ``v``."""
     if bits_ptr is not None:
         return s
     else:
@@ -188,12 +222,15 @@ def sequence_backward_kernel(
     grad_x_ptr, grad_start_ptr, grad_decay_ptr, grad_threshold_ptr, grad_factor_ptr,
     T, N, NEURON: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """T time steps backward: up to the charged potentials, written to ``h`` [T, N], and down again to the gradients.
+    """T time steps backward: up to the charged potentials, written to ``h`` [T, N], and down again
+    to the gradients.
 
-    ``h`` may be ``x`` itself, and ``grad_x`` may be ``h``. With ``x`` None the charged potentials are there already.
+    ``h`` may be ``x`` itself, and ``grad_x`` may be ``h``. With ``x`` None the charged potentials
+    are there already.
 
-    With ``mean`` the current is ``(x - mean) scale + bias``, of each of ``channels`` channels, ``channel`` neurons in a row
-    each. Rounding may differ from that of the first time, so no spike is decided again: they are ``bits``, whole bytes a step.
+    With ``mean`` the current is ``(x - mean) scale + bias``, of each of ``channels`` channels,
+    ``channel`` neurons in a row each. Rounding may differ from that of the first time, so no spike
+    is decided again: they are ``bits``, whole bytes a step.
     """
     first, rows, tile, mask, row_mask = tile_of(N, ROWS)
     a, theta, f, v_reset, rest = parameters(
@@ -235,15 +272,21 @@ def sequence_backward_kernel(
             grad_spikes = load(grad_spikes_ptr + down, tile, mask)
         z = above(h, theta, NEURON.difference, NEURON)
         s = fired_at(h, theta, bits_ptr, down, rows, row_mask, NEURON)
-        more = down >= N  # there is a step before; at the first one, its own row is read once more for nothing
+        more = (
+            down >= N
+        )  # there is a step before; at the first one, its own row is read once more for nothing
         below = tl.where(more, down - N, down)
         h_before = load(h_ptr + below, tile, mask)
         s_before = fired_at(h_before, theta, bits_ptr, below, rows, row_mask, NEURON)
         v = tl.where(more, reset(h_before, s_before, zero, theta, f, v_reset, NEURON), start)
         r = fired_before(v, s_before, theta, bits_ptr, NEURON)
         if bits_ptr is not None:
-            r = tl.where(more, r, fires(above(start, theta, NEURON.difference_before, NEURON), NEURON))
-        grad_h, grad_z = gradient_of_step(grad_spikes, grad, h, z, s, theta, f, v_reset, c0, c1, c2, NEURON)
+            r = tl.where(
+                more, r, fires(above(start, theta, NEURON.difference_before, NEURON), NEURON)
+            )
+        grad_h, grad_z = gradient_of_step(
+            grad_spikes, grad, h, z, s, theta, f, v_reset, c0, c1, c2, NEURON
+        )
         grad_x, grad = gradient_of_charge(grad_h, r, a, NEURON)
         store(grad_x_ptr + down, tile, grad_x, mask)
         if grad_decay_ptr is not None:
@@ -260,7 +303,9 @@ def sequence_backward_kernel(
     if grad_decay_ptr is not None:
         give_total(grad_decay_ptr, first, tile, mask, of_decay, NEURON.decay_held == "each")
     if grad_threshold_ptr is not None:
-        give_total(grad_threshold_ptr, first, tile, mask, of_threshold, NEURON.threshold_held == "each")
+        give_total(
+            grad_threshold_ptr, first, tile, mask, of_threshold, NEURON.threshold_held == "each"
+        )
     if grad_factor_ptr is not None:
         give_total(grad_factor_ptr, first, tile, mask, of_factor, NEURON.factor_held == "each")
 

@@ -1,41 +1,29 @@
-"""Computing again in backward what autograd would have kept: recipes, the walk that leaves them, the operations it knows."""
+"""Computing again in backward what autograd would have kept: recipes, the walk that leaves them,
+the operations it knows."""
 
-from . import (  # noqa: F401  (each fills the table)
-    activation,
-    attention,
-    in_place,
-    linear,
-    lookup,
-    normalisation,
-    piecewise,
-    pointwise,
-    pooling,
-    reduction,
-    resampling,
-    shape,
-)
-from .known import Known
-from .normalisation import Normed, normed
-from .operation import OPERATIONS, DecidedBy, Operation, operation_of, register
-from .recipe import Kept, Output, Recipe, Spikes, Value
-from .walk import FIRED, UNSEEN, give_back, recipe_of
+from . import operations  # noqa: F401  (fills the table)
+from .cache import RecipeCache
+from .operations.normalisation import Normed, normed
+from .operations.operation import OPERATIONS, DecidedBy, Operation, operation_of, register
+from .recipe import HeldTensor, Output, Recipe, Recomputable, Spikes
+from .walk import FIRED, UNSEEN, attach_inverse_recipe, attach_recipes
 
 __all__ = [
     "FIRED",
     "OPERATIONS",
     "UNSEEN",
     "DecidedBy",
-    "Kept",
-    "Known",
+    "HeldTensor",
     "Normed",
     "Operation",
     "Output",
     "Recipe",
+    "RecipeCache",
+    "Recomputable",
     "Spikes",
-    "Value",
-    "give_back",
+    "attach_inverse_recipe",
+    "attach_recipes",
     "normed",
     "operation_of",
-    "recipe_of",
     "register",
 ]

@@ -1,55 +1,56 @@
 """Recipes: how a tensor that autograd would keep is had again in backward.
 
-Every class here answers ``value()`` with a tensor. :class:`Spikes` unpacks bits, :class:`Kept` holds a tensor that is there
-anyway, a :class:`Recipe` runs an operation on the values of others. A recipe that several readers share is computed once
-a backward pass and dropped by its last reader:
+Every class here answers ``value()`` with a tensor. :class:`Spikes` unpacks bits, :class:`Kept`
+holds a tensor that is there anyway, a :class:`Recipe` runs an operation on the values of others. A
+recipe that several readers share is computed once a backward pass and dropped by its last reader:
 
-    expect()    a reader announces itself, in forward
-    value()     a reader reads, in backward
-    release()   a reader that announced itself will not read
-    peek()      the value for someone who never announced himself; nothing is counted and nothing kept
+    expect()    a reader announces itself, in forward value()     a reader reads, in backward
+    release()   a reader that announced itself will not read peek()      the value for someone who
+    never announced himself; nothing is counted and nothing kept
 
-A recipe announces itself to its inputs when its own first reader comes: one that nobody reads counts for nothing.
+A recipe announces itself to its inputs when its own first reader comes: one that nobody reads
+counts for nothing.
 
-Values are computed without gradients, without autocast (the operands carry the dtypes that it chose in forward), and in
-the arithmetic of the first time, so that they come back bit for bit.
+Values are computed without gradients, without autocast (the operands carry the dtypes that it chose
+in forward), and in the arithmetic of the first time, so that they come back bit for bit.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from ..autograd_internals import is_freed, storage_of
-from ..scratch import Scratch, scratch
-from ..spikes import PackedSpikes
-from ..versioned import Versioned, version_counter
-from .operation import Replay
-
-if TYPE_CHECKING:
-    from ..trajectory import State
-
+from ..packed.spikes import PackedSpikes
+from ..torch_internals.distributed import is_freed
+from ..torch_internals.pass_cache import PassCache, pass_cache
+from ..torch_internals.tensors import storage_of
+from ..torch_internals.versioned import Versioned, version_counter
+from .operations.operation import Replay
 
 FREED = (
-    "a tensor of shape {shape}, needed to compute an activation again, has no memory any more. Under FSDP, shard the block "
-    "that a weight and its neuron are in: fully_shard(block)."
+    "a tensor of shape {shape}, needed to compute an activation again, has no memory any more."
+    " Under FSDP, shard the block that a weight and its neuron are in: fully_shard(block)."
 )
 DEEPEST_LIGHT = 4  # operations that it is still worth while to do once more in forward
 
 
-class Value:
+class Recomputable:
     """A tensor that can be had in backward."""
 
     __slots__ = ()
-    derived = False  # whether it is computed, so that it costs memory at every time step if it is kept
+    derived = (
+        False  # whether it is computed, so that it costs memory at every time step if it is kept
+    )
     depth = 0  # operations between it and what is at hand
     work = 0  # operations, other than views, that it takes to have it
     exact = True  # whether it comes back bit for bit
     cheap = False  # spikes or a view of spikes: to be had again for less than it costs to keep
-    light = False  # made of spikes and of what is there by a few operations that go element by element
-    identity: tuple | None = None  # equal for two values that are sure to be the same at every time step
+    light = (
+        False  # made of spikes and of what is there by a few operations that go element by element
+    )
+    identity: tuple | None = (
+        None  # equal for two values that are sure to be the same at every time step
+    )
 
     @property
     def driven(self) -> bool:
@@ -62,22 +63,23 @@ class Value:
     def __call__(self) -> Tensor:
         return self.value()
 
-    def peek(self, known: dict[int, Tensor] | None = None) -> Tensor:
+    def compute(self, known: dict[int, Tensor] | None = None) -> Tensor:
         return self.value()
 
-    def take(self) -> tuple[Tensor, bool]:
+    def consume(self) -> tuple[Tensor, bool]:
         """The value, and whether the reader may overwrite it."""
         return self.value(), False
 
-    def expect(self) -> None:
+    def add_reader(self) -> None:
         """Announce a reader."""
 
-    def release(self) -> None:
+    def drop_reader(self) -> None:
         """Withdraw a reader."""
 
 
-class Kept(Value):
-    """A tensor that is there anyway: data, a parameter, or what an operation that nobody knows gave out."""
+class HeldTensor(Recomputable):
+    """A tensor that is there anyway: data, a parameter, or what an operation that nobody knows gave
+    out."""
 
     __slots__ = ("__weakref__", "held")
     light = True
@@ -87,8 +89,9 @@ class Kept(Value):
 
     @property
     def identity(self) -> tuple:
-        # The tensor object may be one of several for the same memory: autograd makes a new one each time it is asked.
-        # Nor is the address its identity: FSDP frees a weight's memory, and the next one's may come to lie there.
+        # The tensor object may be one of several for the same memory: autograd makes a new one each
+        # time it is asked. Nor is the address its identity: FSDP frees a weight's memory, and the
+        # next one's may come to lie there.
         tensor = self.held.tensor
         where = id(storage_of(tensor)), tensor.storage_offset()
         return where, self.held.version, tensor.dtype, tensor.shape, tensor.stride()
@@ -100,8 +103,9 @@ class Kept(Value):
         return tensor.detach() if tensor.requires_grad else tensor
 
 
-class Made(Kept):
-    """A tensor that an operation which nobody knows made of parameters alone: a quantised weight, say.
+class MadeFromParameters(HeldTensor):
+    """A tensor that an operation which nobody knows made of parameters alone: a quantised weight,
+    say.
 
     Args:
         kind: the operation's node.
@@ -114,7 +118,7 @@ class Made(Kept):
         self.kind = kind
 
 
-class Unmade(Value):
+class UnheldFromParameters(Recomputable):
     """The same where nobody has the tensor."""
 
     __slots__ = ("kind",)
@@ -123,8 +127,9 @@ class Unmade(Value):
         self.kind = kind
 
 
-class Shape(Value):
-    """A tensor of zeros, four bytes large, for a backward that reads the shape of what it saved and no element."""
+class Shape(Recomputable):
+    """A tensor of zeros, four bytes large, for a backward that reads the shape of what it saved and
+    no element."""
 
     __slots__ = ("__weakref__", "shape", "zero")
     derived = True
@@ -136,22 +141,22 @@ class Shape(Value):
         return self.zero.expand(self.shape)
 
 
-class Spikes(Value):
-    """The spikes of a neuron below. Unpacking is cheap, so every reader gets a copy of its own and nothing is counted.
+class Spikes(Recomputable):
+    """The spikes of a neuron below. Unpacking is cheap, so every reader gets a copy of its own and
+    nothing is counted.
 
     Args:
         packed: the bits.
         given_out: the tensor that the neuron gave out, to notice if somebody writes into it.
-        state: where the neuron's time step led, for the node that fired.
     """
 
-    __slots__ = ("_counter", "_version", "factor", "packed", "state")
+    __slots__ = ("_counter", "_version", "factor", "packed")
     derived = True
     cheap = True
     light = True
 
-    def __init__(self, packed: PackedSpikes, given_out: Tensor | None = None, state: State | None = None) -> None:
-        self.packed, self.state = packed, state
+    def __init__(self, packed: PackedSpikes, given_out: Tensor | None = None) -> None:
+        self.packed = packed
         self._counter, self._version = None, 0
         if given_out is not None:
             self._counter, self._version = version_counter(given_out), given_out._version
@@ -167,7 +172,7 @@ class Spikes(Value):
         with torch.no_grad():
             return self.packed.spikes()
 
-    def take(self) -> tuple[Tensor, bool]:
+    def consume(self) -> tuple[Tensor, bool]:
         return self.value(), True
 
 
@@ -180,7 +185,7 @@ class _Reading:
         self.left, self.value = left, None
 
 
-class Recipe(Value):
+class Recipe(Recomputable):
     """The outputs of an operation, from the values of its inputs.
 
     Args:
@@ -193,14 +198,25 @@ class Recipe(Value):
     """
 
     __slots__ = (
-        "__weakref__", "cheap", "depth", "derived", "driven", "exact", "function", "identity", "inputs", "is_view", "light",
-        "readers", "work",
-    )  # fmt: skip
+        "__weakref__",
+        "cheap",
+        "depth",
+        "derived",
+        "driven",
+        "exact",
+        "function",
+        "identity",
+        "inputs",
+        "is_view",
+        "light",
+        "readers",
+        "work",
+    )
 
     def __init__(
         self,
         function: Replay,
-        inputs: tuple[Value | None, ...],
+        inputs: tuple[Recomputable | None, ...],
         is_view: bool = False,
         derived: bool = False,
         driven: bool = False,
@@ -220,21 +236,21 @@ class Recipe(Value):
                 self.work += each.work
                 self.light = self.light and each.light and self.depth <= DEEPEST_LIGHT
 
-    def expect(self) -> None:
+    def add_reader(self) -> None:
         if self.readers == 0:
             for each in self.inputs:
                 if each is not None:
-                    each.expect()
+                    each.add_reader()
         self.readers += 1
 
     def value(self) -> Tensor:
-        return self.take()[0]
+        return self.consume()[0]
 
     def were_edited(self) -> bool:
         """Of a view of spikes: as of the spikes."""
         return self.inputs[0].were_edited()
 
-    def take(self) -> tuple[Tensor, bool]:
+    def consume(self) -> tuple[Tensor, bool]:
         values, reading = self._next_reader()
         value, owned = reading.value, False
         if value is None:
@@ -246,42 +262,44 @@ class Recipe(Value):
             reading.value = value
         return value, owned and self.cheap
 
-    def _next_reader(self) -> tuple[Scratch, _Reading]:
+    def _next_reader(self) -> tuple[PassCache, _Reading]:
         """One reader of this backward pass has come, or will not come; how many are left."""
-        values = scratch()
+        values = pass_cache()
         reading = values.get(self)
         if reading is None:
             reading = values[self] = _Reading(self.readers)
         reading.left -= 1
         return values, reading
 
-    def peek(self, known: dict[int, Tensor] | None = None) -> Tensor:
-        reading = scratch().get(self)
+    def compute(self, known: dict[int, Tensor] | None = None) -> Tensor:
+        reading = pass_cache().get(self)
         if reading is not None and reading.value is not None:
             return reading.value
-        known = {} if known is None else known  # what this one look has computed, for inputs that are reached by two ways
+        known = (
+            {} if known is None else known
+        )  # what this one look has computed, for inputs that are reached by two ways
         if id(self) not in known:
-            operands = [each and each.peek(known) for each in self.inputs]
+            operands = [each and each.compute(known) for each in self.inputs]
             known[id(self)] = _run(self.function, operands)
         return known[id(self)]
 
-    def release(self) -> None:
+    def drop_reader(self) -> None:
         values, reading = self._next_reader()
         if reading.left <= 0:
             del values[self]
             if reading.value is None:
                 for each in self.inputs:
                     if each is not None:
-                        each.release()
+                        each.drop_reader()
 
     def _compute(self) -> tuple[Tensor, bool]:
         if self.is_view:
-            operand, owned = self.inputs[0].take()
+            operand, owned = self.inputs[0].consume()
             return _run(self.function, [operand]), owned
         return _run(self.function, [each and each.value() for each in self.inputs]), True
 
 
-class Output(Value):
+class Output(Recomputable):
     """One of several outputs of a recipe, such as the indices that max pooling found."""
 
     __slots__ = ("index", "recipe")
@@ -300,8 +318,8 @@ class Output(Value):
     def value(self) -> Tensor:
         return self.recipe.value()[self.index]
 
-    def take(self) -> tuple[Tensor, bool]:
-        outputs, owned = self.recipe.take()
+    def consume(self) -> tuple[Tensor, bool]:
+        outputs, owned = self.recipe.consume()
         return outputs[self.index], owned
 
     @property
@@ -320,31 +338,39 @@ class Output(Value):
     def exact(self) -> bool:
         return self.recipe.exact
 
-    def peek(self, known: dict[int, Tensor] | None = None) -> Tensor:
-        return self.recipe.peek(known)[self.index]
+    def compute(self, known: dict[int, Tensor] | None = None) -> Tensor:
+        return self.recipe.compute(known)[self.index]
 
-    def expect(self) -> None:
-        self.recipe.expect()
+    def add_reader(self) -> None:
+        self.recipe.add_reader()
 
-    def release(self) -> None:
-        self.recipe.release()
+    def drop_reader(self) -> None:
+        self.recipe.drop_reader()
 
 
-class Operand(Value):
-    """One input of a recipe, for the node that saved it; a walk that comes to that node again finds the recipe through it.
+class Operand(Recomputable):
+    """One input of a recipe, for the node that saved it; a walk that comes to that node again finds
+    the recipe through it.
 
     Args:
-        memory_format: of a spike tensor, where the node's backward had better have another one than it saved.
+        memory_format: of a spike tensor, where the node's backward had better have another one than
+            it saved.
     """
 
     __slots__ = ("memory_format", "position", "recipe")
 
-    def __init__(self, recipe: Recipe, position: int, memory_format: torch.memory_format | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, position: int, memory_format: torch.memory_format | None = None
+    ) -> None:
         self.recipe, self.position, self.memory_format = recipe, position, memory_format
 
     def value(self) -> Tensor:
         value = self.recipe.inputs[self.position].value()
-        return value if self.memory_format is None else value.contiguous(memory_format=self.memory_format)
+        return (
+            value
+            if self.memory_format is None
+            else value.contiguous(memory_format=self.memory_format)
+        )
 
 
 def _run(function: Replay, operands: list[Tensor | None]) -> Tensor | tuple[Tensor, ...]:

@@ -1,0 +1,89 @@
+"""What one reversible neuron keeps, what is computed again for it, and what stood in the way: the
+facts behind ``explain``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..packed.spikes import PackedSpikes
+
+
+@dataclass
+class CallStatistics:
+    """The account of a neuron's calls since :meth:`clear`; filled by the calls, read by
+    :func:`snn_revplugin.explain`."""
+
+    steps: int = 0  # time steps that were taken reversibly
+    calls: int = 0  # ... in as many calls
+    fallback_calls: int = 0  # calls that took the host's own path
+    spike_bytes: int = 0  # of packed spikes
+    block_bytes: int = 0  # of the blocks of memory that they are in, which may have room for more
+    potential_bytes: int = (
+        0  # of membrane potentials held between the first and the last of a chain
+    )
+    neuron_steps: int = 0
+    small_calls: int = 0  # reversible calls whose current is kept as it is, being small
+    hooked_calls: int = 0  # calls that had their charged potentials saved by somebody else's hooks
+    hooked_bytes: int = 0  # ... that they handed to those
+    anchor_interval: int | None = (
+        None  # time steps between anchors; None where a whole sequence is scanned again
+    )
+    backend: str = ""  # what computed the last call, and why
+    keeps_outputs: bool = (
+        False  # whether the neuron rebuilds from its own outputs, which the next layer keeps anyway
+    )
+    operations: Counter[str] = field(default_factory=Counter)  # computed again, with how many calls
+    boundaries: Counter[str] = field(default_factory=Counter)  # not known, so what they saved stays
+    reasons: Counter[str] = field(default_factory=Counter)  # for taking the host's own path
+
+    def took_step(self, packed: PackedSpikes, anchor_interval: int, potential_bytes: int) -> None:
+        """A time step was taken.
+
+        Args:
+            potential_bytes: of the potentials, or residues, that are kept from this step on.
+        """
+        self.steps += 1
+        self._took(packed)
+        self.anchor_interval = anchor_interval
+        self.potential_bytes += potential_bytes
+
+    def took_sequence(self, packed: PackedSpikes, charged: Tensor | None) -> None:
+        self.steps += packed.shape[0]
+        self._took(packed)
+        self.anchor_interval = None if charged is None else 1
+        if charged is not None:
+            self.potential_bytes += charged.nbytes
+
+    def took_sequence_through_hooks(self, charged: Tensor) -> None:
+        self.hooked_calls += 1
+        self.hooked_bytes += charged.nbytes
+
+    def took_coupled(self, packed: PackedSpikes, steps: int) -> None:
+        self.steps += steps
+        self.keeps_outputs = True
+        self._took(packed)
+
+    def _took(self, packed: PackedSpikes) -> None:
+        self.calls += 1
+        self.spike_bytes += packed.nbytes
+        self.block_bytes += packed.allocated
+        self.neuron_steps += packed.shape.numel()
+
+    def fell_back(self, reason: str) -> None:
+        """The host's own path was taken."""
+        self.fallback_calls += 1
+        self.reasons[reason] += 1
+
+    def clear(self) -> None:
+        self.__init__()
+
+    def __deepcopy__(self, memo: dict) -> CallStatistics:
+        return CallStatistics()  # a copy of a neuron has not been called yet
+
+    def __reduce__(self) -> tuple[type[CallStatistics], tuple]:
+        return CallStatistics, ()

@@ -1,0 +1,103 @@
+"""How bits are packed and unpacked: by numpy on a CPU, by torch operations elsewhere, or by a codec
+that is registered.
+
+Eight elements a byte, lowest bit first. A codec packs a flat bool tensor of n elements into uint8
+``bits`` of ceil(n / 8) elements, and unpacks the first n of them to zeros and ones.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BITS = 8
+CHUNK = 1 << 16  # bytes unpacked at a time: the zeros and ones they make fit a core's cache
+
+
+class Codec(Protocol):
+    """Packs and unpacks the bits of some tensors."""
+
+    def takes(self, tensor: Tensor) -> bool:
+        """Whether it packs and unpacks on the device of ``tensor``, under the settings that
+        hold."""
+
+    def pack(self, fired: Tensor, bits: Tensor) -> None:
+        """Pack the flat bool tensor ``fired`` into ``bits``."""
+
+    def unpack(self, bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+        """The first ``count`` bits as a new flat tensor of zeros and ones."""
+
+
+class NumpyCodec:
+    """For the memory of a CPU, which numpy reads and writes where it lies."""
+
+    def takes(self, tensor: Tensor) -> bool:
+        return tensor.device.type == "cpu"
+
+    def pack(self, fired: Tensor, bits: Tensor) -> None:
+        self.pack_array(fired, bits.numpy())
+
+    def unpack(self, bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+        return self.unpack_array(bits.numpy(), count, dtype)
+
+    def pack_array(self, fired: Tensor, row: np.ndarray) -> None:
+        """:meth:`pack` into an array that is at hand: a tensor for each row would cost time."""
+        row[:] = np.packbits(fired.numpy(), bitorder="little")
+
+    def unpack_array(self, row: np.ndarray, count: int, dtype: torch.dtype) -> Tensor:
+        """:meth:`unpack` of an array that is at hand."""
+        if row.size <= CHUNK:
+            octets = torch.from_numpy(np.unpackbits(row, count=count, bitorder="little"))
+            # from uint8: three times as fast as from bool
+            return octets.view(dtype) if dtype is torch.bool else octets.to(dtype)
+        flat = torch.empty(count, dtype=dtype)
+        for start in range(
+            0, row.size, CHUNK
+        ):  # a chunk of bytes, not floats, is all that stands beside the result
+            octets = torch.from_numpy(np.unpackbits(row[start : start + CHUNK], bitorder="little"))
+            part = flat[start * BITS : (start + CHUNK) * BITS]
+            part.copy_(octets[: part.numel()])
+        return flat
+
+
+class TorchCodec:
+    """For any device."""
+
+    def takes(self, tensor: Tensor) -> bool:
+        return True
+
+    def pack(self, fired: Tensor, bits: Tensor) -> None:
+        octets = torch.nn.functional.pad(fired.to(torch.uint8), (0, -fired.numel() % BITS)).view(
+            -1, BITS
+        )
+        torch.sum(octets << _shifts(fired.device), 1, dtype=torch.uint8, out=bits)
+
+    def unpack(self, bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+        return unpack_bits(bits, count, dtype)
+
+
+NUMPY = NumpyCodec()
+_codecs: list[Codec] = [TorchCodec()]
+
+
+def register_codec(codec: Codec) -> None:
+    """Ask ``codec`` before those that are there. (On a CPU numpy is not asked: it packs.)"""
+    _codecs.insert(0, codec)
+
+
+def codec_for(tensor: Tensor) -> Codec:
+    """The codec for the memory of a tensor that is not on a CPU."""
+    return next(codec for codec in _codecs if codec.takes(tensor))
+
+
+def unpack_bits(bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """The first ``count`` bits of a uint8 tensor as zeros and ones, in torch operations that a
+    compiler can trace and fuse."""
+    return ((bits.unsqueeze(1) >> _shifts(bits.device)) & 1).view(-1)[:count].to(dtype)
+
+
+def _shifts(device: torch.device) -> Tensor:
+    return torch.arange(BITS, dtype=torch.uint8, device=device)

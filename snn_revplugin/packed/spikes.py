@@ -1,0 +1,202 @@
+"""Spikes at one bit each.
+
+A spike train is a tensor of zeros and ones that autograd would keep as floats. ``PackedSpikes``
+keeps one bit a spike, and unpacks to a tensor equal to the one that was packed in value, dtype,
+shape and strides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .codec import BITS, NUMPY, codec_for
+
+
+class Block:
+    """The bits of many steps in one piece of memory, a row each.
+
+    Small pieces that stay, between large ones that come and go, would leave the memory of the
+    process full of holes. The rows of a growing chain of blocks double, up to ``MOST_ROWS``.
+
+    Args:
+        bits: uint8 of [rows, bytes a row].
+    """
+
+    __slots__ = ("array", "bits", "used")
+
+    MOST_ROWS = 16
+
+    def __init__(self, bits: Tensor) -> None:
+        self.bits, self.used = bits, 0
+        self.array = (
+            bits.numpy() if bits.device.type == "cpu" else None
+        )  # for numpy to read and write without a tensor a row
+
+    @classmethod
+    def after(cls, before: Block | None, nbytes: int, device: torch.device) -> Block:
+        """A block with room for one more row: ``before`` if it has, or a larger one."""
+        rows = 1
+        if before is not None and before.bits.shape[1] == nbytes and before.bits.device == device:
+            if before.used < len(before.bits):
+                return before
+            rows = min(2 * len(before.bits), cls.MOST_ROWS)
+        return cls(torch.empty((rows, nbytes), dtype=torch.uint8, device=device))
+
+    @classmethod
+    def of(cls, bits: Tensor) -> Block:
+        """A full block of one row, from its bits."""
+        self = cls(bits.unsqueeze(0))
+        self.used = 1
+        return self
+
+    def take(self) -> int:
+        """The next row."""
+        self.used += 1
+        return self.used - 1
+
+
+class PackedSpikes:
+    """A binary tensor of any shape and layout, eight elements a byte.
+
+    Args:
+        fired: where a neuron fired; a bool tensor of any shape, dense in memory or not.
+        dtype: the dtype in which the spikes are handed out again.
+        factor: the graded-spike factor that multiplies every spike (snnTorch's
+            ``graded_spikes_factor``), a scalar or a tensor that broadcasts with ``fired``. It is
+            kept beside the bits.
+        before: the spikes of the time step before, whose block of memory has room for these too,
+            perhaps.
+
+    The layout is kept too: an operation that is computed again from unpacked spikes must see the
+    strides that it saw the first time, or it may round otherwise.
+    """
+
+    __slots__ = ("_block", "_row", "dtype", "factor", "shape", "strides")
+
+    def __init__(
+        self,
+        fired: Tensor,
+        dtype: torch.dtype = torch.float32,
+        factor: Tensor | None = None,
+        before: PackedSpikes | None = None,
+    ) -> None:
+        if fired.dtype is not torch.bool:
+            raise TypeError(f"fired must be a bool tensor, got {fired.dtype}")
+        self.shape, self.dtype, self.factor = fired.shape, dtype, factor
+        if fired.is_contiguous():
+            self.strides, flat = None, fired.reshape(-1)
+        elif _is_dense(fired):
+            self.strides, flat = fired.stride(), fired.as_strided((fired.numel(),), (1,))
+        else:
+            self.strides, flat = None, fired.contiguous().reshape(-1)
+        nbytes = -(-flat.numel() // BITS)
+        self._block = Block.after(None if before is None else before._block, nbytes, flat.device)
+        self._row = self._block.take()
+        _pack(flat, self._block, self._row)
+
+    @classmethod
+    def of_bits(
+        cls,
+        bits: Tensor,
+        shape: torch.Size,
+        strides: tuple[int, ...],
+        dtype: torch.dtype,
+        factor: Tensor | None = None,
+    ) -> PackedSpikes:
+        """Spikes that are packed already, in the memory order of a dense tensor with these
+        strides."""
+        self = cls.__new__(cls)
+        self._block, self._row = Block.of(bits), 0
+        self.shape, self.dtype, self.factor = shape, dtype, factor
+        self.strides = None if _is_contiguous(shape, strides) else strides
+        return self
+
+    @property
+    def bits(self) -> Tensor:
+        """The bits themselves, uint8 of ceil(n / 8) elements, lowest bit first."""
+        return self._block.bits[self._row]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the bits take."""
+        return self._block.bits.shape[1]
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of the block of memory that was allocated for these spikes and others to come, if
+        it was."""
+        return self._block.bits.nbytes if self._row == 0 else 0
+
+    @property
+    def layout(self) -> tuple[int, ...]:
+        """The strides that the spikes are unpacked to, which fill one stretch of memory."""
+        return contiguous(self.shape) if self.strides is None else self.strides
+
+    def fired(self) -> Tensor:
+        """The spikes as they were packed: a new bool tensor."""
+        return self._unpacked(torch.bool)
+
+    def binary(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Zeros and ones in ``dtype``, by default that of the spikes: a new tensor."""
+        return self._unpacked(dtype or self.dtype)
+
+    def spikes(self) -> Tensor:
+        """The spikes as the neuron gave them out, graded factor and all: a new tensor."""
+        return self.binary() if self.factor is None else self.binary() * self.factor
+
+    def _unpacked(self, dtype: torch.dtype) -> Tensor:
+        flat = _unpack(self._block, self._row, self.shape.numel(), dtype)
+        return (
+            flat.view(self.shape)
+            if self.strides is None
+            else flat.as_strided(self.shape, self.strides)
+        )
+
+    def __repr__(self) -> str:
+        return f"PackedSpikes(shape={tuple(self.shape)}, dtype={self.dtype}, nbytes={self.nbytes})"
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one stretch of memory, in whatever order."""
+    expected = 1
+    for stride, size in sorted(
+        (s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1
+    ):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def _is_contiguous(shape: torch.Size, strides: tuple[int, ...]) -> bool:
+    return all(
+        a == b for a, b, size in zip(strides, contiguous(shape), shape, strict=True) if size != 1
+    )
+
+
+def _pack(flat: Tensor, block: Block, row: int) -> None:
+    """One bit an element of a flat bool tensor, lowest bit first."""
+    if block.array is not None:
+        NUMPY.pack_array(flat, block.array[row])
+    else:
+        codec_for(flat).pack(flat, block.bits[row])
+
+
+def _unpack(block: Block, row: int, count: int, dtype: torch.dtype) -> Tensor:
+    """The first ``count`` bits of a row as a flat tensor of zeros and ones."""
+    if block.array is not None:
+        return NUMPY.unpack_array(block.array[row], count, dtype)
+    bits = block.bits[row]
+    return codec_for(bits).unpack(bits, count, dtype)

@@ -1,0 +1,17 @@
+"""The table of operations that can be computed again, an entry each; importing this package fills
+it."""
+
+from . import (  # noqa: F401  (each fills the table)
+    activation,
+    attention,
+    in_place,
+    linear,
+    lookup,
+    normalisation,
+    piecewise,
+    pointwise,
+    pooling,
+    reduction,
+    resampling,
+    shape,
+)

@@ -1,0 +1,55 @@
+"""Attention: the softmax of the scores, and torch's own fused function. Its matrix products are in
+:mod:`.linear`."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ...torch_internals.graph import Node, attribute_of, type_of_output
+from ...torch_internals.saved_tensors import saved_by
+from ...torch_internals.versioned import Versioned
+from .operation import Operation, Replay, register
+
+
+def _softmax(node: Node) -> Replay:
+    return partial(torch.softmax, dim=attribute_of(node, "dim"), dtype=type_of_output(node)[0])
+
+
+def _scaled_dot_product(node: Node) -> Replay:
+    """``torch.nn.functional.scaled_dot_product_attention`` as a CPU computes it, with the logarithm
+    of each row's sum.
+
+    On a GPU the fused kernels differ from one device to the next; there it is a boundary.
+    """
+    p, causal, scale = (attribute_of(node, name) for name in ("dropout_p", "is_causal", "scale"))
+    mask = saved_by(node, "attn_mask")
+    return partial(_attend, p, causal, scale, mask if mask is None else Versioned(mask))
+
+
+def _attend(
+    p: float,
+    causal: bool,
+    scale: float | None,
+    mask: Versioned | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+) -> tuple[Tensor, Tensor]:
+    mask = mask and mask.get("an attention")
+    function = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return function(query, key, value, p, causal, attn_mask=mask, scale=scale)
+
+
+register(
+    Operation("SoftmaxBackward0", (None,), _softmax, {"result": 0}),
+    Operation(
+        "ScaledDotProductFlashAttentionForCpuBackward0",
+        ("query", "key", "value"),
+        _scaled_dot_product,
+        {"output": 0, "logsumexp": 1},
+        multiple_outputs=True,
+    ),
+)

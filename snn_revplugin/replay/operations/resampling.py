@@ -1,0 +1,70 @@
+"""Padding and interpolation. They save a shape at most; what stands above them needs their
+output."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ...torch_internals.graph import Node, attribute_of
+from .operation import Operation, Replay, register
+from .shape import applying
+
+ONE = (None,)
+aten = torch.ops.aten
+
+
+def _padded_with_a_number(node: Node, output: Tensor) -> Replay:
+    """The number is not saved, but it stands in a corner of the output."""
+    pad, corner, number = attribute_of(node, "pad"), [0] * output.dim(), 0.0
+    for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        if (before > 0 or after > 0) and output.numel():
+            corner[-1 - i] = 0 if before > 0 else -1
+            number = output[tuple(corner)].item()
+            break
+    return partial(_pad, pad, number)
+
+
+def _pad(pad: tuple[int, ...], number: float, x: Tensor) -> Tensor:
+    return aten.constant_pad_nd(x, pad, number)
+
+
+def _pad_from_within(name: str, dimensions: int) -> Operation:
+    """Reflection and replication."""
+    function = getattr(aten, f"{name.lower()}_pad{dimensions}d")
+    node = f"{name}Pad{dimensions}DBackward0"
+    return Operation(
+        node, ("self",), applying(function, "padding"), recompute_on_data=True, shape_only=("self",)
+    )
+
+
+def _interpolation(name: str, dimensions: int, function: Replay, *more: str) -> Operation:
+    scales = (
+        ("scales",) if dimensions == 1 else tuple("scales_" + axis for axis in "dhw"[-dimensions:])
+    )
+    node = f"Upsample{name}{dimensions}DBackward0"
+    return Operation(
+        node, ONE, applying(function, "output_size", *more, *scales), recompute_on_data=True
+    )
+
+
+register(
+    Operation("ConstantPadNdBackward0", ONE, lambda _: None, of_output=_padded_with_a_number),
+    *(
+        _pad_from_within(name, dimensions)
+        for name in ("Reflection", "Replication")
+        for dimensions in (1, 2, 3)
+    ),
+    _interpolation("Nearest", 1, aten.upsample_nearest1d),
+    _interpolation("Nearest", 2, aten.upsample_nearest2d),
+    _interpolation("Nearest", 3, aten.upsample_nearest3d),
+    _interpolation("NearestExact", 1, aten._upsample_nearest_exact1d),
+    _interpolation("NearestExact", 2, aten._upsample_nearest_exact2d),
+    _interpolation("NearestExact", 3, aten._upsample_nearest_exact3d),
+    _interpolation("Linear", 1, aten.upsample_linear1d, "align_corners"),
+    _interpolation("Bilinear", 2, aten.upsample_bilinear2d, "align_corners"),
+    _interpolation("Bicubic", 2, aten.upsample_bicubic2d, "align_corners"),
+    _interpolation("Trilinear", 3, aten.upsample_trilinear3d, "align_corners"),
+)

@@ -1,0 +1,218 @@
+"""Whether a neuron's time can be reversed, tried out: forward, back again, and how far off that
+comes out."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from types import MethodType
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from ..bptt.record import NeuronRecord
+from ..bptt.step import anchor_interval_of, step
+from ..neurons.coupled import Coupled, ones
+from ..neurons.transition import Derivative, Dynamics, Learned, StepView
+from ..settings import use_settings
+from ..swap.module import ReversibleNeuron
+from ..swap.table import reversible_class, swap_for
+
+
+@dataclass(frozen=True)
+class Reversibility:
+    """How well a neuron's potentials were had again.
+
+    Attributes:
+        error: the largest difference between a potential and its reconstruction.
+        largest: the largest potential, to measure the error by.
+        invertible: whether the dynamics have an inverse.
+        reversed: whether it was used; otherwise potentials were rebuilt forward, exactly, from an
+            anchor below.
+        steps_between_anchors: after how many steps an anchor stands.
+        time_steps: how many steps were taken forward and back.
+    """
+
+    error: float
+    largest: float
+    invertible: bool
+    reversed: bool
+    steps_between_anchors: int
+    time_steps: int
+
+    def __float__(self) -> float:
+        return self.error
+
+    def __str__(self) -> str:
+        if self.reversed:
+            how = "reversed with"
+        elif self.invertible:
+            how = (
+                "the inverse would lose too much (a short mantissa, a decay near 0, coupling,"
+                " settings): rebuilt forward from"
+            )
+        else:
+            how = (
+                "the dynamics have no inverse (a hard reset forgets the potential that fired):"
+                " rebuilt forward from"
+            )
+        every = f"an anchor every {self.steps_between_anchors} of {self.time_steps} steps"
+        return (
+            f"{how} {every}; largest error {self.error:.3g} of potentials up to {self.largest:.3g}"
+        )
+
+
+def check_reversible(
+    neuron: nn.Module,
+    currents: Tensor | None = None,
+    *,
+    time_steps: int = 100,
+    shape: tuple[int, ...] = (8, 64),
+    seed: int = 0,
+) -> Reversibility:
+    """Run a neuron forward from a potential of zero, then backward through time as a backward pass
+    would, and compare.
+
+    The neuron itself, its state and its hooks are left alone. In SpikingJelly's step mode 'm' a
+    backward pass has no need to reverse time, because it scans forward again; what is tried here is
+    single steps.
+
+    Args:
+        neuron: a reversible neuron, or one of a host's that could be converted to one.
+        currents: its input currents, ``[T, ...]``, floating point; random ones of ``[time_steps,
+            *shape]`` around the threshold if they are not given.
+        time_steps, shape, seed: of the random currents.
+
+    Returns:
+        The largest error, with what it takes to judge it.
+
+    Raises:
+        TypeError: the module is no neuron that can be reversible.
+        ValueError: the currents are no sequence of floating-point tensors, or the neuron takes the
+            host's own path, which is then said why.
+
+    >>> from snn_revplugin.adapters.snntorch import RevLeaky
+    >>> check_reversible(RevLeaky(beta=0.9)).error < 1e-5
+    True
+    """
+    if currents is not None and (
+        currents.dim() == 0 or len(currents) == 0 or not currents.is_floating_point()
+    ):
+        raise ValueError(
+            f"currents must be floating point and [T, ...] with T > 0, got {currents.dtype}"
+            f" {tuple(currents.shape)}"
+        )
+    probe = _probe(neuron)
+    with torch.enable_grad():
+        sample = _random(probe, (1, *shape), seed)[0] if currents is None else currents[0].detach()
+        dynamics = _dynamics_of(probe, sample)
+        is_coupled = isinstance(dynamics, Coupled)
+        if currents is None:
+            threshold = dynamics.v_threshold if is_coupled else dynamics.thresholds[1]
+            currents = _random(probe, (time_steps, *shape), seed) * threshold + threshold / 2
+        there_and_back = _there_and_there_again if is_coupled else _there_and_back
+        with use_settings(
+            backend="torch"
+        ):  # kernels hand a potential down without showing it; their arithmetic is this
+            return there_and_back(dynamics, currents.detach())
+
+
+def _there_and_back(dynamics: Dynamics, currents: Tensor) -> Reversibility:
+    """Take the steps and run a backward pass over them, which has every potential again on its
+    way."""
+    errors: list[float] = []
+    dynamics = copy.copy(dynamics)
+    gradient_of_charge = dynamics.gradient_of_charge
+
+    def comparing(
+        grad_h: Tensor, view: StepView, learned: Learned, out: Tensor | None = None
+    ) -> Derivative:
+        right = path[len(currents) - 1 - len(errors)]
+        errors.append((view.before.double() - right.double()).abs().max().item())
+        return gradient_of_charge(grad_h, view, learned, out)
+
+    dynamics.gradient_of_charge = comparing
+    record, v, path = NeuronRecord(), torch.zeros_like(currents[0]), []
+    currents = currents.clone().requires_grad_()
+    for x in currents:
+        path.append(v.detach())
+        _, v = step(dynamics, _computed_again(x), v, record)
+    torch.autograd.grad(v.sum(), currents)  # and no gradient of the neuron's parameters
+    largest = max(v.abs().max().item() for v in path)
+    anchor_interval, is_reversed = anchor_interval_of(dynamics, v)
+    return Reversibility(
+        max(errors), largest, dynamics.invertible, is_reversed, anchor_interval, len(currents)
+    )
+
+
+@torch.no_grad()
+def _there_and_there_again(coupled: Coupled, currents: Tensor) -> Reversibility:
+    """Take the steps of a coupled node, and take them again from what they gave, as a backward pass
+    does."""
+    v, error, largest = torch.zeros_like(currents[0]), 0.0, 0.0
+    again = coupled.halves(v)
+    for x in currents:
+        y, v, fired = coupled.step(x, v)
+        again = coupled.again(coupled.halves(y), coupled.halves(ones(fired, y.dtype)), again)
+        error = max(
+            error, (torch.cat(again, coupled.split_dim).double() - v.double()).abs().max().item()
+        )
+        largest = max(largest, v.abs().max().item())
+    return Reversibility(error, largest, True, False, len(currents), len(currents))
+
+
+def _computed_again(x: Tensor) -> Tensor:
+    """``x`` as the output of an operation that can be done again. A neuron whose current cannot
+    keeps every potential."""
+    return torch.max_pool1d(x.reshape(1, -1), 1).view(x.shape)
+
+
+def _probe(neuron: nn.Module) -> ReversibleNeuron:
+    """A reversible neuron with the parameters of ``neuron`` and a state of its own. (A deep copy
+    would refuse a state that hangs on a graph.)"""
+    if not isinstance(neuron, nn.Module):
+        raise TypeError(f"neuron must be a torch.nn.Module, got {type(neuron).__name__}")
+    kind = type(neuron)
+    if not isinstance(neuron, ReversibleNeuron):
+        swap, reason = swap_for(neuron)
+        if swap is None:
+            raise TypeError(f"{kind.__name__} cannot be reversible{reason and ': '}{reason}")
+        kind = reversible_class(kind, swap)
+    probe = copy.copy(neuron)
+    probe.__class__ = kind
+    private = vars(probe)
+    private.pop("_record", None)
+    for name, value in private.items():
+        if isinstance(value, dict):
+            private[name] = value.copy()
+        elif isinstance(value, MethodType) and value.__self__ is neuron:
+            private[name] = MethodType(value.__func__, probe)
+    return probe
+
+
+def _random(neuron: nn.Module, shape: tuple[int, ...], seed: int) -> Tensor:
+    like = next(
+        (each for each in (*neuron.parameters(), *neuron.buffers()) if each.is_floating_point()),
+        torch.empty(0),
+    )
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(like.device, like.dtype)
+
+
+def _dynamics_of(probe: ReversibleNeuron, current: Tensor) -> Dynamics | Coupled:
+    """The equations that a neuron goes by when it gets such a current; one call of it finds them
+    out."""
+    potential = "v" if hasattr(probe, "step_mode") else "mem"
+    if potential == "v":
+        probe.step_mode = "s"
+    setattr(probe, potential, torch.zeros_like(current))
+    probe.forward(current.clone().requires_grad_())
+    statistics = probe.record.statistics
+    if statistics.fallback_calls:
+        raise ValueError(
+            f"{type(probe).__name__} takes the host's own path here:"
+            f" {', '.join(statistics.reasons)}"
+        )
+    _, dynamics = probe.record._dynamics
+    return dynamics

@@ -1,0 +1,227 @@
+"""What every reversible neuron of a net keeps, what is computed again for it, and what stood in the
+way: in words."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch.nn as nn
+
+from ..bptt.statistics import CallStatistics
+from ..swap.convert import looks_spiking
+from ..swap.module import ReversibleNeuron
+from ..swap.table import swap_for
+
+BITS = 8
+
+# Where the name of an autograd node says little to a user, or less than it might.
+OPERATION_NAMES = {
+    "AddmmBackward0": "linear",
+    "MmBackward0": "matrix product",
+    "MvBackward0": "matrix-vector product",
+    "BmmBackward0": "batched matrix product",
+    "BaddbmmBackward0": "batched matrix product with bias",
+    "MaxPool2DWithIndicesBackward0": "max pool 2d",
+    "MaxPool3DWithIndicesBackward0": "max pool 3d",
+    "ToCopyBackward0": "cast",
+    "TBackward0": "transpose",
+    "UnsafeViewBackward0": "view",
+    "ReshapeAliasBackward0": "reshape",
+    "RsubBackward0": "sub",
+    "RsubBackward1": "sub",
+    "reversal of AddBackward0": "a residual sum, reversed in depth",
+    "CopySlices": "write into a slice",
+    "AsStridedBackward0": "as_strided (or a view of what was written into)",
+}
+_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[a-z])(?=\d)")
+
+
+def operation_name(node: str) -> str:
+    """The name of an autograd node in words.
+
+    >>> operation_name("ConvolutionBackward0"), operation_name("CudnnBatchNormBackward0"),
+    operation_name("MyOpBackward") ('convolution', 'batch norm', 'MyOp (an autograd Function)')
+    """
+    if node in OPERATION_NAMES:
+        return OPERATION_NAMES[node]
+    name, backward, number = node.partition("Backward")
+    if backward and not number:
+        return f"{name} (an autograd Function)"
+    name = re.sub("^(Native|Cudnn|Miopen|Mkldnn|Mps)(?=[A-Z])", "", name)
+    return _WORDS.sub(" ", name).lower()
+
+
+@dataclass(frozen=True)
+class Account:
+    """What one neuron did since it was made (or its ledger cleared).
+
+    Attributes:
+        name: of the module in its net, empty for the net itself.
+        kind: name of its class.
+        calls: calls that were taken reversibly; ``steps`` time steps in all.
+        plain_calls: calls that took the host's own path, for ``reasons``.
+        small_calls: reversible calls of which everything is kept as it is, being small
+            (``smallest`` of the settings).
+        hooked_calls: calls inside a checkpoint, ``save_on_cpu`` or other saved-tensor hooks, which
+            were handed the charged potentials, ``hooked_bytes`` in all, and nothing else.
+        bits_per_spike: bits kept for one spike.
+        steps_between_anchors: time steps between two anchors of the potential; None where whole
+            sequences are scanned again, and where there was no call.
+        bytes_per_neuron_step: bytes kept, all in all, for one neuron in one time step; without
+            outputs.
+        keeps_outputs: whether the neuron rebuilds from its own outputs.
+        recomputed: operations that are computed again, each with how often the neuron met it.
+        boundaries: operations that cannot be, so that what they saved stays, likewise.
+        reasons: for taking the host's own path, each with how often.
+        backend: what computed the last call's time steps, and why.
+        compiled: what the backward of its last call under ``torch.compile`` reads; empty where
+            there was none.
+        left: why a neuron of the host's is none of ours; empty for ours.
+    """
+
+    name: str
+    kind: str
+    calls: int = 0
+    steps: int = 0
+    fallback_calls: int = 0
+    small_calls: int = 0
+    hooked_calls: int = 0
+    hooked_bytes: int = 0
+    bits_per_spike: float = 0.0
+    steps_between_anchors: int | None = None
+    bytes_per_neuron_step: float = 0.0
+    recomputed: Mapping[str, int] = field(default_factory=dict)
+    boundaries: Mapping[str, int] = field(default_factory=dict)
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    backend: str = ""
+    left: str = ""
+    compiled: str = ""
+    keeps_outputs: bool = False
+
+    @property
+    def kept(self) -> str:
+        """What is kept between forward and backward."""
+        spikes = f"{self.bits_per_spike:.3g} bit{'s' * (self.bits_per_spike > 1)} a spike"
+        if self.steps_between_anchors is None:
+            potentials = "the first potential of a sequence"
+        elif self.steps_between_anchors == 1:
+            potentials = "an anchor every step"
+        else:
+            potentials = f"an anchor every {self.steps_between_anchors} steps"
+        outputs = "its outputs, " * self.keeps_outputs
+        return (
+            f"{outputs}{spikes}, {potentials}: {self.bytes_per_neuron_step:.3g} bytes a neuron-step"
+        )
+
+    def __str__(self) -> str:
+        lines = [f"{self.name or '(the module itself)'}: {self.kind}"]
+        if self.left:
+            lines.append(f"  not reversible: {self.left}")
+        elif not (self.calls or self.fallback_calls or self.hooked_calls or self.compiled):
+            lines.append("  never called")
+        if self.calls:
+            lines.append(
+                f"  reversible: {_times(self.calls, 'call')}, {_times(self.steps, 'time step')}"
+            )
+            lines.append(f"  keeps: {self.kept}")
+        if self.small_calls:
+            lines.append(
+                f"  kept as it is, {_times(self.small_calls, 'call')}: too small to be worth more"
+                " (the setting smallest)"
+            )
+        if self.compiled:
+            lines.append(f"  compiled, as an operator whose backward reads {self.compiled}")
+        if self.backend:
+            lines.append(f"  arithmetic: {self.backend}")
+        if self.recomputed:
+            lines.append(f"  computed again: {', '.join(self.recomputed)}")
+        if self.boundaries:
+            lines.append(f"  boundary, what it saved stays: {', '.join(self.boundaries)}")
+        if self.hooked_calls:
+            where = (
+                "inside saved-tensor hooks (a checkpoint, save_on_cpu),"
+                f" {_times(self.hooked_calls, 'call')}"
+            )
+            lines.append(
+                f"  {where}: they were handed {self.hooked_bytes} bytes of charged potentials, and"
+                " nothing else"
+            )
+        for reason, times in self.reasons.items():
+            lines.append(f"  the host's own path, {_times(times, 'call')}: {reason}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The accounts of a net's neurons, one a row; ``str`` of it is meant to be read."""
+
+    rows: tuple[Account, ...]
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "no spiking neuron of a known host"
+        return "\n".join(str(row) for row in self.rows)
+
+
+def explain(net: nn.Module) -> Explanation:
+    """What each neuron of ``net`` keeps for backward, what is computed again, and why anything is
+    not.
+
+    Raises:
+        TypeError: ``net`` is no module.
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+    rows = []
+    for name, module in net.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, ReversibleNeuron):
+            rows.append(
+                replace(
+                    account_of(name, kind, module.record.statistics), compiled=module.compiled_keeps
+                )
+            )
+            continue
+        swap, reason = swap_for(module)
+        if swap is not None:
+            rows.append(Account(name, kind, left="it is the host's own; convert(net) swaps it"))
+        elif reason or looks_spiking(module):
+            rows.append(Account(name, kind, left=reason or f"{kind} has no reversible counterpart"))
+    return Explanation(tuple(rows))
+
+
+def account_of(name: str, kind: str, statistics: CallStatistics) -> Account:
+    """A neuron's ledger in words."""
+    each = 1 / statistics.neuron_steps if statistics.neuron_steps else 0.0
+    return Account(
+        name,
+        kind,
+        calls=statistics.calls,
+        steps=statistics.steps,
+        fallback_calls=statistics.fallback_calls,
+        small_calls=statistics.small_calls,
+        hooked_calls=statistics.hooked_calls,
+        hooked_bytes=statistics.hooked_bytes,
+        bits_per_spike=BITS * statistics.spike_bytes * each,
+        steps_between_anchors=statistics.anchor_interval,
+        bytes_per_neuron_step=(statistics.block_bytes + statistics.potential_bytes) * each,
+        recomputed=_in_words(statistics.operations),
+        boundaries=_in_words(statistics.boundaries),
+        reasons=dict(statistics.reasons),
+        backend=statistics.backend,
+        keeps_outputs=statistics.keeps_outputs,
+    )
+
+
+def _in_words(nodes: Mapping[str, int]) -> dict[str, int]:
+    named: Counter[str] = Counter()
+    for node, times in nodes.items():
+        named[operation_name(node)] += times
+    return dict(named)
+
+
+def _times(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"

@@ -1,0 +1,118 @@
+"""``convert`` and ``restore``: every neuron of a net made reversible in place, and back.
+
+A neuron stays the object that it was and only changes its class. So parameters, buffers, hooks,
+state, device, training mode, names, an optimizer's references and the host's own registers of
+neurons all stay as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch.nn as nn
+
+from .module import ReversibleNeuron
+from .table import host_class, known_swaps, reversible_class, swap_for
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What :func:`convert` or :func:`restore` did.
+
+    Attributes:
+        swapped: names of modules, each with its class before and after.
+        left: names of spiking neurons that were left as they are, each with the reason.
+    """
+
+    swapped: dict[str, tuple[str, str]] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.swapped)} neurons swapped, {len(self.left)} left"]
+        lines += [
+            f"  {name or '(the module itself)'}: {a} -> {b}"
+            for name, (a, b) in self.swapped.items()
+        ]
+        lines += [
+            f"  {name or '(the module itself)'}: left, {reason}"
+            for name, reason in self.left.items()
+        ]
+        return "\n".join(lines)
+
+
+def convert(net: nn.Module) -> Conversion:
+    """Make every supported neuron of ``net`` reversible, in place.
+
+    A user's subclass of a supported neuron is supported if it overrides none of the host's
+    dynamics. A state that is carried at the moment is carried on. Call :func:`restore` to undo it.
+
+    Returns:
+        A report of what was swapped, and of what was left and why.
+
+    Raises:
+        TypeError: ``net`` is no module.
+    """
+    _check(net)
+    report = Conversion()
+    for name, module in net.named_modules():
+        swap, reason = swap_for(module)
+        if swap is not None:
+            before = type(module)
+            module.__class__ = reversible_class(before, swap)
+            report.swapped[name] = before.__name__, type(module).__name__
+        elif reason:
+            report.left[name] = reason
+        elif looks_spiking(module):
+            report.left[name] = f"{type(module).__name__} has no reversible counterpart"
+    _tell_hosts(net)
+    return report
+
+
+def restore(net: nn.Module) -> Conversion:
+    """Give every reversible neuron of ``net`` its host's class back, in place: the inverse of
+    :func:`convert`.
+
+    Returns:
+        A report of what was swapped back, and of coupled nodes, which are left.
+
+    Raises:
+        TypeError: ``net`` is no module.
+    """
+    _check(net)
+    report = Conversion()
+    for name, module in net.named_modules():
+        host = host_class(module)
+        if host is not None:
+            before = type(module)
+            signal = getattr(module, "reset", None) if "_reset" in module.__dict__ else None
+            module.__class__ = host
+            for private in ("_record", "_reset", "reversible", "compiled_keeps"):
+                module.__dict__.pop(private, None)
+            if signal is not None:
+                module.reset = signal
+            report.swapped[name] = before.__name__, host.__name__
+        elif isinstance(module, ReversibleNeuron):
+            report.left[name] = (
+                f"the host has no neuron with the equations of {type(module).__name__}"
+            )
+    _tell_hosts(net)
+    return report
+
+
+def _check(net: nn.Module) -> None:
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+
+
+def _tell_hosts(net: nn.Module) -> None:
+    for swap in known_swaps():
+        if swap.swapped is not None:
+            swap.swapped(net)
+
+
+def looks_spiking(module: nn.Module) -> bool:
+    """Whether a module is a neuron of one of the hosts, though none that can be swapped."""
+    return any(
+        base.__name__ in ("SpikingNeuron", "BaseNode", "SimpleBaseNode")
+        for base in type(module).__mro__
+    )

@@ -1,0 +1,33 @@
+"""The backward pass that autograd runs in this thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from .graph import Node
+
+NO_PASS = -1
+
+
+def current_pass() -> int:
+    """A number that identifies the backward pass under way in this thread; ``NO_PASS`` outside of
+    one."""
+    return torch._C._current_graph_task_id()
+
+
+def pass_keeps_graph() -> bool:
+    """Whether the backward pass under way was asked to keep its graph (``retain_graph`` or
+    ``create_graph``)."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()
+
+
+def will_run(node: Node) -> bool:
+    """Whether the backward pass under way comes to ``node``."""
+    return torch._C._will_engine_execute_node(node)
+
+
+def at_end_of_pass(callback: Callable[[], None]) -> None:
+    """Run ``callback`` when the backward pass under way has ended without an exception."""
+    torch.autograd.Variable._execution_engine.queue_callback(callback)

@@ -1,0 +1,17 @@
+"""What a CUDA graph forbids: while one is captured nobody may ask the device for a value.
+
+A training step whose kernels are captured (``torch.cuda.graph``) replays them without any Python.
+What the library decides by looking at values is decided without them then, the larger way:
+potentials are kept at anchors and rebuilt forward, not reversed, and an operation that is
+recognised by its values is a boundary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def may_synchronise(tensor: Tensor) -> bool:
+    """Whether the values of a tensor may be looked at here."""
+    return not tensor.is_cuda or not torch.cuda.is_current_stream_capturing()

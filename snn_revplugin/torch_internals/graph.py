@@ -1,0 +1,116 @@
+"""Everything private that we use of torch.autograd, in one place.
+
+Each name below is undocumented in torch or lives in ``torch._C``; when a torch release moves one,
+this is the only file to mend. What the functions rely on is tested in
+``tests/test_autograd_internals.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Node = Any  # torch.autograd.graph.Node, or None at the end of an edge
+Edge = tuple[Node, int]  # the node that made a tensor, and which of its outputs the tensor was
+
+Leaf = (
+    torch._C._functions.AccumulateGrad
+)  # the node that accumulates a leaf's gradient; the leaf is its ``variable``
+# Functions that give out what they were given: a module's backward hook, and FSDP's notice that it
+# may reshard.
+PASSING_ON = {"BackwardHookFunctionBackward", "RegisterPostBackwardFunctionBackward"}
+
+
+def with_slots(
+    *names: str,
+) -> Callable[[type[torch.autograd.Function]], type[torch.autograd.Function]]:
+    """Let the graph nodes of a Function hold these attributes of ``ctx`` in slots. In a time loop
+    there are two nodes a step, and the dict that an attribute takes otherwise is larger than the
+    node."""
+
+    def decorate(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+        nodes = function._backward_cls
+        function._backward_cls = type(nodes.__name__, (nodes,), {"__slots__": names})
+        return function
+
+    return decorate
+
+
+def is_node_of(node: Node, function: type[torch.autograd.Function]) -> bool:
+    """Whether a graph node stands for a call of ``function``."""
+    return type(node) is function._backward_cls
+
+
+def name_of(node: Node) -> str:
+    """The name of a graph node's operation: ``'ConvolutionBackward0'``."""
+    return type(node).__name__
+
+
+def is_leaf_edge(node: Node) -> bool:
+    """Whether ``node`` accumulates the gradient of a leaf tensor, found as ``node.variable``."""
+    return type(node) is Leaf
+
+
+def leaves_of(tensor: Tensor) -> set[Tensor]:
+    """The leaf tensors that a tensor has gradients for."""
+    leaves, seen, nodes = set(), set(), [tensor.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if is_leaf_edge(node):
+            leaves.add(node.variable)
+        nodes.extend(below for below, _ in node.next_functions)
+    return leaves
+
+
+def attribute_of(node: Node, name: str) -> Any:
+    """What a node remembers of its operation: ``attribute_of(node, 'stride')``; a list as a
+    tuple."""
+    return plain(getattr(node, "_saved_" + name))
+
+
+def attributes_of(*names: str) -> Callable[[Node], Any]:
+    """A function that reads the named attributes of a node as they are, the one or a tuple of them:
+    hashable, but see :func:`plain` for their values."""
+    return attrgetter(*("_saved_" + name for name in names))
+
+
+def plain(value: Any) -> Any:
+    """The value of an attribute, whose negative numbers come as unsigned ones of 64 bits."""
+    if type(value) is int:
+        return value if value < 1 << 63 else value - (1 << 64)
+    if type(value) is tuple or type(value) is list:
+        return tuple(plain(each) for each in value)
+    return value
+
+
+def shape_of_output(node: Node, output: int = 0) -> Sequence[int]:
+    """The shape of an output of a graph node's operation (a view does not save the shape it
+    made)."""
+    return node._input_metadata[output].shape
+
+
+def type_of_output(node: Node, output: int = 0) -> tuple[torch.dtype, torch.device]:
+    """dtype and device of an output of a graph node's operation."""
+    metadata = node._input_metadata[output]
+    return metadata.dtype, metadata.device
+
+
+def wrapped_node(node: Node) -> Node:
+    """The node of the operation that wrote into a view, from the ``CopySlices`` that stands for it;
+    None where torch is too old to tell."""
+    return getattr(node, "_wrapped_node", None)
+
+
+def gradient_through(node: Node, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """What a node of one output makes of a gradient: one for each of its inputs. No hook runs, and
+    nothing is freed."""
+    with torch.no_grad():
+        result = node(gradient)
+    return result if isinstance(result, tuple) else (result,)

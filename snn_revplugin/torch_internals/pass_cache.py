@@ -1,0 +1,36 @@
+"""What a backward pass computes along the way and nobody keeps: it goes with the pass, however that
+ends.
+
+Several readers of one value share it here. Most entries are taken out by their last reader; where a
+pass walks part of a graph only, or an exception ends it, the rest goes when autograd drops the
+pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakValueDictionary
+
+from . import backward_pass
+
+
+class PassCache(dict[Any, Any]):
+    """The values of one backward pass, by the object that they belong to."""
+
+    __slots__ = ("__weakref__",)
+
+
+_passes: WeakValueDictionary[int, PassCache] = WeakValueDictionary()
+
+
+def pass_cache() -> PassCache:
+    """The scratch of the backward pass under way in this thread; outside of any, one that is
+    forgotten at once."""
+    pass_id = backward_pass.current_pass()
+    if pass_id == backward_pass.NO_PASS:
+        return PassCache()
+    values = _passes.get(pass_id)
+    if values is None:
+        values = _passes[pass_id] = PassCache()
+        backward_pass.at_end_of_pass(values.clear)  # and so it is the pass that keeps it
+    return values
