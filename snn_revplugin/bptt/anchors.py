@@ -1,19 +1,64 @@
-"""Anchors of a reversed potential."""
+"""Anchors: the membrane potentials that stop the rounding error of reversed time.
+
+Reversing a step loses a rounding, and dividing by the decay lets the error grow. So an *anchor*
+stands every few steps (:func:`steps_between_anchors`). Where the reset can be inverted, an anchor
+is a :class:`Residue`: the reversed potential is nearly right, so the last 16 bits of the right one
+are enough to correct it. Elsewhere an anchor is the potential itself, and the potentials above it
+are rebuilt forward.
+"""
 
 from __future__ import annotations
 
 import math
+import sys
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..neurons.transition import Dynamics
+from ..neurons.transition import States, Transition
+from ..settings import get_settings
+from ..torch_internals import capture
 
-# thresholds of a layer, and a threshold and the layer's largest potential, may differ by this
-# factor
+# Thresholds of a layer, and a threshold and the layer's largest potential, may differ by this much.
 SMALLEST_ON_GRID = 16.0
 LARGEST_REVERSED = 128.0  # in thresholds: beyond it a rounding error could outgrow a residue
+NEVER = sys.maxsize  # an interval of a chain that needs no anchor
+REVERSIBLE_DTYPES = (torch.float32, torch.float64)  # shorter mantissas have no bits to lose
+
+
+class Anchoring(NamedTuple):
+    """Where the anchors of a chain stand. Decided in forward: the settings of this thread do not
+    hold in autograd's threads.
+
+    Attributes:
+        interval: the time steps between two anchors.
+        is_reversed: whether time is reversed between them; else potentials are rebuilt forward.
+        rebuild_interval: the rebuilt states that one backward pass holds at a time, at least.
+    """
+
+    interval: int
+    is_reversed: bool
+    rebuild_interval: int
+
+
+def anchoring_of(transition: Transition, states: States) -> Anchoring:
+    """Where anchors stand in a chain of these states, under the settings that hold."""
+    settings = get_settings()
+    rebuild = settings.rebuild_interval
+    if transition.from_outputs:  # what its steps are repeated from is kept anyway
+        return Anchoring(NEVER, False, rebuild)
+    # A decay or a largest potential is a value that a device is asked for.
+    reverses = transition.invertible and all(
+        each.dtype in REVERSIBLE_DTYPES and capture.may_synchronise(each) for each in states
+    )
+    if reverses:
+        most = settings.max_anchor_interval
+        interval = steps_between_anchors(transition.decay, settings.lost_bits, most)
+        if interval:
+            return Anchoring(interval, True, rebuild)
+    return Anchoring(rebuild, False, rebuild)
 
 
 class Residue:
@@ -43,22 +88,26 @@ class Residue:
         return (potential / self.grid).round_().to(wide)
 
 
-def is_moderate(potential: Tensor, dynamics: Dynamics) -> bool:
-    """Whether no potential is so large, or NaN, that rounding has swallowed those before it."""
-    return _magnitude(potential) <= LARGEST_REVERSED * dynamics.thresholds[1]
+def is_moderate(states: States, transition: Transition) -> bool:
+    """Whether no state is so large, or NaN, that rounding has swallowed those before it."""
+    limit = LARGEST_REVERSED * transition.thresholds[1]
+    return all(_magnitude(each) <= limit for each in states)
 
 
-def fits_residue(potential: Tensor, dynamics: Dynamics) -> bool:
-    """Whether a residue on the threshold's grid is fine enough for these potentials and coarse
-    enough for their errors."""
-    least, most = dynamics.thresholds
+def residues_of(states: States, transition: Transition) -> tuple[Residue, ...] | None:
+    """The residues of some states; None where the threshold's grid is too coarse for them, or too
+    fine for their errors."""
+    least, most = transition.thresholds
     if not (math.isfinite(most) and 0 < most <= SMALLEST_ON_GRID * least):
-        return False
-    return most / SMALLEST_ON_GRID <= _magnitude(potential) <= LARGEST_REVERSED * most
+        return None
+    for each in states:
+        if not most / SMALLEST_ON_GRID <= _magnitude(each) <= LARGEST_REVERSED * most:
+            return None
+    return tuple(Residue(each, most) for each in states)
 
 
-def _magnitude(potential: Tensor) -> float:
-    return potential.abs().max().item() if potential.numel() else 0.0
+def _magnitude(state: Tensor) -> float:
+    return state.abs().max().item() if state.numel() else 0.0
 
 
 @lru_cache(maxsize=1024)

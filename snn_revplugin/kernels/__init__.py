@@ -15,6 +15,6 @@ Importing this package does not import Triton.
 """
 
 from . import packing  # noqa: F401  (registers its codec)
-from .backend import select_backend
+from .backend import BackendChoice
 
-__all__ = ["select_backend"]
+__all__ = ["BackendChoice"]

@@ -7,7 +7,7 @@ import gc
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -167,3 +167,12 @@ def _references_of_autograd() -> int:
 REFERENCES_OF_AUTOGRAD = (
     _references_of_autograd()
 )  # counted at import, where no mode is at work that holds tensors of its own
+
+
+def replace_saved_by_function(node: Node, unpacks: Sequence[Callable[[], Tensor]]) -> None:
+    """Release the tensors that an autograd Function of ours saved, and call these functions where
+    its ``ctx.saved_tensors`` are read. A tensor that is recomputed so comes back with the edge that
+    it had in the graph."""
+    for raw, unpack in zip(node._raw_saved_tensors, unpacks, strict=True):
+        _handing.unpack = unpack
+        raw.register_hooks(_hand_over, _call)
