@@ -1,4 +1,4 @@
-"""What a neuron's graph node offers to the layers above: its outputs, as they can recompute them."""
+"""What a neuron's graph node offers to the layers above: its outputs, as they recompute them."""
 
 from __future__ import annotations
 

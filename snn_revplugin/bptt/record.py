@@ -41,7 +41,7 @@ class NeuronRecord:
             starts: whether a chain of time steps starts. Then tensors are compared by value too:
                 a write through ``.data``, or FSDP, leaves no version.
         """
-        if self._key is None or not key.is_same(self._key, by_value=starts):
+        if self._key is None or not key.is_same(self._key, starts):
             self._key, self._transition = key.held(), build()
         return self._transition
 
@@ -60,35 +60,47 @@ class NeuronRecord:
 class TransitionKey:
     """All that a neuron's equations are made of: tensors, and other objects.
 
-    The key holds what it is made of, so that no later object takes the identity of an earlier one.
+    A key holds what it is made of, so that no later object takes the identity of an earlier one.
+    Tensors are compared by their values too, where they lie on a CPU: a write through ``.data``
+    leaves no version.
     """
 
-    __slots__ = ("others", "tensors", "values", "versions")
+    __slots__ = ("_copies", "_marks", "others", "tensors")
 
     def __init__(self, tensors: tuple[Tensor, ...], *others: object) -> None:
         self.tensors, self.others = tensors, others
-        self.versions = [(t._version, t.requires_grad, t.data_ptr()) for t in tensors]
-        self.values: tuple[Tensor | None, ...] = ()
+        self._marks = [_mark(each) for each in tensors]
+        self._copies: list[Tensor | None] = []
 
     def held(self) -> TransitionKey:
-        """The key with copies of the tensors' values, to be compared with later ones. (On another
-        device than a CPU a comparison would wait for it; there no value is the same.)"""
-        self.values = tuple(
-            t.detach().clone() if t.device.type == "cpu" else None for t in self.tensors
-        )
+        """The key with copies of values that are no single numbers, to compare later keys with."""
+        self._copies = [
+            each.detach().clone() if each.numel() != 1 and each.device.type == "cpu" else None
+            for each in self.tensors
+        ]
         return self
 
-    def is_same(self, earlier: TransitionKey, by_value: bool) -> bool:
-        """Whether these are the equations of an earlier key that was :meth:`held`."""
-        if self.versions != earlier.versions or len(self.others) != len(earlier.others):
+    def is_same(self, earlier: TransitionKey, starts: bool) -> bool:
+        """Whether these are the equations of an earlier key that was :meth:`held`.
+
+        Args:
+            starts: whether a chain starts. Values on another device are not compared, which would
+                wait for it; where a chain starts they count as new.
+        """
+        if self._marks != earlier._marks or self.others != earlier.others:
             return False
-        if any(a is not b for a, b in zip(self.tensors, earlier.tensors, strict=True)):
-            return False
-        if not all(a is b or a == b for a, b in zip(self.others, earlier.others, strict=True)):
-            return False
-        if not by_value:
-            return True
-        return all(
-            value is not None and torch.equal(tensor.detach(), value)
-            for tensor, value in zip(self.tensors, earlier.values, strict=True)
-        )
+        for tensor, before, copy in zip(
+            self.tensors, earlier.tensors, earlier._copies, strict=True
+        ):
+            if tensor is not before or (starts and tensor.device.type != "cpu"):
+                return False
+            if copy is not None and not torch.equal(tensor.detach(), copy):
+                return False
+        return True
+
+
+def _mark(tensor: Tensor) -> tuple:
+    """What tells one state of a tensor from another."""
+    number = tensor.numel() == 1 and tensor.device.type == "cpu"
+    value = tensor.item() if number and not tensor.is_meta else None
+    return tensor._version, tensor.requires_grad, tensor.data_ptr(), value

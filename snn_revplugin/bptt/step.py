@@ -87,9 +87,7 @@ def step(
     return outputs, after
 
 
-def _input_of(
-    transition: Transition, current: Tensor, record: NeuronRecord
-) -> Recomputable | None:
+def _input_of(transition: Transition, current: Tensor, record: NeuronRecord) -> Recomputable | None:
     """How backward recomputes a step's input; None if it is not known from spikes or data."""
     value = attach_recipes(current, record)
     if value is None and transition.reads_input:
@@ -175,9 +173,7 @@ class _Charge(torch.autograd.Function):
     several."""
 
     @staticmethod
-    def forward(
-        ctx: Any, current: Tensor, link: ChainLink, count: int, *tensors: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, current: Tensor, link: ChainLink, count: int, *tensors: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
         states, transition = tensors[:count], link.transition
         ctx.save_for_backward(current, *states)
@@ -306,9 +302,7 @@ def _keep_reset_signal(link: ChainLink, signal: Tensor | None) -> None:
         link.reset_signal = PackedSpikes(signal.bool(), signal.dtype)
 
 
-def _keep_spikes(
-    ctx: Any, link: ChainLink, fired: Tensor | PackedSpikes, outputs: Tensor
-) -> None:
+def _keep_spikes(ctx: Any, link: ChainLink, fired: Tensor | PackedSpikes, outputs: Tensor) -> None:
     """Keep the spikes as bits, and offer the outputs to the layers above at the node that fired."""
     if not isinstance(fired, PackedSpikes):  # a kernel packs them itself
         dtype = outputs.dtype if fired.dtype is torch.bool else fired.dtype

@@ -254,6 +254,11 @@ class Coupled(Transition):
         torch.sub(y1, s1, out=x2)
         return x if self.beta == 1 else x.div_(self.beta)
 
+    @property
+    def thresholds(self) -> tuple[float, float]:
+        """The smallest and the largest threshold of any neuron, as magnitudes."""
+        return abs(self.v_threshold), abs(self.v_threshold)
+
     # ------------------------------------------------------------------------------- transition
 
     @property

@@ -89,7 +89,9 @@ def why_tensors_need_plain_code(neuron: Transition, x: Tensor, states: States) -
     return None
 
 
-def why_dtypes_differ(neuron: Transition, x: Tensor, states: States, keeps_dtype: bool) -> str | None:
+def why_dtypes_differ(
+    neuron: Transition, x: Tensor, states: States, keeps_dtype: bool
+) -> str | None:
     """Why no kernel of a neuron that computes in one dtype takes these tensors, or None."""
     dtypes = {each.dtype for each in (x, *states, *neuron.parameters)}
     if len(dtypes) > 1 or not (keeps_dtype or dtypes == {torch.float32}):

@@ -88,7 +88,9 @@ class OneStateNeuron(Transition):
 
     # -------------------------------------------------------------------------------- equations
 
-    def charge(self, x: Tensor, v: Tensor, signal: Tensor | None, out: Tensor | None = None) -> Tensor:
+    def charge(
+        self, x: Tensor, v: Tensor, signal: Tensor | None, out: Tensor | None = None
+    ) -> Tensor:
         """The charged potential.
 
         Args:
@@ -165,7 +167,9 @@ class OneStateNeuron(Transition):
         if grad_v is not None:
             grad_h, through_spikes, totals = self.gradient_of_reset(grad_v, view, needed)
             if through_spikes is not None:
-                grad_spikes = through_spikes if grad_spikes is None else grad_spikes + through_spikes
+                grad_spikes = (
+                    through_spikes if grad_spikes is None else grad_spikes + through_spikes
+                )
         if grad_spikes is not None:
             grad_z, grads = self.gradient_of_fire(grad_spikes, view, needed)
             grad_h = grad_z if grad_h is None else add(grad_z, grad_h)

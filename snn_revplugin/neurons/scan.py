@@ -65,7 +65,9 @@ def vjp_of_scan(
             continue
         slot = grad_currents[t]
         view = SequenceView(steps, t)
-        grad_x, grad_v, grads = neuron.gradient(grad_s, grad_v, view, needed, slot if fits else None)
+        grad_x, grad_v, grads = neuron.gradient(
+            grad_s, grad_v, view, needed, slot if fits else None
+        )
         if grad_x is not slot:
             slot.copy_(grad_x)
         totals = add_gradients(totals, grads)

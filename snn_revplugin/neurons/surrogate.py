@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -166,6 +166,8 @@ class Surrogate(_Step):
         keeps_dtype: whether spikes have the potential's dtype; otherwise they are float32
             (snnTorch).
 
+        function: the host's own, for gradients that are differentiated again; else None.
+
     Raises:
         ValueError: ``name`` is not in ``GRADIENTS``.
 
@@ -181,6 +183,7 @@ class Surrogate(_Step):
     parameters: tuple[float, ...] = ()
     strict: bool = True
     keeps_dtype: bool = True
+    function: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
 
     differentiable = True  # whether spikes carry a gradient at all
 

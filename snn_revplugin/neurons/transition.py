@@ -210,7 +210,9 @@ class Transition:
     def note_versions(self) -> None:
         """Note the versions of the learned parameters, for :meth:`check_unchanged`. The others are
         snapshots, see :func:`snapshot`."""
-        self._versions = [Versioned(each.detach()) for each in self.parameters if each.requires_grad]
+        self._versions = [
+            Versioned(each.detach()) for each in self.parameters if each.requires_grad
+        ]
 
     def check_unchanged(self) -> None:
         """Check that no learned parameter was written into since :meth:`note_versions`.
@@ -293,7 +295,9 @@ class Transition:
         """The derivative of T time steps, in closed form."""
         raise NotImplementedError
 
-    def inputs_for_scan(self, inputs: Inputs | None, currents: Tensor, states: States) -> Inputs | None:
+    def inputs_for_scan(
+        self, inputs: Inputs | None, currents: Tensor, states: States
+    ) -> Inputs | None:
         """How :meth:`vjp_of_scan` had better have its inputs, given how they are recomputed."""
         return inputs
 
