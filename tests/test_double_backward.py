@@ -192,5 +192,5 @@ def test_inside_saved_tensor_hooks_it_is_refused_in_words() -> None:
     node, x = RevLIFNode(step_mode="m"), torch.randn(T, 3, 4, requires_grad=True)
     with torch.autograd.graph.save_on_cpu():
         out = node(x * 1)
-    with pytest.raises(RuntimeError, match="create_graph=True is not supported .* saved-tensor"):
+    with pytest.raises(RuntimeError, match=r"create_graph=True is not supported .* saved-tensor"):
         torch.autograd.grad(out.sum(), x, create_graph=True)
