@@ -123,19 +123,19 @@ class ChainLink:
     def _can_be_rebuilt(self) -> bool:
         return self.before is not None and (self.can_be_repeated or self.keeps_charged)
 
-    def reach(self, states: States, charged: Tensor | None) -> None:
+    def reach(self, states: States, parts: StepParts) -> None:
         """The step has been taken.
 
         Args:
             states: as they are given out.
-            charged: the potential before the reset.
+            parts: the step; its charged potential is read only where it has to be kept.
         """
         self._held = tuple(Versioned(each.detach()) for each in states)
         self._versions = tuple(each._version for each in states)
         if self.can_be_repeated:
             return
-        if not self.anchoring.is_reversed and charged is not states[0]:
-            self._kept_charged = charged.detach()
+        if not self.anchoring.is_reversed and parts.charged is not states[0]:
+            self._kept_charged = parts.charged.detach()
             self.is_anchor = False  # the states follow from what is kept
         else:
             # Nothing could be rebuilt after a write into the states that are given out.
@@ -313,6 +313,21 @@ class StepView:
             or is_moderate(self.link.states(), self.transition)
         )
 
+    @property
+    def reverses(self) -> bool:
+        """Whether the states before follow from reversing this step, and nothing corrects them."""
+        return (
+            "before" not in self.__dict__
+            and self.invertible
+            and not self.anchored
+            and self.link.before.residues is None
+        )
+
+    @property
+    def has_charged(self) -> bool:
+        """Whether the charged potential is kept, or computed already."""
+        return self.link.keeps_charged or "charged" in self.__dict__
+
     @once
     def packed(self) -> PackedSpikes:
         return self.link.fired
@@ -357,17 +372,25 @@ class StepView:
         return tuple(r.corrected(v) for r, v in zip(before.residues, states, strict=True))
 
     @once
+    def packed_signal(self) -> PackedSpikes | None:
+        return self.link.reset_signal
+
+    @once
     def reset_signal(self) -> Tensor | None:
-        signal = self.link.reset_signal
+        signal = self.packed_signal
         return None if signal is None else signal.binary()
 
     def hand_down(self) -> None:
         """Reverse the step and leave the states for the step before."""
         if self.invertible and not self.anchored:
-            StepView.of(self.link.before).after = self.before
-            if not self.transition.reads_input:
-                self.__dict__.pop("current", None)
-            self.__dict__.pop("reset_signal", None)
+            self.leave_before(self.before)
+
+    def leave_before(self, states: States) -> None:
+        """Leave the states before, reversed, for the step before."""
+        self.before = StepView.of(self.link.before).after = states
+        if not self.transition.reads_input:
+            self.__dict__.pop("current", None)
+        self.__dict__.pop("reset_signal", None)
 
     def release_current(self) -> None:
         self.__dict__.pop("current", None)
