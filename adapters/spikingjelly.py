@@ -16,7 +16,7 @@ from snn_revplugin.bptt.record import TransitionKey
 from snn_revplugin.bptt.sequence import sequence
 from snn_revplugin.bptt.step import step
 from snn_revplugin.compile.equations import Equations, equations_id
-from snn_revplugin.compile.operators import SEQUENCE_KEEPS, STEP_KEEPS
+from snn_revplugin.compile.operators import OUTPUTS_KEEP, SEQUENCE_KEEPS, STEP_KEEPS
 from snn_revplugin.neurons.coupled import Coupled
 from snn_revplugin.neurons.differentiable import differentiable_coupled_step
 from snn_revplugin.neurons.integrate_and_fire import (

@@ -35,6 +35,7 @@ LINK = "snn_revplugin_link"  # where the graph node that gave states out offers 
 INITIAL = "the membrane potentials (the one that the sequence started from)"
 OVERWRITTEN = -1  # in the place of a version, where a write has left none
 FIRST = Anchoring(1, False, 1)
+Sums = tuple[float, ...] | None
 
 
 def initial(state: Tensor) -> Tensor:
@@ -69,6 +70,7 @@ class ChainLink:
         "__weakref__",
         "_held",
         "_kept_charged",
+        "_sums",
         "_versions",
         "anchoring",
         "before",
@@ -103,6 +105,7 @@ class ChainLink:
         self._held: tuple[Versioned, ...] | None = None
         self._kept_charged: Tensor | None = None
         self._versions: tuple[int, ...] = ()
+        self._sums: Sums = None
         # A step that cannot be repeated cannot be stepped over, in either direction.
         self.is_anchor = (
             before is None or not self.can_be_repeated or self.index % anchoring.interval == 0
@@ -132,6 +135,7 @@ class ChainLink:
         """
         self._held = tuple(Versioned(each.detach()) for each in states)
         self._versions = tuple(each._version for each in states)
+        self._sums = _sums_of(states)
         if self.can_be_repeated:
             return
         if not self.anchoring.is_reversed and parts.charged is not states[0]:
@@ -145,10 +149,15 @@ class ChainLink:
         """Whether these states are the ones that the step gave out, unmodified."""
         first = self.transition.nodes is GraphNodes.ONE  # its output 0 are the spikes
         node = states[0].grad_fn
-        return len(states) == len(self._versions) and all(
-            each.grad_fn is node and each.output_nr == i and each._version == version
-            for i, (each, version) in enumerate(zip(states, self._versions, strict=True), first)
-        )
+        if len(states) != len(self._versions):
+            return False
+        for i, (each, version) in enumerate(zip(states, self._versions, strict=True), first):
+            if each.grad_fn is not node or each.output_nr != i or each._version != version:
+                return False
+        if not _same_sums(self._sums, states):
+            self.mark_overwritten()
+            return False
+        return True
 
     def mark_overwritten(self) -> None:
         """The states that were given out were written into, and no version tells: no chain
@@ -190,9 +199,14 @@ class ChainLink:
             RuntimeError: they were written into, and nothing is left to rebuild them from.
         """
         held = self._held
-        if held is None or (self._can_be_rebuilt and not all(each.unchanged() for each in held)):
+        if held is None:
             return None
-        return tuple(each.get(INITIAL) for each in held)
+        if self._can_be_rebuilt and not all(each.unchanged() for each in held):
+            return None
+        states = tuple(each.get(INITIAL) for each in held)
+        if self._can_be_rebuilt and not _same_sums(self._sums, states):
+            return None
+        return states
 
     @property
     def keeps_charged(self) -> bool:
@@ -250,6 +264,20 @@ class ChainLink:
                 StepView.of(link).leave(charged, states)
             if stays and not link.before.is_available:
                 StepView.of(link.before).leave(*before)
+
+
+def _sums_of(states: States) -> Sums:
+    """Sums that tell of a write through ``.data``, which leaves no version; None on another device
+    than a CPU, which would have to be waited for."""
+    if not states[0].is_cpu:
+        return None
+    return tuple(each.sum().item() for each in states)
+
+
+def _same_sums(sums: Sums, states: States) -> bool:
+    if sums is None:
+        return True
+    return all(a == b or (a != a and b != b) for a, b in zip(sums, _sums_of(states), strict=True))
 
 
 class once:

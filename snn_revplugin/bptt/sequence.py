@@ -189,6 +189,7 @@ class _Sequence(torch.autograd.Function):
         if grad_outputs is None and not any(each is not None for each in others):
             return (None,) * len(ctx.needs_input_grad)
         call.transition.check_unchanged()
+        call.transition.check_values()
         grad_states, grad_path = (others[:-1], others[-1]) if call.with_path else (others, None)
         if torch.is_grad_enabled():
             return _differentiate_again(ctx, call, (grad_outputs, *others))

@@ -363,4 +363,6 @@ def _alive(link: ChainLink | None) -> ChainLink:
     if link is None:
         raise RuntimeError(SECOND_PASS)
     link.transition.check_unchanged()
+    if link.index == 1:  # once per chain
+        link.transition.check_values()
     return link

@@ -128,7 +128,7 @@ class Coupled(Transition):
     split_dim: int = 1
 
     from_outputs = True
-    _versions = ()  # its numbers are no tensors
+    _versions = _values = ()  # its numbers are no tensors
 
     def __post_init__(self) -> None:
         if not 1 <= self.tau < math.inf:

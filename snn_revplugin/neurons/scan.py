@@ -85,7 +85,7 @@ class _Steps:
 
     def __init__(self, neuron: OneStateNeuron, kept: KeptSequence, learns: bool) -> None:
         self.neuron, self.start = neuron, kept.start[0]
-        self._packed, self._fired = kept.packed, None
+        self._spikes = None if kept.packed is None else kept.packed.steps()
         self.currents: Tensor | None = None
         if kept.inputs is None:
             self.charged, self.owned = kept.charged, False
@@ -112,15 +112,13 @@ class _Steps:
     def fired(self, t: int, h: Tensor) -> Tensor:
         """The spikes of step ``t``; decided only where no bits are kept, from the potentials of
         forward themselves."""
-        if self._packed is None:
-            return self.neuron.fires(h)
-        return self._packed.step(t).binary()
+        return self.neuron.fires(h) if self._spikes is None else self._spikes.binary(t)
 
     def reset_signal(self, t: int) -> Tensor | None:
         if not self.neuron.has_reset_signal:
             return None
-        if t and self.neuron.reset_follows_spikes and self._packed is not None:
-            return self._packed.step(t - 1).binary()
+        if t and self.neuron.reset_follows_spikes and self._spikes is not None:
+            return self._spikes.binary(t - 1)
         return self.neuron.reset_signal_at(self.before(t))
 
     def before(self, t: int) -> Tensor:

@@ -29,12 +29,17 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..torch_internals.distributed import is_freed
 from ..torch_internals.versioned import Versioned
 
 if TYPE_CHECKING:
     from ..packed.spikes import PackedSpikes
     from .kernel_spec import KernelSpec
 
+WRITTEN = (
+    "a learned parameter of a reversible neuron, of shape {shape}, was written through .data"
+    " between a time step and its backward. Call backward before you change it."
+)
 States = tuple[Tensor, ...]
 Needed = Sequence[bool]  # which of a neuron's parameters need their gradients
 Gradients = tuple[Tensor | None, ...]  # at the parameters
@@ -199,7 +204,8 @@ class Transition:
     parameter_names: tuple[str, ...] = ()
     graded_factor: Tensor | None = None
 
-    _versions: list[Versioned]
+    _versions: Sequence[Versioned]
+    _values: Sequence[tuple[Tensor, Tensor]]
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -220,11 +226,11 @@ class Transition:
         return self
 
     def note_versions(self) -> None:
-        """Note the versions of the learned parameters, for :meth:`check_unchanged`. The others are
-        snapshots, see :func:`snapshot`."""
-        self._versions = [
-            Versioned(each.detach()) for each in self.parameters if each.requires_grad
-        ]
+        """Note the versions and values of the learned parameters, for :meth:`check_unchanged` and
+        :meth:`check_values`. The others are snapshots, see :func:`snapshot`."""
+        learned = [each.detach() for each in self.parameters if each.requires_grad]
+        self._versions = [Versioned(each) for each in learned]
+        self._values = [(each, each.clone()) for each in learned if each.device.type == "cpu"]
 
     def check_unchanged(self) -> None:
         """Check that no learned parameter was written into since :meth:`note_versions`.
@@ -234,6 +240,16 @@ class Transition:
         """
         for each in self._versions:
             each.get("a reversible neuron's gradient (its decay, threshold or factor)")
+
+    def check_values(self) -> None:
+        """:meth:`check_unchanged` by value, which also tells of a write through ``.data``.
+
+        Raises:
+            RuntimeError: a learned parameter was written into.
+        """
+        for tensor, value in self._values:
+            if not is_freed(tensor) and not torch.equal(tensor, value):
+                raise RuntimeError(WRITTEN.format(shape=tuple(tensor.shape)))
 
     # ------------------------------------------------------------------------------ one time step
 
