@@ -67,6 +67,9 @@ class TritonTransition(Transition):
     def check_unchanged(self) -> None:
         self.plain.check_unchanged()
 
+    def check_values(self) -> None:
+        self.plain.check_values()
+
     def again(self, view: StepView, states: States) -> tuple[Tensor | None, States]:
         return self.plain.again(view, states)
 
