@@ -124,20 +124,20 @@ class ChainLink:
     def _can_be_rebuilt(self) -> bool:
         return self.before is not None and (self.can_be_repeated or self.kept_charged is not None)
 
-    def reach(self, states: States, charged: Tensor | None) -> None:
+    def reach(self, states: States, parts: StepParts) -> None:
         """The step has been taken.
 
         Args:
             states: as they are given out.
-            charged: the potential before the reset.
+            parts: the step; its charged potential is read only where it has to be kept.
         """
         self._held = tuple(Versioned(each.detach()) for each in states)
         self._versions = tuple(each._version for each in states)
         self._sums = _sums_of(states)
         if self.can_be_repeated:
             return
-        if not self.anchoring.is_reversed and charged is not states[0]:
-            self.kept_charged = charged.detach()
+        if not self.anchoring.is_reversed and parts.charged is not states[0]:
+            self.kept_charged = parts.charged.detach()
             self.is_anchor = False  # the states follow from what is kept
         else:
             # Nothing could be rebuilt after a write into the states that are given out.
@@ -355,6 +355,21 @@ class StepView:
         return self._invertible
 
     @property
+    def reverses(self) -> bool:
+        """Whether the states before follow from reversing this step, and nothing corrects them."""
+        return (
+            self._before is None
+            and self.invertible
+            and not self.anchored
+            and self.link.before.residues is None
+        )
+
+    @property
+    def has_charged(self) -> bool:
+        """Whether the charged potential is kept, or computed already."""
+        return self.link.kept_charged is not None or self._charged is not None
+
+    @property
     def packed(self) -> PackedSpikes:
         return self.link.fired
 
@@ -409,6 +424,10 @@ class StepView:
         return tuple(r.corrected(v) for r, v in zip(before.residues, states, strict=True))
 
     @property
+    def packed_signal(self) -> PackedSpikes | None:
+        return self.link.reset_signal
+
+    @property
     def reset_signal(self) -> Tensor | None:
         signal = self.link.reset_signal
         if self._reset_signal is None and signal is not None:
@@ -418,10 +437,15 @@ class StepView:
     def hand_down(self) -> None:
         """Reverse the step, leave the states for the step before, and release what that took."""
         if self.invertible and not self.anchored:
-            StepView.of(self.link.before).leave(None, self.before)
-            if not self.transition.reads_input:
-                self._current = None
-            self._reset_signal = None
+            self.leave_before(self.before)
+
+    def leave_before(self, states: States) -> None:
+        """Leave the states before, reversed, for the step before."""
+        self._before = states
+        StepView.of(self.link.before).leave(None, states)
+        if not self.transition.reads_input:
+            self._current = None
+        self._reset_signal = None
 
     def close(self) -> None:
         """Release what was computed for this step."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..neurons.differentiable import differentiable_fire, differentiable_step
-from ..neurons.transition import Gradients, GraphNodes, States, Transition
+from ..neurons.transition import Gradients, GraphNodes, States, StepParts, Transition
 from ..packed.spikes import PackedSpikes
 from ..replay import FIRED, HeldTensor, Recomputable, attach_inverse_recipe, attach_recipes
 from ..settings import get_settings
@@ -133,9 +133,9 @@ class _Step(torch.autograd.Function):
         parts = transition.begin(current, states)
         fired, outputs = parts.fire()
         after = parts.states()
-        _keep_reset_signal(link, parts.reset_signal)
+        _keep_reset_signal(link, parts)
         _keep_spikes(ctx, link, fired, outputs)
-        link.reach(after, parts.charged)
+        link.reach(after, parts)
         setattr(ctx, LINK, link)
         return outputs, *after
 
@@ -178,9 +178,9 @@ class _Charge(torch.autograd.Function):
         states, transition = tensors[:count], link.transition
         ctx.save_for_backward(current, *states)
         link.parts = parts = transition.begin(current, states)
-        _keep_reset_signal(link, parts.reset_signal)
+        _keep_reset_signal(link, parts)
         if transition.nodes is GraphNodes.FIRE:
-            link.reach(parts.states(), parts.charged)
+            link.reach(parts.states(), parts)
         setattr(ctx, LINK, link)
         return parts.charged
 
@@ -255,7 +255,7 @@ class _Reset(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(charged, outputs)
         (after,) = link.parts.states()
-        link.reach((after,), charged)
+        link.reach((after,), link.parts)
         # The nodes below hold it; no loss may ever reach this node, which would release it.
         setattr(ctx, LINK, weakref.ref(link))
         return after
@@ -291,7 +291,7 @@ def _reset(
     return (transition.reset(charged, fired, signal),)
 
 
-def _keep_reset_signal(link: ChainLink, signal: Tensor | None) -> None:
+def _keep_reset_signal(link: ChainLink, parts: StepParts) -> None:
     """Keep what a delayed reset acted on: no reset is decided again."""
     transition, before = link.transition, link.before
     if not transition.has_reset_signal:
@@ -299,6 +299,7 @@ def _keep_reset_signal(link: ChainLink, signal: Tensor | None) -> None:
     if transition.reset_follows_spikes and before.fired is not None:
         link.reset_signal = before.fired
     else:
+        signal = parts.reset_signal
         link.reset_signal = PackedSpikes(signal.bool(), signal.dtype)
 
 

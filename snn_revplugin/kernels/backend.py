@@ -1,11 +1,11 @@
 """The one place that decides: a neuron's arithmetic in fused Triton kernels, or in plain torch
 code.
 
-Triton is taken where the tensors are on CUDA, a kernel knows the neuron, its surrogate and its
-dtypes, and has agreed with the plain code on a sample there (:mod:`.proof`); torch code everywhere
-else. The setting ``backend`` overrules, see :class:`snn_revplugin.Settings`. With
+Kernels are used where the tensors are on CUDA, a kernel exists for the neuron, its surrogate and
+its dtypes, and it agrees with the plain code on a sample there (:mod:`.self_test`); torch code
+elsewhere. The setting ``backend`` overrides this, see :class:`snn_revplugin.Settings`. With
 ``TRITON_INTERPRET=1`` in the environment before this package is imported, Triton's interpreter
-stands in for CUDA, on any device: slow, and for tests.
+replaces CUDA, on any device: slow, and for tests.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class BackendChoice:
     The kernels for the last equations are kept: chains of time steps continue by identity.
 
     Args:
-        notes: told what was chosen and why.
+        notes: where the choice and its reason are noted.
     """
 
     __slots__ = ("_notes", "_plain", "_reasons", "_triton")
@@ -80,32 +80,32 @@ class BackendChoice:
     def _why_not_for(
         self, transition: Transition, current: Tensor, states: States, on_trust: bool
     ) -> str | None:
-        from .self_test import NOT_YET, failure
+        from .self_test import CAPTURING, failure
+        from .surrogate_constants import why_no_derivative
 
         if transition is not self._plain:
             self._plain, self._triton, self._reasons = transition, None, {}
         dtypes = tuple((each.dtype, each.device) for each in (current, *states))
         key = *dtypes, on_trust
-        reason = self._reasons.get(key, NOT_YET[0])
-        if reason in NOT_YET:
+        reason = self._reasons.get(key, CAPTURING)
+        if reason == CAPTURING:  # the next call may test it
             reason = transition.why_no_kernel(current, states)
+            reason = reason or why_no_derivative(transition.surrogate)
             if reason is None and not on_trust:
                 reason = failure(transition, current, states)
             self._reasons[key] = reason
         return reason
 
     def _kernels_for(self, transition: Transition) -> Transition:
-        from .triton_coupled import TritonCoupled
-        from .triton_neuron import TritonNeuron
+        from .fuse import fuse
 
         if self._triton is None or self._triton.interpreted is not INTERPRETED:
-            kind = TritonCoupled if transition.from_outputs else TritonNeuron
-            self._triton = kind(transition, INTERPRETED)
+            self._triton = fuse(transition, INTERPRETED)
         return self._triton
 
 
 def why_not(tensor: Tensor | None = None) -> str | None:
-    """Why Triton cannot be had here (for a tensor), or None if it can."""
+    """Why Triton is not available here (for a tensor), or None if it is."""
     if not _installed():
         return (
             "Triton is not installed (it comes with builds of torch for CUDA; pip install triton)"

@@ -1,12 +1,13 @@
-"""The surrogates whose derivatives the kernels know, and the constants that those are made of."""
+"""The surrogates whose derivatives the kernels compute, and the constants of these."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
-# The surrogates that kernels know, and the constants that their derivatives are made of, from the
-# parameters of snn_revplugin.surrogate.GRADIENTS; up to three.
+from ..neurons.surrogate import Surrogate
+
+# Up to three constants, from the parameters in ..neurons.surrogate.GRADIENTS.
 SURROGATES: dict[str, Callable[..., tuple[float, ...]]] = {
     "atan": lambda alpha: (math.pi / 2 * math.sqrt(2 * alpha), 2 / alpha),
     "straight_through": lambda: (),
@@ -31,8 +32,7 @@ SURROGATES: dict[str, Callable[..., tuple[float, ...]]] = {
     "log_tailed_relu": lambda alpha: (alpha,),
     "rect": lambda alpha: (alpha, 0.5 / alpha),
 }
-# Those whose derivative jumps somewhere, and so must be taken at the very potential of the first
-# time.
+# Those whose derivative jumps, and so must be taken at exactly the potential of forward.
 JUMPING = frozenset(
     (
         "triangular",
@@ -46,3 +46,10 @@ JUMPING = frozenset(
         "log_tailed_relu",
     )
 )
+
+
+def why_no_derivative(surrogate: Surrogate) -> str | None:
+    """Why no kernel computes a surrogate's derivative, or None."""
+    if surrogate.name in SURROGATES:
+        return None
+    return f"there is no kernel for the surrogate {surrogate.name!r}"

@@ -343,6 +343,18 @@ class Coupled(Transition):
             **dict.fromkeys(ROUNDINGS, x),
         )
 
+    def kernel_numbers(self, spec: KernelSpec) -> tuple[float, ...]:
+        """The leak, the weights of either half's input, alpha, beta, the threshold and v_reset."""
+        weights = 1 / (self.tau * self.beta), 1 / self.tau
+        numbers = self.leak, *weights, self.alpha, self.beta, self.v_threshold, self.v_reset or 0.0
+        return tuple(map(float, numbers))
+
+    def sample_shape(self, rows: int, columns: int) -> tuple[int, ...]:
+        dims = max(2, self.split_dim + 1, -self.split_dim)
+        shape = [1] * dims
+        shape[self.split_dim], shape[(self.split_dim + 1) % dims] = columns, rows
+        return tuple(shape)
+
     # --------------------------------------------------------------------------------- equations
 
     def step_again(

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..packed.spikes import PackedSpikes
-from .kernel_spec import ROUNDINGS, KernelSpec, why_dtypes_differ, why_tensors_need_plain_code
+from .kernel_spec import (
+    ROUNDINGS,
+    KernelNumbers,
+    KernelSpec,
+    why_dtypes_differ,
+    why_tensors_need_plain_code,
+)
 from .one_state import OneStateNeuron
 from .transition import Gradients, GraphNodes, Needed, States, StepView
 
@@ -132,12 +140,24 @@ class IntegrateAndFire(OneStateNeuron):
             to_zero=not self.v_reset,
             on_cuda=on_cuda,
             **dict.fromkeys(ROUNDINGS, x),
-            **self._charge_spec(x, on_cuda),
+            **self.charge_spec(x, on_cuda),
         )
 
-    def _charge_spec(self, x: torch.dtype, on_cuda: bool) -> dict[str, object]:
-        """The part of the spec that the charge decides."""
+    def charge_spec(self, x: torch.dtype, on_cuda: bool) -> dict[str, object]:
+        """The part of :meth:`kernel_spec` that the charge decides."""
         return {"charge": "integrate"}
+
+    def kernel_numbers(self, spec: KernelSpec) -> KernelNumbers:
+        return KernelNumbers(
+            self._rate_of_kernel(spec),
+            float(self.threshold),
+            v_reset=float(self.v_reset or 0.0),
+            rest=float(self.rest),
+        )
+
+    def _rate_of_kernel(self, spec: KernelSpec) -> Tensor | float:
+        """The rate of the leak as the kernel takes it."""
+        return 0.0
 
 
 @dataclass(eq=False)
@@ -211,7 +231,7 @@ class LeakyIntegrateAndFire(IntegrateAndFire):
             return "there is no kernel for a leak that multiplies"
         return super().why_no_kernel(x, states)
 
-    def _charge_spec(self, x: torch.dtype, on_cuda: bool) -> dict[str, object]:
+    def charge_spec(self, x: torch.dtype, on_cuda: bool) -> dict[str, object]:
         return {
             "charge": "decay_input" if self.decay_input else "decay",
             "rests": bool(self.rest),
@@ -219,6 +239,12 @@ class LeakyIntegrateAndFire(IntegrateAndFire):
             # :meth:`leak` lets it.
             "divides": not (on_cuda and x is not torch.float32),
         }
+
+    def _rate_of_kernel(self, spec: KernelSpec) -> Tensor | float:
+        """tau where the kernel divides by it, else its reciprocal in float32."""
+        if spec.divides:
+            return float(self.tau)
+        return float(np.float32(1) / np.float32(self.tau))
 
 
 @dataclass(eq=False)
@@ -276,5 +302,12 @@ class ParametricLeakyIntegrateAndFire(LeakyIntegrateAndFire):
         grad_x, grad_before, _ = super().gradient_of_charge(grad_h, view, needed, out)
         return grad_x, grad_before, (grad_w,)
 
-    def _charge_spec(self, x: torch.dtype, on_cuda: bool) -> dict[str, object]:
-        return super()._charge_spec(x, on_cuda) | {"divides": False, "decay_held": "scalar"}
+    def charge_spec(self, x: torch.dtype, on_cuda: bool) -> dict[str, object]:
+        return super().charge_spec(x, on_cuda) | {"divides": False, "decay_held": "scalar"}
+
+    def _rate_of_kernel(self, spec: KernelSpec) -> Tensor | float:
+        return self.rate.detach()
+
+    def gradients_from_kernel(self, sums: Sequence[Tensor | None]) -> Gradients:
+        (total, *_), rate = sums, self.rate.detach()
+        return (None if total is None else (total * rate * (1 - rate)).to(self.w.dtype),)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,8 +77,32 @@ class KernelSpec:
     after: Any
 
 
+class KernelNumbers(NamedTuple):
+    """The numbers of a neuron with one state, as its kernel takes them: Python's, or tensors that
+    broadcast with the current. The neuron's ``parameters`` stand in the order of the first three.
+    """
+
+    decay: Tensor | float
+    threshold: Tensor | float
+    factor: Tensor | float = 1.0
+    v_reset: float = 0.0
+    rest: float = 0.0
+
+
+def why_not_described(neuron: Transition) -> str | None:
+    """Why a neuron's class has no kernel, or None. A subclass may have equations of its own: it
+    inherits no kernel, and describes itself by ``kernel_spec`` or ``charge_spec``."""
+    own = vars(type(neuron))
+    if "kernel_spec" in own or "charge_spec" in own:
+        return None
+    return f"there is no kernel for {type(neuron).__name__}"
+
+
 def why_tensors_need_plain_code(neuron: Transition, x: Tensor, states: States) -> str | None:
-    """Why the surrogate, the dtypes or the devices of a call suit no kernel, or None."""
+    """Why the class, the surrogate, the dtypes or the devices of a call suit no kernel, or None."""
+    reason = why_not_described(neuron)
+    if reason is not None:
+        return reason
     if not isinstance(neuron.surrogate, Surrogate):
         return "the surrogate is a function of the user's"
     for each in (x, *states, *neuron.parameters):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..packed.spikes import PackedSpikes
 from ..torch_internals import capture
-from .kernel_spec import KernelSpec, why_tensors_need_plain_code
+from .kernel_spec import KernelNumbers, KernelSpec, why_tensors_need_plain_code
 from .one_state import OneStateNeuron
 from .transition import Gradients, GraphNodes, Needed, States, StepView, add, sum_to
 
@@ -76,11 +77,10 @@ class Leaky(OneStateNeuron):
 
     @cached_property
     def slope_of_clamp(self) -> Tensor:
-        """The derivative of the clamp of beta, by autograd: torch releases differ in what it is at
-        0 and 1."""
-        with torch.enable_grad():
-            beta = self.beta.detach().requires_grad_()
-            return torch.autograd.grad(beta.clamp(0, 1).sum(), beta)[0]
+        """The derivative of the clamp of beta."""
+        beta, (at_zero, at_one) = self.beta.detach(), _slopes_at_edges()
+        inside = ((beta > 0) & (beta < 1)).to(beta.dtype)
+        return (inside + (beta == 0) * at_zero + (beta == 1) * at_one).to(beta.dtype)
 
     @cached_property
     def thresholds(self) -> tuple[float, float]:
@@ -249,6 +249,45 @@ class Leaky(OneStateNeuron):
             product=product,
             after=charged if self.reset_keeps_charged else promote(charged, product),
         )
+
+    def kernel_numbers(self, spec: KernelSpec) -> KernelNumbers:
+        factor = self.factor.detach() if self.graded else 1.0
+        return KernelNumbers(self.beta.detach(), self.threshold.detach(), factor)
+
+    def gradients_from_kernel(self, sums: Sequence[Tensor | None]) -> Gradients:
+        of_beta, *others = sums
+        if of_beta is not None:
+            of_beta = of_beta * self.slope_of_clamp
+        totals = of_beta, *others
+        return tuple(
+            None if total is None else total.to(parameter.dtype)
+            for total, parameter in zip(totals, self.parameters, strict=True)
+        )
+
+    def on_meta(self) -> Leaky:
+        meta = super().on_meta()
+        # Whether the clamp makes a new tensor depends on values, which a meta tensor has not.
+        meta.clamped_beta = self.clamped_beta.to("meta")
+        return meta
+
+
+_SLOPES: list[float] = []
+
+
+def _slopes_at_edges() -> list[float]:
+    """The derivative of ``clamp(0, 1)`` at 0 and at 1, by autograd: torch releases differ in it.
+
+    Inside an operator, where autograd records nothing, the kernels' self-test asks for it: any
+    number will do.
+    """
+    if not _SLOPES:
+        with torch.enable_grad():
+            edges = torch.tensor([0.0, 1.0], device="cpu", requires_grad=True)
+            clamped = edges.clamp(0, 1).sum()
+            if not clamped.requires_grad:
+                return [1.0, 1.0]
+            _SLOPES.extend(torch.autograd.grad(clamped, edges)[0].tolist())
+    return _SLOPES
 
 
 def _meets(dtype: torch.dtype, parameter: Tensor) -> torch.dtype:

@@ -177,6 +177,10 @@ class OneStateNeuron(Transition):
         grad_x, grad_before, grads = self.gradient_of_charge(grad_h, view, needed, out)
         return grad_x, grad_before, add_gradients(totals, grads)
 
+    def on_meta(self) -> OneStateNeuron:
+        """The same neuron over tensors without memory, which give shapes and strides alone."""
+        return self.with_parameters([each.detach().to("meta") for each in self.parameters])
+
     # ------------------------------------------------------------------------------- transition
 
     @property

@@ -96,12 +96,24 @@ class StepView(Protocol):
     @property
     def reset_signal(self) -> Tensor | None: ...  # what a delayed reset acts on
     @property
+    def packed_signal(self) -> PackedSpikes | None: ...  # the reset signal as bits
+    @property
+    def has_charged(self) -> bool: ...  # whether the charged potential needs no computing
+    @property
+    def invertible(self) -> bool: ...  # whether the step can be reversed
+    @property
+    def reverses(self) -> bool: ...  # whether the states before follow from :meth:`invert` alone
+    @property
     def current(self) -> Tensor | None: ...  # x, or None where it is not recomputed
     @property
     def outputs(self) -> Tensor: ...  # of a neuron that is recomputed from its outputs
 
     def hand_down(self) -> None:
-        """Reverse the step and leave the states for the step before."""
+        """Reverse the step and leave the states for the step before, where that is possible."""
+
+    def leave_before(self, states: States) -> None:
+        """Leave the states before, which the derivative has reversed itself where the view
+        ``reverses``."""
 
 
 class Scan(NamedTuple):
@@ -331,6 +343,26 @@ class Transition:
     def kernel_spec(self, x: torch.dtype, state: torch.dtype, on_cuda: bool) -> KernelSpec:
         """What a kernel is compiled for."""
         raise NotImplementedError
+
+    def kernel_numbers(self, spec: KernelSpec) -> tuple[Tensor | float, ...]:
+        """The numbers that a kernel compiled for ``spec`` takes, in its order; of a neuron with one
+        state a :class:`.kernel_spec.KernelNumbers`."""
+        raise NotImplementedError
+
+    def gradients_from_kernel(self, sums: Sequence[Tensor | None]) -> Gradients:
+        """The gradients at the parameters.
+
+        Args:
+            sums: of the derivatives by the kernel's decay, threshold and factor, each of that
+                number's shape; None for those that are not needed.
+        """
+        return ()
+
+    def sample_shape(self, rows: int, columns: int) -> tuple[int, ...]:
+        """A shape of one step's input for a test of the kernels: ``rows`` by ``columns``, or by the
+        dimensions of the parameters."""
+        own = torch.broadcast_shapes((1,), *(each.shape for each in self.parameters))
+        return rows, *(columns if size == 1 else size for size in own)
 
 
 def snapshot(parameter: Tensor) -> Tensor:
