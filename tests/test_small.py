@@ -19,7 +19,7 @@ from torch import Tensor
 from snn_revplugin import memory_report
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevIFNode, RevLIFNode
-from snn_revplugin.report import explain
+from snn_revplugin.report.explain import explain
 from snn_revplugin.settings import use_settings
 
 T = 12
@@ -116,7 +116,7 @@ def test_the_setting() -> None:
         run(layers, nodes, [torch.rand(2, 3)])
     assert explain(nodes[0]).rows[0].small_calls == 0
     with (
-        pytest.raises(ValueError, match="smallest must be at least 0, got -1"),
+        pytest.raises(ValueError, match="recompute_min_bytes must be at least 0, got -1"),
         use_settings(recompute_min_bytes=-1),
     ):
         pass
