@@ -351,6 +351,7 @@ class Walk:
             self._count(self.statistics.boundaries, weight.boundary, visit.place)
         if shared is None or shared.held.tensor is saved:
             self._keep(weight.boundary, saved)
+            self.replaced_bytes += saved.nbytes  # the next time step's tensor, if it is equal
             return shared or weight
         visit.replaceable.append((visit.names[position], position, saved))
         return shared
