@@ -868,9 +868,9 @@ class TestChangedInPlace:
     def test_steps_of_a_sequence_whose_bias_torch_adds_in_place(
         self, style: str, edit: str | None
     ) -> None:
-        """``nn.Linear`` does so where its input is not contiguous. The graph does not tell that from
-        an edit under ``no_grad``, so forward recomputes the sequence to compare: once, not once per
-        time step."""
+        """``nn.Linear`` does so where its input is not contiguous. The graph does not tell that
+        from an edit under ``no_grad``, so forward recomputes the sequence to compare: once, not
+        once per time step."""
         products = []
 
         def program(make: MakeNeuron) -> Observed:

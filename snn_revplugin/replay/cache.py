@@ -96,6 +96,10 @@ class RecipeCache:
         self._counted[id(storage)] = storage
         return storage.nbytes()
 
+    def has_counted(self, storage: torch.UntypedStorage) -> bool:
+        """Whether :meth:`bytes_to_count` has counted this memory."""
+        return id(storage) in self._counted
+
 
 def _identity(function: Replay, values: tuple[Recomputable | None, ...]) -> tuple | None:
     for each in values:  # spikes, nearly always: a quick answer

@@ -359,13 +359,10 @@ class Walk:
     def _constant(self, saved: Tensor) -> Recomputable:
         """A saved operand without a gradient. A dropout mask that autograd alone holds is
         packed."""
-        if saved.numel() < SMALLEST_MASK or not saved_tensors.held_by_autograd_alone(
-            saved, references=3
-        ):
+        if not saved_tensors.held_by_autograd_alone(saved, references=3):
             return HeldTensor(saved)
-        packed = None
-        if saved.device.type == "cpu" and saved.is_floating_point():
-            packed = packed_mask(saved)
+        can_be_mask = saved.device.type == "cpu" and saved.is_floating_point()
+        packed = packed_mask(saved) if can_be_mask and saved.numel() >= SMALLEST_MASK else None
         if packed is None:
             self._keep(CONSTANTS, saved)
             return HeldTensor(saved)
