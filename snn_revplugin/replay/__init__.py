@@ -5,16 +5,25 @@ from . import operations  # noqa: F401  (fills the table)
 from .attach import attach_inverse_recipe, attach_recipes
 from .batch_norm import Normed, normed
 from .cache import RecipeCache
+from .kind import COPY, ELEMENTWISE, LAYER, PARAMETRISATION, PLAIN, SPLIT, VIEW, Kind
 from .operations.operation import OPERATIONS, DecidedBy, Operation, operation_of, register
 from .recipe import HeldTensor, Output, Recipe, Recomputable, Spikes
 from .walk import FIRED, UNSEEN
 
 __all__ = [
+    "COPY",
+    "ELEMENTWISE",
     "FIRED",
+    "LAYER",
     "OPERATIONS",
+    "PARAMETRISATION",
+    "PLAIN",
+    "SPLIT",
     "UNSEEN",
+    "VIEW",
     "DecidedBy",
     "HeldTensor",
+    "Kind",
     "Normed",
     "Operation",
     "Output",

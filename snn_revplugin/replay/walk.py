@@ -359,7 +359,7 @@ class Walk:
     def _constant(self, saved: Tensor) -> Recomputable:
         """A saved operand without a gradient. A dropout mask that autograd alone holds is
         packed."""
-        if not saved_tensors.held_by_autograd_alone(saved, references=3):
+        if saved.dim() == 0 or not saved_tensors.held_by_autograd_alone(saved, references=3):
             return HeldTensor(saved)
         can_be_mask = saved.device.type == "cpu" and saved.is_floating_point()
         packed = packed_mask(saved) if can_be_mask and saved.numel() >= SMALLEST_MASK else None
