@@ -306,6 +306,9 @@ class Walk:
         below, output = visit.edges[position] if position < len(visit.edges) else NO_EDGE
         if below is None:
             value = self._constant(saved)
+        elif _is_view_of_leaf(below):  # a linear layer transposes its weight
+            self.statistics.operations[graph.name_of(below)] += 1
+            return self._held_operand(visit, saved)
         else:
             depth = visit.place.depth + 1
             value = self.value_of(Place(below, output, saved, saved.stride(), depth))
@@ -531,6 +534,15 @@ def _recorded_writes(node: Node) -> int:
             break
         node = node.next_functions[0][0]
     return writes
+
+
+def _is_view_of_leaf(node: Node) -> bool:
+    operation = operation_of(node)
+    return (
+        operation is not None
+        and operation.is_view
+        and graph.is_leaf_edge(node.next_functions[0][0])
+    )
 
 
 def _is_view_of_held(value: Recomputable) -> bool:

@@ -44,8 +44,10 @@ _WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[a-z])(?=\d)")
 def operation_name(node: str) -> str:
     """The name of an autograd node in words.
 
-    >>> operation_name("ConvolutionBackward0"), operation_name("CudnnBatchNormBackward0"),
-    operation_name("MyOpBackward") ('convolution', 'batch norm', 'MyOp (an autograd Function)')
+    >>> operation_name("ConvolutionBackward0"), operation_name("CudnnBatchNormBackward0")
+    ('convolution', 'batch norm')
+    >>> operation_name("MyOpBackward")
+    'MyOp (an autograd Function)'
     """
     if node in OPERATION_NAMES:
         return OPERATION_NAMES[node]
