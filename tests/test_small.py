@@ -7,6 +7,8 @@ user finds.
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import snntorch
 import torch
@@ -95,6 +97,32 @@ def test_a_few_neurons_on_many_spikes_are_worth_it() -> None:
     assert [explain(each).rows[0].small_calls for each in nodes] == [0, 0]
 
 
+class Rounded(torch.autograd.Function):
+    """An operation outside of the table."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor) -> Tensor:
+        return weight.round()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad
+
+
+def test_a_few_neurons_behind_a_weight_that_each_step_computes_are_worth_it() -> None:
+    """The first step replaces nothing, but the next ones share its weight."""
+    layer, node = nn.Linear(64, 10), RevLeaky(beta=0.9, threshold=0.3)
+    spikes = RevLeaky(beta=0.9)(torch.rand(1, 64, requires_grad=True), torch.zeros(1, 64))[0]
+    potential, weights = node.reset_mem(), []
+    for _ in range(T):
+        weight = Rounded.apply(layer.weight)
+        _, potential = node(spikes @ weight.t(), potential)
+        weights.append(weakref.ref(weight.untyped_storage()))
+        del weight
+    assert explain(node).rows[0].small_calls == 0
+    assert sum(each() is not None for each in weights) == 1
+
+
 def test_a_small_net_keeps_no_more_than_the_hosts() -> None:
     retained = {}
     for kind in (snntorch.Leaky, RevLeaky):
@@ -115,7 +143,7 @@ def test_the_setting() -> None:
         run(layers, nodes, [torch.rand(2, 3)])
     assert explain(nodes[0]).rows[0].small_calls == 0
     with (
-        pytest.raises(ValueError, match="smallest must be at least 0, got -1"),
+        pytest.raises(ValueError, match="recompute_min_bytes must be at least 0, got -1"),
         use_settings(recompute_min_bytes=-1),
     ):
         pass

@@ -39,6 +39,8 @@ class CallStatistics:
     )
     operations: Counter[str] = field(default_factory=Counter)  # computed again, with how many calls
     boundaries: Counter[str] = field(default_factory=Counter)  # not known, so what they saved stays
+    # bytes of the activations that autograd keeps, by what keeps them
+    kept_bytes: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)  # for taking the host's own path
 
     def took_step(

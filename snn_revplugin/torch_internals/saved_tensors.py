@@ -8,10 +8,12 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from .graph import Node
 
@@ -107,6 +109,24 @@ def replacement_of(node: Node, name: str) -> Callable[[], Tensor] | None:
         return raw.data if getattr(raw, "unpack_hook", None) is _call else None
     except RuntimeError:  # freed
         return None
+
+
+@cache
+def _names_saved(node_type: type) -> tuple[str, ...]:
+    names = (each.removeprefix("_raw_saved_") for each in dir(node_type))
+    return tuple(each for each in names if hasattr(node_type, "_saved_" + each))
+
+
+def all_saved_by(node: Node) -> list[Tensor]:
+    """The tensors that a node saved, except those that a hook unpacks."""
+    found = [saved_by(node, name) for name in _names_saved(type(node))]
+    try:
+        raw = getattr(node, "_raw_saved_tensors", ())  # an autograd Function's
+        if raw and all(getattr(each, "unpack_hook", None) is None for each in raw):
+            found.append(node.saved_tensors)
+    except RuntimeError:  # freed
+        pass
+    return [each for each in tree_leaves(found) if isinstance(each, Tensor)]
 
 
 class _Replacement:
