@@ -34,7 +34,7 @@ from snn_revplugin.bptt.step import step
 from snn_revplugin.kernels import backend, launch
 from snn_revplugin.kernels.fuse import fuse
 from snn_revplugin.kernels.self_test import SampleStep, take_step
-from snn_revplugin.kernels.surrogate_constants import JUMPING, SURROGATES
+from snn_revplugin.kernels.surrogate_constants import SURROGATES
 from snn_revplugin.kernels.triton_neuron import BackwardTensors, TritonNeuron
 from snn_revplugin.neurons.integrate_and_fire import (
     IntegrateAndFire,
@@ -540,19 +540,24 @@ def test_a_sequence_reads_any_norms_input(
     assert len(norms_read) == 1
 
 
+JUMPING = {
+    "triangular": (2.5,),
+    "heaviside": (),
+    "sparse_fast_sigmoid": (25.0, 0.25),
+    "piecewise_leaky_relu": (0.5, 0.01),
+    "s2nn": (4.0, 2.0),
+    "leaky_k_relu": (0.1, 1.5),
+    "log_tailed_relu": (2.5,),
+    "rect": (2.5,),
+}
+
+
 @ON_EVERY_DEVICE
-@pytest.mark.parametrize("name", sorted(JUMPING))
+@pytest.mark.parametrize("name", JUMPING)
 def test_a_derivative_that_jumps_is_taken_at_the_very_potential(
     name: str, device: str, norms_read: list[Normed]
 ) -> None:
-    given = {
-        "sparse_fast_sigmoid": (25.0, 0.25),
-        "piecewise_leaky_relu": (0.5, 0.01),
-        "s2nn": (4.0, 1.0),
-        "leaky_k_relu": (0.1, 1.5),
-        "heaviside": (),
-    }.get(name, (2.5,))
-    neuron = IntegrateAndFire(Surrogate(name, given, strict=False), 0.8, 0.0)
+    neuron = IntegrateAndFire(Surrogate(name, JUMPING[name], strict=False), 0.8, 0.0)
     assert_trains_alike(normed(neuron, 4, (2, 4, 5), device))
     assert not norms_read
 

@@ -24,6 +24,10 @@ from ..torch_internals import capture
 # Thresholds of a layer, and a threshold and the layer's largest potential, may differ by this much.
 SMALLEST_ON_GRID = 16.0
 LARGEST_REVERSED = 128.0  # in thresholds: beyond it a rounding error could outgrow a residue
+# The steepness of the surrogate derivative, in units of 1 / threshold, up to which the error of
+# reversed potentials changes a gradient by 2e-5 at most (measured in float32, at 4 lost bits). A
+# batch norm subtracts most of the gradient, and so magnifies the relative error of the rest.
+GENTLE, GENTLE_BEHIND_NORM = 36.0, 12.0
 NEVER = sys.maxsize  # an interval of a chain that needs no anchor
 REVERSIBLE_DTYPES = (torch.float32, torch.float64)  # shorter mantissas have no bits to lose
 
@@ -43,8 +47,12 @@ class Anchoring(NamedTuple):
     rebuild_interval: int
 
 
-def anchoring_of(transition: Transition, states: States) -> Anchoring:
-    """Where anchors stand in a chain of these states, under the settings that hold."""
+def anchoring_of(transition: Transition, states: States, behind_norm: bool = False) -> Anchoring:
+    """Where anchors stand in a chain of these states, under the settings that hold.
+
+    Args:
+        behind_norm: whether a batch norm made the neuron's input.
+    """
     settings = get_settings()
     rebuild = settings.rebuild_interval
     if transition.from_outputs:  # what its steps are repeated from is kept anyway
@@ -55,7 +63,8 @@ def anchoring_of(transition: Transition, states: States) -> Anchoring:
     )
     if reverses:
         most = settings.max_anchor_interval
-        interval = steps_between_anchors(transition.decay, settings.lost_bits, most)
+        lost_bits = bits_to_lose(settings.lost_bits, transition, behind_norm)
+        interval = steps_between_anchors(transition.decay, lost_bits, most)
         if interval:
             return Anchoring(interval, True, rebuild)
     return Anchoring(rebuild, False, rebuild)
@@ -110,21 +119,55 @@ def _magnitude(state: Tensor) -> float:
     return state.abs().max().item() if state.numel() else 0.0
 
 
-@lru_cache(maxsize=1024)
-def steps_between_anchors(decay: float, lost_bits: float, most: int) -> int:
-    """How many steps a potential may be reversed before an anchor has to stop its rounding error.
+def is_gentle(transition: Transition) -> bool:
+    """Whether the surrogate derivative is so flat that a batch norm in front makes no difference."""
+    steepness = transition.surrogate.steepness * transition.thresholds[1]
+    return steepness <= GENTLE_BEHIND_NORM
 
-    A step forward rounds once, and every step back multiplies what was rounded by ``1/a``. After K
-    steps back the roundings of those steps, taken as independent, add up to ``sqrt(a**-2 + a**-4 +
-    ... + a**-2K)`` of one; K is the largest for which that stays below ``2**lost_bits``.
+
+def bits_to_lose(lost_bits: float, transition: Transition, behind_norm: bool = False) -> float:
+    """How many mantissa bits of a potential reversal may lose under the setting ``lost_bits``.
+
+    The gradient has the surrogate derivative at the reversed potential as a factor. A steep
+    derivative multiplies the potential's error, so each doubling of the steepness beyond ``GENTLE``
+    costs a bit.
 
     Args:
-        decay: a, the smallest of the layer, in [0, 1].
-        lost_bits: how many of the potential's mantissa bits rebuilding may cost.
+        behind_norm: whether a batch norm made the neuron's current.
+
+    Returns:
+        The bits: negative where the steepness leaves none, minus infinity where the derivative
+        jumps.
+
+    >>> from snn_revplugin.neurons.integrate_and_fire import IntegrateAndFire
+    >>> from snn_revplugin.neurons.surrogate import Surrogate
+    >>> [
+    ...     round(bits_to_lose(4, IntegrateAndFire(Surrogate(*surrogate), 1.0, None)), 1)
+    ...     for surrogate in (("atan", (2.0,)), ("fast_sigmoid", (25.0,)), ("rect", (1.0,)))
+    ... ]
+    [4.0, 3.5, -inf]
+    """
+    steepness = transition.surrogate.steepness * transition.thresholds[1]
+    gentle = GENTLE_BEHIND_NORM if behind_norm else GENTLE
+    return lost_bits - math.log2(max(1.0, steepness / gentle))
+
+
+@lru_cache(maxsize=1024)
+def steps_between_anchors(decay: float, lost_bits: float, most: int) -> int:
+    """How many steps a potential may be reversed before an anchor must correct its rounding error.
+
+    A step forward rounds once, and each step back multiplies that rounding error by ``1/a``. After
+    K steps back the K rounding errors, taken as independent, add up to ``sqrt(a**-2 + a**-4 + ... +
+    a**-2K)`` times one of them. K is the largest number for which this is at most ``2**lost_bits``.
+
+    Args:
+        decay: a, the smallest decay of the layer, in [0, 1].
+        lost_bits: how many mantissa bits of the potential reversal may lose, see
+            :func:`bits_to_lose`.
         most: the largest K wanted.
 
     Returns:
-        K, or 0 if not even one step can be taken back.
+        K, or 0 if not even one step may be reversed.
 
     >>> [steps_between_anchors(a, lost_bits=4, most=64) for a in (0.0, 0.5, 0.9, 0.95, 1.0)]
     [0, 3, 18, 31, 64]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..neurons.transition import GraphNodes, States, StepParts, Transition
 from ..packed.spikes import PackedSpikes
-from ..replay import Recomputable
+from ..replay import HeldTensor, Recomputable
 from ..torch_internals import capture
 from ..torch_internals.pass_cache import pass_cache
 from ..torch_internals.versioned import Versioned
@@ -181,8 +181,10 @@ class ChainLink:
     def kept_bytes(self) -> int:
         """Bytes that the step has made stay: its own charged potential, and the anchor below."""
         before, nbytes = self.before, 0
+        if type(self.current) is HeldTensor:
+            nbytes = self.current.held.tensor.nbytes
         if self.kept_charged is not None:
-            nbytes = self.kept_charged.nbytes
+            nbytes += self.kept_charged.nbytes
         if before.residues is not None:
             return nbytes + sum(each.bits.nbytes for each in before.residues)
         if before.is_anchor and before.before is not None:

@@ -119,7 +119,7 @@ def _inputs_of(
     """How backward recomputes the inputs of a sequence; None if they are not known from spikes."""
     value = attach_recipes(currents, record, whole_sequence=not transition.has_reset_signal)
     if value is None and transition.reads_input:
-        return HeldTensor(currents.detach())  # from which all else follows
+        return HeldTensor(currents.detach().clone())  # from which all else follows
     return value
 
 

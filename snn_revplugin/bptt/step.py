@@ -26,7 +26,7 @@ from ..settings import get_settings
 from ..torch_internals import graph, heap
 from ..torch_internals.function import release_saved
 from ..torch_internals.pass_cache import pass_cache
-from .anchors import anchoring_of
+from .anchors import anchoring_of, is_gentle
 from .chain import LINK, ChainLink, StepView, start_from
 from .double_backward import (
     ChargedOfStep,
@@ -41,6 +41,7 @@ from .record import NeuronRecord
 from .repeated_input import differentiate_once
 
 STEP = "snn_revplugin_step"  # where the node that fired has the link of its time step
+NORM_WITHIN = 6  # graph nodes below a neuron in which a batch norm is looked for
 REPEATED = "time steps whose layer is differentiated with that of later ones"
 SECOND_PASS = (
     "Trying to backward through a reversible neuron's time step a second time (or its spikes were"
@@ -71,7 +72,8 @@ def step(
     value = None if transition.from_outputs else _input_of(transition, current, record)
     transition = record.backend.select(transition, current, states)
     before = start_from(states, transition)
-    link = ChainLink(before, transition, value, anchoring_of(transition, states))
+    anchoring = anchoring_of(transition, states, _magnifies_errors(transition, current))
+    link = ChainLink(before, transition, value, anchoring)
     outputs, after = _take(transition, current, states, link)
     link.parts = None
     heap.chain_has_come_to(link.index, current)
@@ -91,8 +93,23 @@ def _input_of(transition: Transition, current: Tensor, record: NeuronRecord) -> 
     """How backward recomputes a step's input; None if it is not known from spikes or data."""
     value = attach_recipes(current, record)
     if value is None and transition.reads_input:
-        return HeldTensor(current.detach())  # from which all else follows
+        return HeldTensor(current.detach().clone())  # from which all else follows
     return value
+
+
+def _magnifies_errors(transition: Transition, current: Tensor) -> bool:
+    """Whether a batch norm made the input, at most a few operations (views, pooling, a sum) before;
+    asked of steep surrogates, which alone have to know."""
+    if not transition.invertible or is_gentle(transition):
+        return False
+    node = current.grad_fn
+    for _ in range(NORM_WITHIN):
+        if node is None or hasattr(node, FIRED):
+            return False
+        if "BatchNorm" in graph.name_of(node):
+            return True
+        node = node.next_functions[0][0] if node.next_functions else None
+    return False
 
 
 def _take(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from ..neurons.surrogate import Surrogate
-
 # Up to three constants, from the parameters in ..neurons.surrogate.GRADIENTS.
 SURROGATES: dict[str, Callable[..., tuple[float, ...]]] = {
     "atan": lambda alpha: (math.pi / 2 * math.sqrt(2 * alpha), 2 / alpha),
@@ -32,24 +30,3 @@ SURROGATES: dict[str, Callable[..., tuple[float, ...]]] = {
     "log_tailed_relu": lambda alpha: (alpha,),
     "rect": lambda alpha: (alpha, 0.5 / alpha),
 }
-# Those whose derivative jumps, and so must be taken at exactly the potential of forward.
-JUMPING = frozenset(
-    (
-        "triangular",
-        "heaviside",
-        "sparse_fast_sigmoid",
-        "piecewise_leaky_relu",
-        "s2nn",
-        "leaky_k_relu",
-        "rect",
-        "fake_numerical_gradient",
-        "log_tailed_relu",
-    )
-)
-
-
-def why_no_derivative(surrogate: Surrogate) -> str | None:
-    """Why no kernel computes a surrogate's derivative, or None."""
-    if surrogate.name in SURROGATES:
-        return None
-    return f"there is no kernel for the surrogate {surrogate.name!r}"

@@ -32,7 +32,6 @@ from ..neurons.transition import (
 from ..packed.spikes import PackedSpikes, contiguous
 from ..replay import Normed, normed
 from .launch import BITS, Layout, Parameters, Totals, arranged, empty, launch, parameters_in, unpack
-from .surrogate_constants import JUMPING
 from .triton_transition import TritonTransition
 
 Wanted = tuple[bool, bool, bool]  # which gradients are needed, of decay, threshold and factor
@@ -319,7 +318,7 @@ class TritonNeuron(TritonTransition):
         rounding: spikes are kept as bits, an error in the potentials does not grow (no decay is
         above one), and the surrogate's derivative must be continuous."""
         (v,) = states
-        if currents.dtype is not torch.float32 or self.surrogate.name in JUMPING:
+        if currents.dtype is not torch.float32 or self.surrogate.jumps:
             return inputs
         if not self._takes_scan(currents.shape, currents.dtype, v):
             return inputs
