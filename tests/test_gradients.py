@@ -164,7 +164,7 @@ def test_the_intervals_of_usual_surrogates() -> None:
     atan, rebuilt = _leaky(1), (12, False)
     atan.surrogate = Surrogate("atan", (2.0,))
     assert intervals(atan) == [(18, True)] * 2
-    assert intervals(_leaky(25)) == [(15, True), (6, True)]
+    assert intervals(_leaky(25)) == [(18, True), (6, True)]
     assert intervals(_leaky(100)) == [(4, True), rebuilt]
     rectangle = IntegrateAndFire(Surrogate("rect", (1.0,)), 1.0, None)
     assert anchoring_of(rectangle, (torch.zeros(2),))[:2] == rebuilt

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from ..neurons.surrogate import Surrogate
+
 # Up to three constants, from the parameters in ..neurons.surrogate.GRADIENTS.
 SURROGATES: dict[str, Callable[..., tuple[float, ...]]] = {
     "atan": lambda alpha: (math.pi / 2 * math.sqrt(2 * alpha), 2 / alpha),
@@ -30,3 +32,10 @@ SURROGATES: dict[str, Callable[..., tuple[float, ...]]] = {
     "log_tailed_relu": lambda alpha: (alpha,),
     "rect": lambda alpha: (alpha, 0.5 / alpha),
 }
+
+
+def why_no_derivative(surrogate: Surrogate) -> str | None:
+    """Why no kernel computes a surrogate's derivative, or None."""
+    if surrogate.name in SURROGATES:
+        return None
+    return f"there is no kernel for the surrogate {surrogate.name!r}"
