@@ -49,9 +49,9 @@ def test_a_neuron_in_a_time_loop():
     assert row.recomputed["convolution"] == 40
     assert not row.boundaries and not row.reasons
     text = str(row)
-    assert "1 bit a spike" in text
+    assert "1 bit per spike" in text
     assert f"an anchor every {row.steps_between_anchors} steps" in text
-    assert "computed again: " in text and "convolution" in text
+    assert "recomputed: " in text and "convolution" in text
 
 
 def test_a_neuron_that_scans_a_whole_sequence():
@@ -60,7 +60,7 @@ def test_a_neuron_that_scans_a_whole_sequence():
     (row,) = explain(net).rows
     assert (row.calls, row.steps, row.steps_between_anchors) == (1, 5, None)
     assert row.bytes_per_neuron_step == 1 / 8
-    assert "the first potential of a sequence: 0.125 bytes a neuron-step" in str(row)
+    assert "the first potential of a sequence: 0.125 bytes per neuron and step" in str(row)
 
 
 def test_every_neuron_goes_by_the_name_of_its_module():
@@ -87,7 +87,7 @@ def test_a_boundary_is_named():
     net(torch.rand(2, 1, 10))
     assert not rows(net)["first"].boundaries
     assert "Halved (an autograd Function)" in rows(net)["second"].boundaries
-    assert "boundary, what it saved stays: Halved (an autograd Function)" in str(explain(net))
+    assert "not recomputed, activations kept: Halved (an autograd Function)" in str(explain(net))
     assert rows(net)["second"].steps_between_anchors == 1
 
 
