@@ -79,7 +79,7 @@ def _known_surrogate(spike_grad: Any) -> tuple[str, tuple[float, ...]] | None:
     """Name and parameters of a ``spike_grad`` of snnTorch's that we have in closed form."""
     code = getattr(spike_grad, "__code__", None)
     if code is not None and spike_grad.__module__ == "snntorch.surrogate":
-        maker = spike_grad.__qualname__.split(".")[0]
+        maker = code.co_qualname.split(".")[0]
         if maker in SURROGATES:
             closed_over = dict(
                 zip(
@@ -97,6 +97,8 @@ def _known_surrogate(spike_grad: Any) -> tuple[str, tuple[float, ...]] | None:
 
 class _HoldsMem(ReversibleNeuron):
     """A neuron whose membrane potential is ``mem``."""
+
+    tool_patches = NIR_REFUSAL
 
     def step_from(self, current: Tensor, potential: Tensor) -> None:
         self.mem = potential
@@ -295,7 +297,6 @@ class CoupledLeaky(_HoldsMem, snntorch.Leaky):
     tensor([[1.5000, 3.0000]])
     """
 
-    tool_patches = NIR_REFUSAL
     has_no_nir_node = True
 
     def __init__(

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
+from weakref import ref
 
 import torch.nn as nn
 from torch.nn.modules.module import register_module_module_registration_hook
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ..bptt.statistics import CallStatistics
 from ..report.explain import Account, Explanation, account_of
@@ -61,7 +61,8 @@ class SwapOnRegistration:
 
     def __init__(self) -> None:
         # By identity: modules may define __eq__ and __hash__ that fail, or that find others equal.
-        self._places = WeakIdKeyDictionary()
+        # The entry of a module is removed when it dies, before its id can be another's.
+        self._places: dict[int, tuple[ref[nn.Module], _Place]] = {}
         self._neurons: list[_Place] = []
 
     def __enter__(self) -> SwapOnRegistration:
@@ -70,8 +71,9 @@ class SwapOnRegistration:
 
     def __exit__(self, *exception: object) -> None:
         self._hook.remove()
-        for module, place in list(self._places.items()):
-            host = host_class(module) if place.swapped else None
+        for module_ref, place in list(self._places.values()):
+            module = module_ref() if place.swapped else None
+            host = None if module is None else host_class(module)
             if host is not None:
                 make_host(module, host)
 
@@ -123,9 +125,11 @@ class SwapOnRegistration:
         self._neurons.append(place)
 
     def _place(self, module: nn.Module) -> _Place:
-        if module not in self._places:
-            self._places[module] = _Place(type(module).__name__)
-        return self._places[module]
+        key = id(module)
+        if key not in self._places:
+            alive = ref(module, lambda _: self._places.pop(key, None))
+            self._places[key] = alive, _Place(type(module).__name__)
+        return self._places[key][1]
 
 
 def _account(place: _Place, name: str) -> Account:

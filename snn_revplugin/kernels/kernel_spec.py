@@ -145,7 +145,7 @@ def why_no_kernel(dynamics: Dynamics | Coupled, current: Tensor, potential: Tens
     if isinstance(dynamics, IntegrateAndFire) and (
         dynamics.in_parts or getattr(dynamics, "multiplies", False)
     ):
-        return "there is no kernel for the arithmetic of SpikingJelly 0.0.0.0.14"
+        return "there is no kernel for the arithmetic of this release of the host"
     surrogate = dynamics.surrogate
     if not isinstance(surrogate, Surrogate):
         return "the surrogate is a function of the user's"

@@ -13,7 +13,7 @@ import torch.nn as nn
 
 from .hosts import imported_hosts
 from .module import ReversibleNeuron
-from .table import host_class, make_host, make_reversible, swap_for
+from .table import host_class, known_swaps, make_host, make_reversible, swap_for
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ def restore(net: nn.Module) -> Conversion:
             report.left[name] = (
                 f"the host has no neuron with the equations of {type(module).__name__}"
             )
+    for swap in known_swaps():
+        swap.reversible.tool_patches.undo_if_unused()
     _notify_hosts(net)
     return report
 

@@ -17,7 +17,7 @@ from .patches import Patches
 PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 NO_GRADIENT = "no gradient is recorded"
 # The oldest torch whose compiler traces the operators.
-OLDEST_COMPILER = "2.15"
+OLDEST_COMPILER = "2.14"
 # torch.__version__ compares as a version, not as a string.
 HAS_COMPILER = torch.__version__ >= OLDEST_COMPILER
 COMPILED_WITHOUT_OPERATORS = (

@@ -72,8 +72,7 @@ class Patches:
     def release(self, neuron: object) -> None:
         """Undo the patches if no other neuron holds them."""
         self._holders.pop(id(neuron), None)
-        if not self._holders:
-            self._undo()
+        self.undo_if_unused()
 
     def _apply(self, patch: Patch) -> None:
         module = import_tool(patch.tool, patch.module)
@@ -94,7 +93,10 @@ class Patches:
         setattr(owner, name, replacement)
         self._applied.append((owner, name, original, replacement))
 
-    def _undo(self) -> None:
+    def undo_if_unused(self) -> None:
+        """Undo the patches if no neuron that holds them exists."""
+        if self._holders:
+            return
         self._active = False
         while self._applied:
             owner, name, original, replacement = self._applied.pop()
