@@ -27,9 +27,9 @@ from snn_revplugin.neurons.surrogate import Surrogate
 from snn_revplugin.replay import OPERATIONS
 from snn_revplugin.report.explain import operation_name
 from snn_revplugin.swap.module import ReversibleNeuron
-from snn_revplugin.swap.table import HOSTS, known_swaps
+from snn_revplugin.swap.table import known_swaps
 
-ADAPTERS = {name: importlib.import_module(adapter) for name, adapter in HOSTS.items()}
+ADAPTERS = {"snntorch": snntorch_adapter, "spikingjelly": spikingjelly_adapter}
 TIME_STEPS = 3
 
 

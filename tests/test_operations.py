@@ -30,7 +30,7 @@ from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevIFNode, RevLIFNode
 from snn_revplugin.bptt.record import NeuronRecord
 from snn_revplugin.replay import FIRED, OPERATIONS, HeldTensor, attach_recipes
-from snn_revplugin.torch_internals import graph, saved_tensors
+from snn_revplugin.torch_internals import graph
 
 TIME_STEPS = 4
 
@@ -1173,9 +1173,7 @@ def test_time_loop(row: Row, dtype: torch.dtype) -> None:
         found = {
             name.replace("Unsafe", "") for name in names(statistics.operations)
         }  # torch 2.11 and 2.15 differ in it
-        assert (
-            found - (set() if saved_tensors.TELLS_HOOKS else {"Slice"} - expected) == expected
-        )  # torch 2.6 slices to select
+        assert found == expected
         assert names(statistics.boundaries) == set(row.boundaries.split())
     assert statistics.fallback_calls == 0
 
@@ -1228,14 +1226,11 @@ def retained(neuron: type[snntorch.Leaky], row: Row) -> int:
 
 @pytest.mark.parametrize("row", KNOWN_ROWS)
 def test_less_is_retained(row: Row) -> None:
-    if OLDER_TORCH and saved_tensors.TELLS_HOOKS and "dropout" in row.name:
+    if OLDER_TORCH and "dropout" in row.name:
         pytest.skip(
             "seen with torch 2.11, where dropout masks are not packed; why was not looked into"
         )
-    share = row.retained
-    if not saved_tensors.TELLS_HOOKS and "NativeGroupNorm" in row.replayed:
-        share = max(share, 0.6)  # torch 2.6 keeps more of it
-    assert retained(RevLeaky, row) < share * retained(snntorch.Leaky, row)
+    assert retained(RevLeaky, row) < row.retained * retained(snntorch.Leaky, row)
 
 
 @pytest.mark.parametrize(
@@ -1293,10 +1288,7 @@ def tensors_saved_by(nodes: list[graph.Node]) -> dict[tuple[int, str], Tensor]:
 @pytest.mark.parametrize("row", KNOWN_ROWS)
 def test_values_come_back_bit_for_bit(row: Row, dtype: torch.dtype) -> None:
     """The current itself, and all that autograd had saved on the way to it."""
-    lacking = row.name in NOT_IN_BFLOAT16 or (
-        not saved_tensors.TELLS_HOOKS and row.name == "average pool 3d"
-    )  # torch 2.6
-    if dtype is torch.bfloat16 and lacking:
+    if dtype is torch.bfloat16 and row.name in NOT_IN_BFLOAT16:
         with pytest.raises(RuntimeError, match="not implemented"):
             current_of(row, dtype)
         return
