@@ -24,7 +24,7 @@ from on_kernels import (
 )
 from torch import Tensor
 
-from snn_revplugin import use_settings
+from snn_revplugin import explain, use_settings
 from snn_revplugin.adapters.snntorch import CoupledLeaky
 from snn_revplugin.adapters.spikingjelly import CoupledLIFNode
 from snn_revplugin.bptt.coupled_sequence import coupled_sequence
@@ -37,7 +37,6 @@ from snn_revplugin.kernels.triton_coupled import TritonCoupled
 from snn_revplugin.neurons.coupled import Coupled
 from snn_revplugin.neurons.surrogate import Surrogate
 from snn_revplugin.packed.spikes import PackedSpikes
-from snn_revplugin.report import explain
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.usefixtures("kernels_on")

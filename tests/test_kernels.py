@@ -26,7 +26,7 @@ from on_kernels import (
 )
 from torch import Tensor
 
-from snn_revplugin import check_reversible, use_settings
+from snn_revplugin import check_reversible, explain, use_settings
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevLIFNode
 from snn_revplugin.bptt.record import NeuronRecord
@@ -47,7 +47,6 @@ from snn_revplugin.neurons.surrogate import Surrogate, surrogate_of
 from snn_revplugin.neurons.transition import Dynamics
 from snn_revplugin.packed.spikes import PackedSpikes
 from snn_revplugin.replay import Normed
-from snn_revplugin.report import explain
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.usefixtures("kernels_on")
