@@ -13,6 +13,7 @@ import snntorch as snn
 import torch
 import torch.nn as nn
 from compare import MakeNeuron, Observed, agree, assert_alive
+from nets import BATCH
 from snntorch import functional as SF
 from snntorch import surrogate, utils
 from snntorch.functional import quant
@@ -65,7 +66,7 @@ class Net(nn.Module):
             nn.init.constant_(layer.bias, 0.4)
 
 
-def draw(kind: str, T: int, dtype: torch.dtype, batch: int = 2) -> Tensor:
+def draw(kind: str, T: int, dtype: torch.dtype, batch: int = BATCH) -> Tensor:
     """A sequence of inputs ``[T, batch, ...]`` that makes a :class:`Net` fire now and then."""
     shape = (5,) if kind == "linear" else (2, 5, 5)
     return torch.randn(T, batch, *shape).to(dtype).requires_grad_()
@@ -189,7 +190,7 @@ def test_every_combination_of_options(
         mem = None
         if initial:
             mem = tuple(
-                torch.randn(2, *shape, dtype=dtype, requires_grad=True)
+                torch.randn(BATCH, *shape, dtype=dtype, requires_grad=True)
                 for shape in (FEATURES[kind], (4,))
             )
         observed = train(net, x, form, mem)

@@ -22,6 +22,8 @@ from snn_revplugin.replay import attach_recipes
 from snn_revplugin.replay.residual_stream import BETWEEN_ANCHORS, REVERSED, Stream
 from snn_revplugin.report.memory import memory_report
 
+pytestmark = pytest.mark.usefixtures("recompute_everything")
+
 TIME_STEPS, BATCH, WIDTH = 4, 3, 16
 
 
