@@ -4,7 +4,6 @@ of the step."""
 from __future__ import annotations
 
 import gc
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import pytest
 import snntorch as snn
 import torch
 import torch.nn as nn
+from collector import after_launches, no_garbage_collector
 from either_host import potential_of
 from snntorch import surrogate as snn_surrogate
 from spikingjelly.activation_based import functional, neuron, surrogate
@@ -213,22 +213,10 @@ def _nothing_there_already() -> Iterator[None]:
     gc.unfreeze()
 
 
-def after_launches() -> None:
-    """To be called before memory is read where neurons may have run in Triton's interpreter.
-
-    Each launch there leaves a cycle of the interpreter's own, a function that refers to itself and
-    to the storages of its arguments (``GridExecutor._init_args_hst``): the garbage collector has to
-    free that one.
-    """
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        gc.collect()
-
-
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    gc.disable()
-    yield
-    gc.enable()
+    with no_garbage_collector():
+        yield
 
 
 def objects_of_ours() -> Counter[str]:

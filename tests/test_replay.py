@@ -3,17 +3,16 @@ is left alive."""
 
 from __future__ import annotations
 
-import gc
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 import snntorch
 import torch
 import torch.nn.functional as F
 from calls import Calls
+from collector import no_garbage_collector
 from compare import MakeNeuron, Observed, agree, assert_alive, assert_close
 from snntorch import surrogate as snn_surrogate
 from spikingjelly.activation_based import neuron as sj_neuron
@@ -211,16 +210,6 @@ class TestReaders:
             return Observed({"out": out}).see_gradients(net)
 
         agree(program, snntorch.Leaky, RevLeaky)
-
-
-@contextmanager
-def no_garbage_collector() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def gradient_bytes(net: nn.Module) -> int:
