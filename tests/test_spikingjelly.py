@@ -248,9 +248,9 @@ def test_a_tensor_as_reset_value_after_steps_on_plain_input(node: str) -> None:
 
     def program(make: MakeNeuron) -> Observed:
         lif = make(**_options(node))
-        lif.set_reset_value("v", torch.rand(2, 6))
+        lif.set_reset_value("v", torch.rand(BATCH, 6))
         lif.reset()
-        x = torch.randn(5, 2, 6, requires_grad=True)
+        x = torch.randn(5, BATCH, 6, requires_grad=True)
         spikes = torch.stack([lif(frame) for frame in x])
         lif.reset()
         (spikes * torch.randn(spikes.shape)).sum().backward()
@@ -326,7 +326,7 @@ def test_scalar_and_empty_inputs(shape: tuple[int, ...], mode: str, node: str) -
         (spikes.sum() + lif.v.sum()).backward()
         return Observed({"spikes": spikes, "v": lif.v}).see_gradients(lif, x=x)
 
-    agree(program, *NODES[node])
+    agree(program, *NODES[node], path="small")
 
 
 @only_pure
@@ -336,11 +336,11 @@ def test_state_of_another_shape_or_dtype_starts_as_the_host_does(mode: str, node
     def program(make: MakeNeuron) -> Observed:
         lif, values = make(step_mode=mode, **_options(node, v_reset=-0.1)), []
         for batch, dtype in (
-            (3, torch.float32),
-            (3, torch.float64),
-            (3, torch.float32),
-            (2, torch.float32),
-            (2, torch.float16),
+            (BATCH, torch.float32),
+            (BATCH, torch.float64),
+            (BATCH, torch.float32),
+            (BATCH // 2, torch.float32),
+            (BATCH // 2, torch.float16),
         ):
             lif.to(dtype)
             x = torch.randn(
@@ -453,7 +453,7 @@ def test_containers_drive_ours_as_they_drive_the_host() -> None:
             nn.Flatten(2),
             layer.LinearRecurrentContainer(make(**_options("LIF")), 16, 16, step_mode="m"),
         )
-        x = torch.randn(5, 3, 2, 9, 9, requires_grad=True)
+        x = torch.randn(5, 30, 2, 9, 9, requires_grad=True)
         y = net[:2](x * 2)
         y = net[2:](y)
         (y * torch.randn(y.shape)).sum().backward()

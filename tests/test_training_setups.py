@@ -533,8 +533,10 @@ def test_lightning(precision: str, kind: str, tmp_path: Path) -> None:
 
     def program(net: Net) -> Observed:
         module = Module(net)
-        data = torch.utils.data.TensorDataset(torch.randn(8, T, 5), torch.rand(8, 4))
-        loader = torch.utils.data.DataLoader(data, batch_size=2)
+        data = torch.utils.data.TensorDataset(
+            torch.randn(4 * BATCH, T, 5), torch.rand(4 * BATCH, 4)
+        )
+        loader = torch.utils.data.DataLoader(data, batch_size=BATCH)
         for epochs in (1, 2):
             trainer = lightning.Trainer(
                 max_epochs=epochs,
