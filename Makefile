@@ -1,7 +1,11 @@
-# make test: lint and the whole suite.   make demo: train on digits, host's neurons and ours.   make bench: the works' figures.
-# make docs: the documentation, into out/docs; a warning is an error.
-# make test-matrix: the suite with each set of releases in tests/matrix, about 6 GB and 10 minutes a set, one after the other;
-# make test-matrix-oldest: with one of them.
+# make lint         style (ruff) and the imports between rooms (import-linter)
+# make test         lint and the whole test suite
+# make demo         trains on digits with the host's neurons and with ours
+# make bench        measures the networks of the README
+# make docs         builds the documentation in out/docs; a warning is an error
+# make test-matrix  runs the suite with each set of releases in tests/matrix, one after another:
+#                   about 6 GB and 10 minutes per set; make test-matrix-oldest runs one of them
+# make clean        removes the environments and out/
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,13 +15,18 @@ MATRIX := $(basename $(notdir $(wildcard tests/matrix/*.txt)))
 
 .PHONY: test lint demo bench docs clean test-matrix $(MATRIX:%=test-matrix-%)
 
-# Two processes of one thread each: on two cores, more threads would only wait for one another.
+# Two processes of one thread each: on two cores, more threads would only wait for each other.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
+# adapters/ stands beside the package and is installed inside it, so import-linter reads a tree of
+# links that has it there.
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf out/imports && mkdir -p out/imports/snn_revplugin
+	ln -sf $(CURDIR)/snn_revplugin/* $(CURDIR)/adapters out/imports/snn_revplugin/
+	cd out/imports && $(CURDIR)/$(BIN)/lint-imports $(CURDIR)/pyproject.toml
 
 test-matrix: $(MATRIX:%=test-matrix-%)
 
@@ -39,7 +48,7 @@ bench: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs out/docs
 
-# The environment is made again only when what it has to hold has changed.
+# The environment is rebuilt only after pyproject.toml has changed.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip

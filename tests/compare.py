@@ -25,6 +25,7 @@ TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-2, to
 # the largest gradient in the net if that is more. (One decay in test_snntorch's table has a
 # gradient of 82 whose parts, neuron by neuron, add up to 1106 in absolute value.)
 CANCELLED = 2e-1
+PATHS = "reversible", "small", "host", "both", "hooked", "any"
 
 
 @dataclass
@@ -71,10 +72,11 @@ def agree(
         program: makes its neurons by the function it is given, with the arguments of the host's
             constructor.
         tolerance: of gradients; by default that of each gradient's dtype.
-        path: "reversible" asserts that ours took every step reversibly, "host" that it took the
-            host's path at each, "both" that it did some of either, "hooked" that all calls were
-            inside somebody else's saved-tensor hooks; "any" asserts nothing.
-        reason: a part of the reason that the ledger must give for the host's path.
+        path: "reversible" asserts that every step of ours was reversible and no layer was so small
+            that it was kept instead of recomputed, "small" the first alone; "host" that every call
+            fell back to the host's code, "both" that some did and some did not; "hooked" that all
+            calls were inside of saved-tensor hooks that the program set; "any" asserts nothing.
+        reason: a part of the reason that the statistics must give for falling back.
 
     Returns:
         Our neurons.
@@ -96,29 +98,26 @@ def agree(
 
 
 def assert_path(neurons: Iterable[nn.Module], path: str, reason: str | None = None) -> None:
-    """Assert from their ledgers which way neurons went, see :func:`agree`."""
+    """Assert from their statistics which code neurons ran, see :func:`agree`."""
+    if path not in PATHS:
+        raise ValueError(f"path must be one of {PATHS}, got {path!r}")
     for neuron in neurons:
         statistics = neuron.record.statistics
-        if path in ("reversible", "both"):
-            assert statistics.steps > 0, f"no step was reversible: {dict(statistics.reasons)}"
+        reasons = dict(statistics.reasons)
+        if path in ("reversible", "small", "both"):
+            assert statistics.steps > 0, f"no step was reversible: {reasons}"
+        if path in ("reversible", "small", "hooked"):
+            assert statistics.fallback_calls == 0, f"calls fell back to the host's code: {reasons}"
+        if path in ("reversible", "small"):
+            assert statistics.hooked_calls == 0, "calls were inside of saved-tensor hooks"
         if path == "reversible":
-            assert statistics.fallback_calls == 0, (
-                f"steps took the host's path: {dict(statistics.reasons)}"
-            )
-            assert statistics.hooked_calls == 0, (
-                "steps were inside of somebody's saved-tensor hooks"
-            )
+            assert statistics.small_calls == 0, "layers were too small to be recomputed"
         if path in ("host", "both"):
-            assert statistics.fallback_calls > 0, "no call took the host's path"
+            assert statistics.fallback_calls > 0, "no call fell back to the host's code"
         if path in ("host", "hooked"):
             assert statistics.steps == 0, "steps were reversible"
         if path == "hooked":
-            assert statistics.hooked_calls > 0, (
-                f"no call was handed to hooks: {dict(statistics.reasons)}"
-            )
-            assert statistics.fallback_calls == 0, (
-                f"calls took the host's path: {dict(statistics.reasons)}"
-            )
+            assert statistics.hooked_calls > 0, f"no call was handed to hooks: {reasons}"
         if reason is not None:
             assert any(reason in each for each in statistics.reasons), (
                 f"{reason!r} is not among {dict(statistics.reasons)}"

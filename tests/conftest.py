@@ -1,6 +1,7 @@
-"""What every test needs: one thread, and the hosts' global registers left as they were found. And
-the kernels: with ``TRITON_INTERPRET=1`` in the environment every neuron of the suite that a kernel
-can take runs in Triton's interpreter; a line at the end of a run tells what ran where.
+"""What all tests share: one thread, the hosts' global registers restored after each test, and the
+kernels. With ``TRITON_INTERPRET=1`` in the environment every neuron of the suite that a kernel can
+run does so in Triton's interpreter. Lines at the end of a run say what ran where, and what this
+machine lacks.
 """
 
 from __future__ import annotations
@@ -15,12 +16,10 @@ from hosts import PURE
 from torch import Tensor
 
 # The tensors of these tests are tiny: several threads would spend their time waiting for each
-# other, and a test run beside another one many times its own.
+# other, and slow down other processes.
 torch.set_num_threads(1)
 
-
-# For SpikingJelly 2 from their imports on; 0.0.0.0.14 has neither these models, layers and tools
-# nor pure transitions.
+# These need the models, layers and tools of SpikingJelly 2, most of them from their imports on.
 FOR_SPIKINGJELLY_2 = [
     "test_distributed.py",
     "test_docs.py",
@@ -31,62 +30,67 @@ FOR_SPIKINGJELLY_2 = [
     "test_suite.py",
     "test_training_setups.py",
 ]
-collect_ignore = [] if PURE else FOR_SPIKINGJELLY_2
+FOR_SPIKINGJELLY_0 = [
+    "test_spikingjelly_stateful.py"
+]  # 0.0.0.0.14, whose neurons write their state
+collect_ignore = FOR_SPIKINGJELLY_0 if PURE else FOR_SPIKINGJELLY_2
 
-AS_USERS_DO = {
-    "test_cli",
-    "test_docs",
-    "test_examples",
-    "test_small",
-}  # in the settings as they are
+GPU = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 KERNELS = {
-    "gpu": "on a GPU",
+    **({"gpu": "on a GPU"} if GPU else {}),
     "interpreter": "in Triton's interpreter",
     "ahead_of_time": "compiled ahead of time",
 }  # marker: where its tests run
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without a CUDA device, the tests that need one are not collected."""
+    if not GPU:
+        items[:] = [each for each in items if each.get_closest_marker("gpu") is None]
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Tell how many tests of the kernels ran where; of those of other processes (pytest-xdist) as
-    well."""
-    told = []
+    """Say how many tests of the kernels ran where, also in the processes of pytest-xdist, and which
+    tests this machine cannot run."""
+    counts = []
     for marker, where in KERNELS.items():
-        counts = {}
+        ran = skipped = 0
         for outcome in ("passed", "failed", "error", "skipped"):
             reports = terminalreporter.stats.get(outcome, ())
-            counts[outcome] = sum(marker in getattr(each, "keywords", ()) for each in reports)
-        skipped = counts.pop("skipped")
-        told.append(f"{sum(counts.values())} {where}{f' ({skipped} skipped)' * bool(skipped)}")
+            number = sum(marker in getattr(each, "keywords", ()) for each in reports)
+            ran, skipped = (ran, number) if outcome == "skipped" else (ran + number, skipped)
+        counts.append(f"{ran} {where}{f' ({skipped} skipped)' * bool(skipped)}")
+    absent = [] if GPU else ["CUDA (tests marked gpu)"]
+    absent.append(f"SpikingJelly {'0.0.0.0.14' if PURE else '2'} ({', '.join(collect_ignore)})")
     terminalreporter.ensure_newline()
-    terminalreporter.write_line("kernel tests: " + ", ".join(told))
-    if collect_ignore:
-        terminalreporter.write_line(
-            f"SpikingJelly 0.0.0.0.14, so not collected: {', '.join(collect_ignore)}"
-        )
+    terminalreporter.write_line(f"kernel tests: {', '.join(counts)}")
+    terminalreporter.write_line(f"not collected, because absent here: {'; '.join(absent)}")
     if INTERPRETED:
         terminalreporter.write_line(
-            "TRITON_INTERPRET=1: the neurons of all other tests too, where a kernel could take them"
+            "TRITON_INTERPRET=1: the neurons of all other tests ran in the interpreter too, where a"
+            " kernel exists"
         )
 
 
-@pytest.fixture(autouse=True)
-def _compute_everything_again(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The tensors of these tests are so small that a user's neurons would keep most of them as they
-    are."""
+@pytest.fixture
+def recompute_everything() -> Iterator[None]:
+    """Layers are recomputed however small they are.
+
+    By default a time step of up to 1024 bytes keeps what autograd saved, and the tensors of most
+    tests are that small. Tests that are about recomputation or reversal ask for this fixture; all
+    others run with the default settings.
+    """
     from snn_revplugin import use_settings
 
-    if request.module.__name__ in AS_USERS_DO:
-        yield
-        return
     with use_settings(recompute_min_bytes=0):
         yield
 
 
 @pytest.fixture(autouse=True)
 def _forget_snntorch_neurons() -> Iterator[None]:
-    """snnTorch remembers every neuron for ever and resets all of them at once: a test must not meet
-    those of another."""
+    """snnTorch registers every neuron for ever and resets all of them together: a test must not
+    reset those of another test."""
     try:
         from snntorch import SpikingNeuron
     except ImportError:

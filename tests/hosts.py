@@ -17,6 +17,3 @@ OLDER_TORCH = (
 only_pure = pytest.mark.skipif(
     not PURE, reason="SpikingJelly 0.0.0.0.14 does not have what this test uses"
 )
-only_stateful = pytest.mark.skipif(
-    PURE, reason="for SpikingJelly 0.0.0.0.14, and a later release is installed"
-)

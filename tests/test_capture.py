@@ -68,13 +68,13 @@ class Net(nn.Module):
 
     def __init__(self, make: Callable[..., nn.Module], options: dict[str, Any]) -> None:
         super().__init__()
-        self.recompute_on_data = nn.ModuleList([nn.Linear(6, 8), nn.Linear(8, 8)])
+        self.layers = nn.ModuleList([nn.Linear(6, 8), nn.Linear(8, 8)])
         self.norm = nn.LayerNorm(8)
         self.neurons = nn.ModuleList([make(**options) for _ in range(2)])
 
     def forward(self, x_seq: Tensor) -> Tensor:
-        x_seq = self._through(0, self.recompute_on_data[0](x_seq))
-        return self._through(1, self.norm(self.recompute_on_data[1](1.0 - x_seq)))
+        x_seq = self._through(0, self.layers[0](x_seq))
+        return self._through(1, self.norm(self.layers[1](1.0 - x_seq)))
 
     def _through(self, index: int, currents: Tensor) -> Tensor:
         node, spikes = self.neurons[index], []
@@ -134,7 +134,6 @@ def test_values_are_asked_for_elsewhere() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("kind", KINDS | COUPLED)
 def test_capture_of_a_training_step(kind: str) -> None:
     """Captured once, replayed on other data: the host's spikes and gradients, and memory that does

@@ -22,7 +22,6 @@ import torch
 import torch.nn as nn
 from compare import MakeNeuron, Observed, agree, assert_agree, assert_alive, assert_close
 from hosts import only_pure
-from live_bytes import LiveBytes
 from snntorch import surrogate as snn_surrogate
 from snntorch import utils
 from spikingjelly.activation_based import base, functional, layer, neuron, surrogate
@@ -42,6 +41,7 @@ from snn_revplugin.neurons.differentiable import differentiable_coupled_step
 from snn_revplugin.neurons.surrogate import Surrogate
 from snn_revplugin.packed.spikes import Block, PackedSpikes
 from snn_revplugin.replay import FIRED, attach_recipes
+from snn_revplugin.report.memory import LiveBytes
 from snn_revplugin.swap.module import HAS_COMPILER, OLDEST_COMPILER
 from snn_revplugin.torch_internals.pass_cache import pass_cache
 
@@ -589,7 +589,7 @@ class TestMemory:
         node, grad = make(), torch.randn(length, 8, 16, 10)
         x = torch.randn(length, 8, 16, 10, requires_grad=True)
         frames = [torch.randn(8, 16, 10, requires_grad=True) for _ in range(length)]
-        with LiveBytes(x, grad, *frames) as live:
+        with LiveBytes() as live:
             if getattr(node, "step_mode", "s") == "m":
                 outputs = [node(x)]
                 roots = [grad]
@@ -602,10 +602,9 @@ class TestMemory:
                 roots = list(grad)
             else:
                 outputs, roots = [node(frame) for frame in frames], list(grad)
-            after_forward = live.now - 4 * length * self.count
-            live.peak = live.now
+            after_forward = live.now() - 4 * length * self.count
             torch.autograd.backward(outputs, roots)
-            return after_forward, live.peak - 4 * length * self.count
+            return after_forward, live.peak() - 4 * length * self.count
 
     @pytest.mark.parametrize("alpha", [0.05, 0.5, 1.0])
     @pytest.mark.parametrize("length", [4, 50, 200])
@@ -652,9 +651,9 @@ class TestMemory:
                 make(), nn.Conv1d(16, 16, 3, padding=1), nn.BatchNorm1d(16), make()
             )
             x = torch.randn(30, 8, 16, 10)
-            with LiveBytes(x, *nets.parameters(), *nets.buffers()) as live:
+            with LiveBytes() as live:
                 outputs = [nets(frame) for frame in x]
-                found = live.now
+                found = live.now()
                 del outputs
             return found
 

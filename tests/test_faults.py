@@ -12,7 +12,8 @@ import snntorch as snn
 import torch
 import torch.nn as nn
 from compare import MakeNeuron, Observed, agree
-from either_host import clear, potential_of, step_of
+from either_host import potential_of, step_of
+from nets import BATCH, TwoLayers
 from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 
@@ -60,22 +61,19 @@ LEARNED = {
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 
-class Net(nn.Module):
-    """conv - neurons - linear - neurons with states of their own; ``[T, N, 2, 5]`` to spikes ``[T,
-    N, 4]``.
+class Net(TwoLayers):
+    """conv - neurons - linear - neurons; ``[T, N, 2, 5]`` to spikes ``[T, N, 4]``.
 
     Attributes:
         fault: called with the number of the step before each step of the second layer.
     """
 
     def __init__(self, make: MakeNeuron, options: dict) -> None:
-        super().__init__()
-        self.conv, self.lif1 = nn.Conv1d(2, 3, 3), make(**options)
-        self.fc, self.lif2 = nn.Linear(9, 4), make(**options)
+        super().__init__(make, options)
+        self.conv, self.fc = nn.Conv1d(2, 3, 3), nn.Linear(9, 4)
         nn.init.normal_(self.conv.weight)
         nn.init.normal_(self.fc.weight)
         nn.init.constant_(self.fc.bias, 0.4)
-        self.steps = options.get("step_mode", "s")
         self.fault: Callable[[int], Any] = lambda t: None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,15 +88,9 @@ class Net(nn.Module):
             outputs.append(self.lif2(self.fc(spikes.flatten(1))))
         return torch.stack(outputs)
 
-    def potentials(self) -> tuple[Tensor, Tensor]:
-        return potential_of(self.lif1), potential_of(self.lif2)
-
-    def clear(self) -> None:
-        clear(self.lif1, self.lif2)
-
 
 def draw() -> Tensor:
-    return (torch.randn(T, 3, 2, 5) + 0.3).requires_grad_()
+    return (torch.randn(T, BATCH, 2, 5) + 0.3).requires_grad_()
 
 
 def good_step(net: Net, name: str = "good") -> Observed:

@@ -12,8 +12,8 @@ import pytest
 import snntorch as snn
 import torch
 import torch.nn as nn
+from collector import after_launches, no_garbage_collector
 from either_host import potential_of
-from live_bytes import LiveBytes, after_launches
 from snntorch import surrogate as snn_surrogate
 from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import Tensor
@@ -25,6 +25,9 @@ from snn_revplugin.adapters.spikingjelly import (
     RevLIFNode,
     RevParametricLIFNode,
 )
+from snn_revplugin.report.memory import LiveBytes
+
+pytestmark = pytest.mark.usefixtures("recompute_everything")
 
 T = 8
 
@@ -212,9 +215,8 @@ def _nothing_there_already() -> Iterator[None]:
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    gc.disable()
-    yield
-    gc.enable()
+    with no_garbage_collector():
+        yield
 
 
 def objects_of_ours() -> Counter[str]:
@@ -236,7 +238,7 @@ def test_memory_returns_to_its_start(step: Callable[[Net, Tensor], None], kind: 
             net.zero_grad()
             net.clear()
             after_launches()
-            readings.append((live.now, objects_of_ours()))
+            readings.append((live.now(), objects_of_ours()))
     # The first step leaves behind what is made once: equations, ledgers, the answer about a
     # surrogate.
     assert readings[2] == readings[1]
@@ -265,11 +267,11 @@ def test_the_state_that_is_left_after_backward_holds_no_more_than_the_hosts(kind
     for make in (HOSTS[kind], KINDS[kind]):
         torch.manual_seed(0)
         net, x = Net(make), torch.randn(T, 3, 2, 8)
-        with LiveBytes(*net.parameters(), x) as live:
+        with LiveBytes() as live:
             whole_step(net, x)
             net.zero_grad()
             after_launches()
-            left.append(live.now)
+            left.append(live.now())
     assert left[1] <= left[0]
 
 
@@ -279,10 +281,10 @@ def test_less_is_held_after_forward_than_by_the_host(kind: str) -> None:
     for make in (HOSTS[kind], KINDS[kind]):
         torch.manual_seed(0)
         net, x = Net(make), torch.randn(10 * T, 3, 2, 8)
-        with LiveBytes(*net.parameters(), x) as live:
+        with LiveBytes() as live:
             y = net(x)
             after_launches()
-            held.append(live.now)
+            held.append(live.now())
             del y
     times = (
         2 if kind.startswith("coupled") else 3

@@ -18,6 +18,8 @@ from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_no
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.report.memory import LiveBytes
 
+pytestmark = pytest.mark.usefixtures("recompute_everything")
+
 FEATURES, BATCH, STEPS = 24, 3, 8
 
 

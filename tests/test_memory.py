@@ -1,14 +1,13 @@
-"""The memory report tells what a training step holds, byte by byte, and a step leaves nothing
-behind."""
+"""The memory report says what a training step holds, byte by byte.
 
-import gc
-from collections.abc import Callable, Iterator
+``test_leaks.py`` tests that a step leaves nothing behind.
+"""
+
+from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn as nn
 
-from snn_revplugin.cli.workloads import HOST, OURS, WORKLOADS
 from snn_revplugin.report.memory import LiveBytes, memory_report
 
 KIB = 1024
@@ -177,7 +176,7 @@ def test_an_exception_of_the_step_goes_through_and_stops_the_counting():
         assert live.now() == kept.nbytes
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="reads the statistics of a CUDA device")
+@pytest.mark.gpu
 def test_a_report_of_a_cuda_device():
     weight = torch.ones(2**20, device="cuda", requires_grad=True)
     chain(weight).backward()  # a first step, for workspaces
@@ -189,79 +188,3 @@ def test_a_report_of_a_cuda_device():
     assert report.left == 4 * 2**20
     assert report.retained_reserved >= report.retained
     assert report.peak_reserved >= report.peak
-
-
-@pytest.fixture
-def without_garbage_collector() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
-def at_rest(net: nn.Module) -> None:
-    """Drop what a user drops between two sequences: gradients and states."""
-    net.zero_grad(set_to_none=True)
-    for each in net.modules():
-        if hasattr(each, "mem"):
-            each.mem, each.reset = torch.empty(0), None
-        elif hasattr(each, "step_mode") and hasattr(each, "v"):
-            each.reset()
-
-
-@pytest.mark.parametrize("whose", [HOST, OURS])
-@pytest.mark.parametrize("name", ["csnn", "digits-spikingjelly"])
-def test_memory_returns_to_its_start_without_the_garbage_collector(
-    name: str, whose: str, without_garbage_collector: None
-):
-    workload = WORKLOADS[name]
-    net, (images, classes) = workload.build(whose), workload.data(2)
-    with LiveBytes() as live:
-        for backward in (True, False, True, False, False, True):
-            loss = workload.loss(net(images, 12), classes)
-            held = live.now()
-            if backward:
-                loss.backward()
-            del loss
-            at_rest(net)
-            assert live.now() == 0, (
-                f"after a step {'with' if backward else 'without'} a backward, which held {held}"
-                " bytes"
-            )
-            assert held > 0
-
-
-def test_memory_returns_to_its_start_after_an_exception_between_forward_and_backward(
-    without_garbage_collector: None,
-):
-    workload = WORKLOADS["csnn"]
-    net, (images, classes) = workload.build(OURS), workload.data(2)
-
-    def step(fail: bool) -> None:
-        loss = workload.loss(net(images, 12), classes)
-        if fail:
-            raise KeyboardInterrupt
-        loss.backward()
-
-    with LiveBytes() as live:
-        with pytest.raises(KeyboardInterrupt):
-            step(fail=True)
-        at_rest(net)
-        assert live.now() == 0
-        step(fail=False)
-        at_rest(net)
-        assert live.now() == 0
-
-
-def test_memory_returns_to_its_start_after_retain_graph_and_a_second_backward(
-    without_garbage_collector: None,
-):
-    workload = WORKLOADS["csnn"]
-    net, (images, classes) = workload.build(OURS), workload.data(2)
-    with LiveBytes() as live:
-        loss = workload.loss(net(images, 12), classes)
-        loss.backward(retain_graph=True)
-        loss.backward()
-        del loss
-        at_rest(net)
-        assert live.now() == 0

@@ -18,6 +18,8 @@ from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevLIFNode
 from snn_revplugin.report.memory import memory_report
 
+pytestmark = pytest.mark.usefixtures("recompute_everything")
+
 TIME_STEPS, CHANNELS = 6, 8
 IMAGES, LINES = (4, 3, 8, 8), (5, 12)
 

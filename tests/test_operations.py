@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from compare import assert_close, assert_exact
 from hosts import OLDER_TORCH
-from live_bytes import LiveBytes
 from snntorch import surrogate as snn_surrogate
 from spikingjelly.activation_based import neuron as sj_neuron
 from spikingjelly.activation_based import surrogate as sj_surrogate
@@ -30,7 +29,10 @@ from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevIFNode, RevLIFNode
 from snn_revplugin.bptt.record import NeuronRecord
 from snn_revplugin.replay import FIRED, OPERATIONS, HeldTensor, attach_recipes
+from snn_revplugin.report.memory import LiveBytes
 from snn_revplugin.torch_internals import graph
+
+pytestmark = pytest.mark.usefixtures("recompute_everything")
 
 TIME_STEPS = 4
 
@@ -1200,12 +1202,12 @@ class Nothing(nn.Module):
 def live_after_forward(net: TimeLoop, row: Row) -> int:
     torch.manual_seed(1)
     x_seq = torch.randn(2 * TIME_STEPS, *row.shape, requires_grad=True)
-    with LiveBytes(x_seq, *net.parameters(), *net.buffers()) as live:
+    with LiveBytes() as live:
         spikes, potentials = net(x_seq)
         loss = spikes.sum() + potentials.sum()
         del spikes, potentials
     assert loss.requires_grad
-    return live.now
+    return live.now()
 
 
 @cache

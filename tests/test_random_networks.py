@@ -35,7 +35,7 @@ SURROGATES = {
     },
     "surrogate_function": {"ATan": sj_surrogate.ATan(1.5), "Sigmoid": sj_surrogate.Sigmoid(3.0)},
 }
-BATCH, CHANNELS, SIZE = 2, 4, 4
+CHANNELS, SIZE = 4, 4
 # gradients this small beside the largest may have cancelled: they are judged by its rounding
 NEGLIGIBLE = 0.05
 # snnTorch's spikes and resets are float32 in a float64 net too, and so is every gradient that
@@ -80,6 +80,7 @@ class Plan:
         losses: the time steps whose output the loss reads.
         cuts: the time steps after which backpropagation is truncated.
         passes: how many backwards go through each stretch between cuts.
+        batch: at 2 a time step is so small that its layers are not recomputed, at 5 they are.
     """
 
     style: str
@@ -88,6 +89,7 @@ class Plan:
     losses: frozenset[int]
     cuts: frozenset[int]
     passes: int
+    batch: int
     seed: int
 
 
@@ -159,6 +161,7 @@ def plans(draw: st.DrawFn) -> Plan:
         losses=losses,
         cuts=draw(st.one_of(st.just(frozenset()), st.frozensets(steps, max_size=3))),
         passes=draw(st.sampled_from([1, 1, 2])),
+        batch=draw(st.sampled_from([5, 5, 2])),
         seed=draw(st.integers(0, 2**16)),
     )
 
@@ -288,8 +291,9 @@ def train(
     the input."""
     net = Network(plan, ours).to(dtype)
     torch.manual_seed(plan.seed + 1)
-    x_seq = torch.randn(plan.time_steps, BATCH, CHANNELS, SIZE, SIZE, dtype=dtype).requires_grad_()
-    weights = torch.randn(plan.time_steps, BATCH, CHANNELS, SIZE, SIZE, dtype=dtype)
+    shape = plan.time_steps, plan.batch, CHANNELS, SIZE, SIZE
+    x_seq = torch.randn(shape, dtype=dtype).requires_grad_()
+    weights = torch.randn(shape, dtype=dtype)
     spikes = []
     for anchor_interval in stretches(plan):
         if plan.style == ALL_STEPS:

@@ -16,13 +16,15 @@ import torch.nn as nn
 from calls import Calls
 from compare import MakeNeuron, Observed, agree
 from either_host import step_of
-from live_bytes import LiveBytes
 from spikingjelly.activation_based import neuron
 from torch import Tensor
 
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevLIFNode
+from snn_revplugin.report.memory import LiveBytes
 from snn_revplugin.settings import use_settings
+
+pytestmark = pytest.mark.usefixtures("recompute_everything")
 
 T = 8
 NEURONS = {
@@ -342,7 +344,7 @@ def test_no_more_stays_with_the_last_potential_than_with_the_hosts() -> None:
         loss().backward()
         with LiveBytes() as live:
             loss().backward()
-        left[kind] = live.now
+        left[kind] = live.now()
     assert left[RevLeaky] <= left[snntorch.Leaky]
 
 

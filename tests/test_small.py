@@ -1,8 +1,8 @@
 """Layers so small that Python objects outweigh what they would save: kept as they are, and in less
 time than the host's.
 
-The other tests' tensors are as small; they run with ``smallest=0``, these in the settings that a
-user finds.
+Many other tests have tensors as small and recompute them all the same: see ``recompute_everything``
+in ``conftest.py``.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def test_small_layers_are_kept_as_they_are(host: type, ours: type, options: dict
         ).backward()
         return Observed().see_gradients(*layers, *nodes)
 
-    for each in agree(program, host, ours):
+    for each in agree(program, host, ours, path="small"):
         (row,) = explain(each).rows
         assert row.small_calls == T - 1 and row.calls == T
         assert "too small" in str(row) and row.steps_between_anchors == 1
@@ -81,7 +81,7 @@ def test_a_small_and_a_large_batch_in_turns(host: type, ours: type, options: dic
         run(layers, nodes, [images[:1], images]).backward()
         return Observed().see_gradients(*layers, *nodes)
 
-    for each in agree(program, host, ours):
+    for each in agree(program, host, ours, path="small"):
         (row,) = explain(each).rows
         assert row.small_calls == T - 1 and row.calls == 2 * T
 

@@ -13,6 +13,7 @@ import snntorch as snn
 import torch
 import torch.nn as nn
 from compare import MakeNeuron, Observed, agree, assert_alive
+from nets import BATCH
 from snntorch import functional as SF
 from snntorch import surrogate, utils
 from snntorch.functional import quant
@@ -65,7 +66,7 @@ class Net(nn.Module):
             nn.init.constant_(layer.bias, 0.4)
 
 
-def draw(kind: str, T: int, dtype: torch.dtype, batch: int = 2) -> Tensor:
+def draw(kind: str, T: int, dtype: torch.dtype, batch: int = BATCH) -> Tensor:
     """A sequence of inputs ``[T, batch, ...]`` that makes a :class:`Net` fire now and then."""
     shape = (5,) if kind == "linear" else (2, 5, 5)
     return torch.randn(T, batch, *shape).to(dtype).requires_grad_()
@@ -189,7 +190,7 @@ def test_every_combination_of_options(
         mem = None
         if initial:
             mem = tuple(
-                torch.randn(2, *shape, dtype=dtype, requires_grad=True)
+                torch.randn(BATCH, *shape, dtype=dtype, requires_grad=True)
                 for shape in (FEATURES[kind], (4,))
             )
         observed = train(net, x, form, mem)
@@ -248,8 +249,8 @@ def test_input_and_membrane_of_different_dtypes(
 ) -> None:
     def program(make: MakeNeuron) -> Observed:
         lif = make(beta=0.9, learn_beta=True, learn_threshold=True)
-        x = torch.randn(9, 4, dtype=input_dtype, requires_grad=True)
-        start = mem = torch.randn(4, dtype=mem_dtype, requires_grad=True)
+        x = torch.randn(9, BATCH, 4, dtype=input_dtype, requires_grad=True)
+        start = mem = torch.randn(BATCH, 4, dtype=mem_dtype, requires_grad=True)
         spikes = []
         for frame in x * 2:
             spk, mem = lif(frame, mem)
@@ -316,7 +317,7 @@ def test_options_that_cannot_be_reversed_take_the_hosts_path(options: dict, reas
 def _changed(make: MakeNeuron, change: Callable[[nn.Module], None], **options) -> Observed:
     """Three steps, a change, ten steps."""
     lif, weigh = make(beta=0.9, **options), nn.Linear(5, 6)
-    x = draw("linear", 13, torch.float32, batch=4)
+    x = draw("linear", 13, torch.float32)
     mem, record = lif.reset_mem(), []
     for t, frame in enumerate(x):
         if t == 3:
@@ -410,7 +411,7 @@ def test_a_membrane_of_another_shape_starts_afresh() -> None:
     def program(make: MakeNeuron) -> Observed:
         lif, weigh = make(beta=0.9, init_hidden=True), nn.Linear(5, 6)
         record = []
-        for batch in (4, 4, 2, 2, 4, 1):
+        for batch in (90, 90, 70, 70, 90, 50):
             record += [lif(weigh(torch.randn(batch, 5)) * 3), lif.mem]
         sum((each * torch.randn(each.shape)).sum() for each in record).backward()
         return Observed({str(i): each for i, each in enumerate(record)}).see_gradients(weigh)
@@ -542,7 +543,7 @@ def test_hidden_states_cleared_between_sequences(clear: str) -> None:
             for t in range(9):
                 if t == 6:
                     clearing()
-                sequence += net(torch.randn(4, 5) * 2)
+                sequence += net(torch.randn(BATCH, 5) * 2)
             seen = torch.stack(sequence)
             (seen * torch.randn(seen.shape)).sum().backward()
             clearing()
@@ -562,9 +563,9 @@ def test_training_by_snntorchs_backprop(rule: str) -> None:
         net = Hidden(make)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
         frames = (
-            (10, 4, 5) if rule == "BPTT" else (4, 5)
+            (10, BATCH, 5) if rule == "BPTT" else (BATCH, 5)
         )  # snnTorch 1.0's TBPTT raises on data that vary with time
-        data = [(torch.randn(frames), torch.randint(4, (4,))) for _ in range(3)]
+        data = [(torch.randn(frames), torch.randint(4, (BATCH,))) for _ in range(3)]
         criterion = SF.ce_rate_loss() if "rate" in rule else SF.ce_max_membrane_loss()
         if rule == "BPTT":
             loss = backprop.BPTT(net, data, optimizer, criterion, time_var=True)
@@ -595,8 +596,8 @@ def test_the_tutorials_loop_trains_as_the_hosts_does() -> None:
         net = Net(make, "conv", options, options)
         optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
         x, target, losses = (
-            draw("conv", 8, torch.float32, batch=6).detach(),
-            torch.arange(6) % 4,
+            draw("conv", 8, torch.float32, batch=12).detach(),
+            torch.arange(12) % 4,
             [],
         )
         for _ in range(20):

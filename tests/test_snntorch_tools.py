@@ -51,8 +51,8 @@ class Net(nn.Sequential):
                 **options,
             ),
         )
-        for recompute_on_data in (self[0], self[2]):
-            nn.init.normal_(recompute_on_data.weight)
+        for linear in (self[0], self[2]):
+            nn.init.normal_(linear.weight)
 
     def record(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``[T, N, 5]`` to the last layer's spikes and membranes, ``[T, N, 4]`` both."""

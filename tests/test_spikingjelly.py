@@ -12,6 +12,7 @@ import torch
 import torch.nn as nn
 from compare import MakeNeuron, Observed, agree, assert_alive
 from hosts import PURE, only_pure
+from nets import BATCH
 from spikingjelly.activation_based import base, functional, layer, neuron, surrogate
 from torch import Tensor
 
@@ -54,11 +55,9 @@ class Net(nn.Sequential):
             layer.Linear(27 if convolves else 6, 4, step_mode=mode),
             make(step_mode=mode, **options),
         )
-        for recompute_on_data in (self[0], self[3]):
-            nn.init.normal_(
-                recompute_on_data.weight, std=2.5 / recompute_on_data.weight[0].numel() ** 0.5
-            )
-            nn.init.constant_(recompute_on_data.bias, 0.7)
+        for each in (self[0], self[3]):
+            nn.init.normal_(each.weight, std=2.5 / each.weight[0].numel() ** 0.5)
+            nn.init.constant_(each.bias, 0.7)
 
     def run(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``[T, N, ...]`` to the spikes of both layers of neurons, ``[T, N, ...]``."""
@@ -72,7 +71,7 @@ class Net(nn.Sequential):
         return torch.stack(first), torch.stack(second)
 
 
-def draw(kind: str, T: int, dtype: torch.dtype, batch: int = 2) -> Tensor:
+def draw(kind: str, T: int, dtype: torch.dtype, batch: int = BATCH) -> Tensor:
     shape = (5,) if kind == "linear" else (2, 5, 5)
     return torch.randn(T, batch, *shape).to(dtype).requires_grad_()
 
@@ -167,7 +166,7 @@ def test_every_combination_of_options(
                 ("v1_0", 1, (6,) if kind == "linear" else (3, 3, 3)),
                 ("v2_0", 4, (4,)),
             ):
-                starts[name] = torch.randn(2, *shape).to(dtype).requires_grad_()
+                starts[name] = torch.randn(BATCH, *shape).to(dtype).requires_grad_()
                 net[i].v = starts[name]
         observed = train(net, x, calls=2 if T > 2 else 1)
         if T >= 9:
@@ -229,7 +228,7 @@ def test_a_tensor_as_reset_value_is_written_into_the_state(mode: str, node: str)
     def program(make: MakeNeuron) -> Observed:
         net = Net(make, "linear", mode, _options(node))
         for i, features in ((1, 6), (4, 4)):
-            net[i].set_reset_value("v", torch.rand(2, features))
+            net[i].set_reset_value("v", torch.rand(BATCH, features))
         functional.reset_net(net)
         observed = Observed()
         for i in range(3):
@@ -249,9 +248,9 @@ def test_a_tensor_as_reset_value_after_steps_on_plain_input(node: str) -> None:
 
     def program(make: MakeNeuron) -> Observed:
         lif = make(**_options(node))
-        lif.set_reset_value("v", torch.rand(2, 6))
+        lif.set_reset_value("v", torch.rand(BATCH, 6))
         lif.reset()
-        x = torch.randn(5, 2, 6, requires_grad=True)
+        x = torch.randn(5, BATCH, 6, requires_grad=True)
         spikes = torch.stack([lif(frame) for frame in x])
         lif.reset()
         (spikes * torch.randn(spikes.shape)).sum().backward()
@@ -327,7 +326,7 @@ def test_scalar_and_empty_inputs(shape: tuple[int, ...], mode: str, node: str) -
         (spikes.sum() + lif.v.sum()).backward()
         return Observed({"spikes": spikes, "v": lif.v}).see_gradients(lif, x=x)
 
-    agree(program, *NODES[node])
+    agree(program, *NODES[node], path="small")
 
 
 @only_pure
@@ -337,11 +336,11 @@ def test_state_of_another_shape_or_dtype_starts_as_the_host_does(mode: str, node
     def program(make: MakeNeuron) -> Observed:
         lif, values = make(step_mode=mode, **_options(node, v_reset=-0.1)), []
         for batch, dtype in (
-            (3, torch.float32),
-            (3, torch.float64),
-            (3, torch.float32),
-            (2, torch.float32),
-            (2, torch.float16),
+            (BATCH, torch.float32),
+            (BATCH, torch.float64),
+            (BATCH, torch.float32),
+            (BATCH // 2, torch.float32),
+            (BATCH // 2, torch.float16),
         ):
             lif.to(dtype)
             x = torch.randn(
@@ -454,7 +453,7 @@ def test_containers_drive_ours_as_they_drive_the_host() -> None:
             nn.Flatten(2),
             layer.LinearRecurrentContainer(make(**_options("LIF")), 16, 16, step_mode="m"),
         )
-        x = torch.randn(5, 3, 2, 9, 9, requires_grad=True)
+        x = torch.randn(5, 30, 2, 9, 9, requires_grad=True)
         y = net[:2](x * 2)
         y = net[2:](y)
         (y * torch.randn(y.shape)).sum().backward()

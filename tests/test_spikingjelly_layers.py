@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from snn_revplugin.adapters.spikingjelly import RevLIFNode
 
+pytestmark = pytest.mark.usefixtures("recompute_everything")
+
 TIME_STEPS, BATCH = 4, 3
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn as nn
 from compare import MakeNeuron, Observed, agree
-from hosts import only_stateful
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 
 from snn_revplugin import convert
@@ -17,8 +16,6 @@ from snn_revplugin.adapters.spikingjelly import (
     RevLIFNode,
     RevParametricLIFNode,
 )
-
-pytestmark = only_stateful
 
 NODES = {
     "IF": (neuron.IFNode, RevIFNode),

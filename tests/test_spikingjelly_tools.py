@@ -56,11 +56,11 @@ class Net(nn.Module):
         self.pool, self.flatten, self.fc = layer.AvgPool2d(2), layer.Flatten(), layer.Linear(36, 4)
         self.lif2 = make(v_threshold=0.25)
         functional.set_step_mode(self, mode)
-        for recompute_on_data in (self.conv, self.fc):
+        for each in (self.conv, self.fc):
             nn.init.normal_(
-                recompute_on_data.weight,
+                each.weight,
                 mean=0.1,
-                std=2 / recompute_on_data.weight[0].numel() ** 0.5,
+                std=2 / each.weight[0].numel() ** 0.5,
             )
 
     @property
@@ -300,9 +300,6 @@ def test_profilers_find_and_follow_the_neurons(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="SpikingJelly's layer-wise profilers need a CUDA device"
-)
 @EVERY_MODE
 def test_layerwise_profilers_on_a_gpu(mode: str, tmp_path: Path) -> None:
     def profiled(net: Net) -> list[list[str]]:

@@ -3,14 +3,13 @@ numbers and in memory."""
 
 from __future__ import annotations
 
-import gc
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from collector import no_garbage_collector
 from compare import MakeNeuron, Observed, agree
 from spikingjelly.activation_based import neuron as host
 from spikingjelly.activation_based import surrogate
@@ -21,6 +20,8 @@ from snn_revplugin.packed.integers import PackedIntegers
 from snn_revplugin.replay import attach_recipes
 from snn_revplugin.replay.residual_stream import BETWEEN_ANCHORS, REVERSED, Stream
 from snn_revplugin.report.memory import memory_report
+
+pytestmark = pytest.mark.usefixtures("recompute_everything")
 
 TIME_STEPS, BATCH, WIDTH = 4, 3, 16
 
@@ -343,22 +344,12 @@ def test_the_upper_part_is_dropped() -> None:
     agree(program, host.LIFNode, RevLIFNode)
 
 
-@contextmanager
-def without_collector() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 @pytest.mark.parametrize("backward", [True, False], ids=["backward", "no backward"])
 def test_nothing_is_left_behind(backward: bool) -> None:
     net = Net(RevLIFNode, residual, 8)
     sums: list[weakref.ref] = []
     x = 2 * torch.randn(TIME_STEPS, BATCH, WIDTH)
-    with without_collector():
+    with no_garbage_collector():
         current = residual(net.stem(x), net.branches)
         outputs = net.last(current)
         node = current.grad_fn

@@ -18,8 +18,8 @@ import pytest
 import torch
 import torch.nn as nn
 from compare import MakeNeuron, Observed, agree, assert_agree
+from nets import BATCH, EVERY_KIND, KINDS, Net, T, check, path_inside_hooks
 from spikingjelly.activation_based import functional, layer, memopt, neuron, surrogate
-from test_tools import EVERY_KIND, KINDS, Net, T, check, path_inside_hooks
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -29,23 +29,13 @@ from snn_revplugin.replay import HeldTensor
 from snn_revplugin.replay.walk import FREED
 
 ON_EVERY_DEVICE = pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param(
-            "cuda",
-            marks=[
-                pytest.mark.gpu,
-                pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
-            ],
-        ),
-    ],
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 )
 
 
 def batch(device: str = "cpu") -> tuple[Tensor, Tensor]:
     """An input and a target of the spikes' rates."""
-    return torch.randn(T, 3, 5).to(device), torch.rand(3, 4).to(device)
+    return torch.randn(T, BATCH, 5).to(device), torch.rand(BATCH, 4).to(device)
 
 
 def loss_of(net: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -252,11 +242,11 @@ def test_a_net_goes_in_and_out_of_hooks_in_mid_sequence(kind: str) -> None:
     round."""
 
     def program(net: Net) -> Observed:
-        x, spikes = torch.randn(T, 3, 5, requires_grad=True), []
+        x, spikes = torch.randn(T, BATCH, 5, requires_grad=True), []
         for start in range(0, T, 2):
             with torch.autograd.graph.save_on_cpu() if start == 2 else nullcontext():
                 spikes.append(net(x[start : start + 2]))
-        (torch.cat(spikes) * torch.randn(T, 3, 4)).sum().backward()
+        (torch.cat(spikes) * torch.randn(T, BATCH, 4)).sum().backward()
         return Observed({"spikes": torch.cat(spikes)}).see_gradients(net, x=x)
 
     check(kind, program, path="any")
@@ -273,7 +263,7 @@ def test_a_checkpoint_around_a_net(reentrant: bool, kind: str, device: str) -> N
             net.clear()
             return net(x)
 
-        x = torch.randn(T, 3, 5).to(device).requires_grad_()
+        x = torch.randn(T, BATCH, 5).to(device).requires_grad_()
         spikes = checkpoint(forward, x, use_reentrant=reentrant)
         (spikes * torch.randn(spikes.shape).to(device)).sum().backward()
         return Observed({"spikes": spikes}).see_gradients(net, x=x)
@@ -353,7 +343,7 @@ def test_functional_call(kind: str) -> None:
         others = {
             name: (each.detach() * 0.9).requires_grad_() for name, each in net.named_parameters()
         }
-        x = torch.randn(T, 3, 5)
+        x = torch.randn(T, BATCH, 5)
         spikes = torch.func.functional_call(net, others, (x,))
         (spikes * torch.randn(spikes.shape)).sum().backward()
         assert all(each.grad is None for each in net.parameters())
@@ -417,7 +407,7 @@ def test_a_weight_that_is_freed_until_its_own_backward_is_a_boundary(kind: str) 
 
         net.fc2.register_forward_pre_hook(weight.gather)
         net.fc2.register_forward_hook(after)
-        x = torch.randn(T, 3, 5, requires_grad=True)
+        x = torch.randn(T, BATCH, 5, requires_grad=True)
         spikes = net(x)
         (spikes * torch.randn(spikes.shape)).sum().backward()
         return Observed({"spikes": spikes}).see_gradients(net, x=x)
@@ -434,7 +424,7 @@ def test_a_weight_that_is_gone_in_backward_raises(kind: str) -> None:
     """To read it would end the process."""
     kinds, options = KINDS[kind]
     net = Net(kinds[1], options)
-    spikes = net(torch.randn(T, 3, 5))
+    spikes = net(torch.randn(T, BATCH, 5))
     Freed(net.fc2.weight).free()
     with pytest.raises(RuntimeError, match="has no memory any more"):
         spikes.sum().backward()
@@ -465,7 +455,7 @@ def test_a_backward_hook_of_a_module_is_no_boundary(part: str, kind: str) -> Non
         getattr(net, part).register_full_backward_hook(
             lambda module, grads, outputs: seen.append((*grads, *outputs))
         )
-        x = torch.randn(T, 3, 5, requires_grad=True)
+        x = torch.randn(T, BATCH, 5, requires_grad=True)
         spikes = net(x)
         (spikes * torch.randn(spikes.shape)).sum().backward()
         gradients = {
@@ -543,8 +533,10 @@ def test_lightning(precision: str, kind: str, tmp_path: Path) -> None:
 
     def program(net: Net) -> Observed:
         module = Module(net)
-        data = torch.utils.data.TensorDataset(torch.randn(8, T, 5), torch.rand(8, 4))
-        loader = torch.utils.data.DataLoader(data, batch_size=2)
+        data = torch.utils.data.TensorDataset(
+            torch.randn(4 * BATCH, T, 5), torch.rand(4 * BATCH, 4)
+        )
+        loader = torch.utils.data.DataLoader(data, batch_size=BATCH)
         for epochs in (1, 2):
             trainer = lightning.Trainer(
                 max_epochs=epochs,

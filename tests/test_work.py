@@ -48,12 +48,11 @@ def test_gradients_agree_in_float64(name: str, batch: int):
 def test_the_digits_networks_reach_the_accuracy_of_the_host(name: str):
     setup = Setup.usual(WORKLOADS[name])
     training, test = digits(setup.workload.image[-1])
-    nets, milliseconds = train(setup, training, epochs=4, sides=(HOST, OURS, COUPLED))
+    nets, _ = train(setup, training, epochs=4, sides=(HOST, OURS, COUPLED))
     accuracy = {whose: accuracy_of(setup, net, test) for whose, net in nets.items()}
     assert accuracy[HOST] > 0.9
     assert abs(accuracy[OURS] - accuracy[HOST]) <= 0.02
     assert accuracy[COUPLED] >= accuracy[HOST] - 0.02
-    assert milliseconds[HOST] > 0 < milliseconds[OURS]
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
