@@ -238,7 +238,7 @@ def rooms() -> Picture:
     floors = (
         ("adapters", ("translate the host's call",), ()),
         ("cli, report", watch, watch),
-        ("swap", ("reuses the equations",), ()),
+        ("swap", ("decides: reversible,", "or the host's own path"), ()),
         ("compile", ("operators instead,", "under torch.compile"), ("their backward",)),
         ("bptt", ("builds the graph nodes,", "stores anchors"), ("reconstructs", "the potentials")),
         (

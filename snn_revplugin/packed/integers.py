@@ -1,4 +1,4 @@
-"""Small whole numbers at a few bits each: what sums of spikes are."""
+"""Small whole numbers, such as sums of spikes, at a few bits each."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 from .spikes import PackedSpikes
 
-MOST_BITS = 5  # an element; of larger numbers little would be saved
+MOST_BITS = 5  # per element; larger numbers would save little memory
 
 
 class PackedIntegers:
-    """A tensor of whole numbers from 0 to 31 as bit planes, each packed like spikes, in as many
-    planes as the largest takes.
+    """A tensor of whole numbers from 0 to 31, as bit planes that are packed like spikes. The
+    largest number decides how many planes there are.
 
     >>> packed = PackedIntegers.of(torch.tensor([0.0, 3.0, 5.0]))
     >>> len(packed.planes), packed.numbers()
@@ -26,11 +26,10 @@ class PackedIntegers:
 
     @classmethod
     def of(cls, tensor: Tensor) -> PackedIntegers | None:
-        """The numbers of a floating-point tensor of any shape; None if they are not small and
+        """Pack a floating-point tensor of any shape; None if its numbers are not small and
         whole."""
-        if tensor.numel() == 0 or not _is_whole(
-            tensor[(0,) * (tensor.dim() - 1)]
-        ):  # a row tells most others
+        # one row is enough to reject most other tensors
+        if tensor.numel() == 0 or not _is_whole(tensor[(0,) * (tensor.dim() - 1)]):
             return None
         octets = tensor.to(torch.uint8)
         bits = int(octets.max()).bit_length()
@@ -41,11 +40,11 @@ class PackedIntegers:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the planes take."""
+        """The size of all planes in bytes."""
         return sum(plane.nbytes for plane in self.planes)
 
     def numbers(self) -> Tensor:
-        """The tensor that was packed: a new one, of the same dtype, shape and strides."""
+        """Unpack to a new tensor, of the dtype, shape and strides of the one that was packed."""
         octets = self.planes[0].binary(torch.uint8)
         for i, plane in enumerate(self.planes[1:], 1):
             octets.add_(plane.binary(torch.uint8), alpha=1 << i)
