@@ -1,12 +1,13 @@
-"""Train spiking neural networks of snnTorch and SpikingJelly in a fraction of the memory, with the
-same spikes and the same gradients.
+"""Train spiking neural networks of snnTorch and SpikingJelly in a fraction of the memory: same
+spikes, same gradients.
 
 ::
 
     import snn_revplugin
-    snn_revplugin.convert(net)  # every supported neuron, in place; restore(net) undoes it
 
-or swap neuron by neuron, with the classes of ``snn_revplugin.adapters.snntorch`` and
+    snn_revplugin.convert(net)  # every supported neuron of a net, in place; restore(net) undoes it
+
+or neuron by neuron, from ``snn_revplugin.adapters.snntorch`` and
 ``snn_revplugin.adapters.spikingjelly``. Importing this package imports no host.
 """
 

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from .spikes import PackedSpikes
 
-MOST_BITS = 5  # per element; larger numbers would save little memory
+MAX_BITS = 5  # per element; packing larger numbers would save little
 
 
 class PackedIntegers:
-    """A tensor of whole numbers from 0 to 31, as bit planes that are packed like spikes. The
-    largest number decides how many planes there are.
+    """A tensor of whole numbers from 0 to 31 as bit planes, each packed like spikes, in as many
+    planes as the largest takes.
 
     >>> packed = PackedIntegers.of(torch.tensor([0.0, 3.0, 5.0]))
     >>> len(packed.planes), packed.numbers()
@@ -26,30 +26,31 @@ class PackedIntegers:
 
     @classmethod
     def of(cls, tensor: Tensor) -> PackedIntegers | None:
-        """Pack a floating-point tensor of any shape; None if its numbers are not small and
-        whole."""
-        # one row is enough to reject most other tensors
-        if tensor.numel() == 0 or not _is_whole(tensor[(0,) * (tensor.dim() - 1)]):
+        """Pack a floating-point tensor of any shape.
+
+        Returns:
+            None if its numbers are not small and whole.
+        """
+        if tensor.numel() == 0:
+            return None
+        first_row = tensor[(0,) * (tensor.dim() - 1)]
+        if not torch.equal(first_row, first_row.round()):  # rules most other tensors out
             return None
         octets = tensor.to(torch.uint8)
         bits = int(octets.max()).bit_length()
-        if bits > MOST_BITS or not torch.equal(octets.to(tensor.dtype), tensor):
+        if bits > MAX_BITS or not torch.equal(octets.to(tensor.dtype), tensor):
             return None
         planes = (octets.bitwise_and(1 << i).bool() for i in range(max(bits, 1)))
         return cls(tuple(PackedSpikes(plane, tensor.dtype) for plane in planes))
 
     @property
     def nbytes(self) -> int:
-        """The size of all planes in bytes."""
+        """Bytes that the planes take."""
         return sum(plane.nbytes for plane in self.planes)
 
     def numbers(self) -> Tensor:
-        """Unpack to a new tensor, of the dtype, shape and strides of the one that was packed."""
+        """Unpack to a new tensor, equal in value, dtype, shape and strides."""
         octets = self.planes[0].binary(torch.uint8)
         for i, plane in enumerate(self.planes[1:], 1):
             octets.add_(plane.binary(torch.uint8), alpha=1 << i)
         return octets.to(self.planes[0].dtype)
-
-
-def _is_whole(tensor: Tensor) -> bool:
-    return torch.equal(tensor, tensor.round())

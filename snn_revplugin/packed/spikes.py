@@ -22,7 +22,7 @@ class Block:
     the process. The number of rows doubles from block to block of a chain, up to ``MOST_ROWS``.
 
     Args:
-        bits: uint8 of shape [rows, bytes per row].
+        bits: uint8 of [rows, bytes a row].
     """
 
     __slots__ = ("array", "bits", "used")
@@ -31,8 +31,9 @@ class Block:
 
     def __init__(self, bits: Tensor) -> None:
         self.bits, self.used = bits, 0
-        # numpy reads and writes this array without a tensor for each row
-        self.array = bits.numpy() if bits.device.type == "cpu" else None
+        self.array = (
+            bits.numpy() if bits.device.type == "cpu" else None
+        )  # for numpy to read and write without a tensor a row
 
     @classmethod
     def after(cls, before: Block | None, nbytes: int, device: torch.device) -> Block:
@@ -146,7 +147,7 @@ class PackedSpikes:
         return self._unpacked(dtype or self.dtype)
 
     def spikes(self) -> Tensor:
-        """Unpack to a new tensor of spikes as the neuron returned them, with the graded factor."""
+        """The spikes as the neuron gave them out, graded factor and all: a new tensor."""
         return self.binary() if self.factor is None else self.binary() * self.factor
 
     def _unpacked(self, dtype: torch.dtype) -> Tensor:
@@ -162,7 +163,7 @@ class PackedSpikes:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one range of memory, in any order."""
+    """Whether the elements fill one stretch of memory, in whatever order."""
     expected = 1
     for stride, size in sorted(
         (s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1
@@ -197,7 +198,7 @@ def _pack(flat: Tensor, block: Block, row: int) -> None:
 
 
 def _unpack(block: Block, row: int, count: int, dtype: torch.dtype) -> Tensor:
-    """Return the first ``count`` bits of a row as a flat tensor of zeros and ones."""
+    """The first ``count`` bits of a row as a flat tensor of zeros and ones."""
     if block.array is not None:
         return NUMPY.unpack_array(block.array[row], count, dtype)
     bits = block.bits[row]
