@@ -1,8 +1,8 @@
 """Layers so small that Python objects outweigh what they would save: kept as they are, and in less
 time than the host's.
 
-The other tests' tensors are as small; they run with ``smallest=0``, these in the settings that a
-user finds.
+The other tests' tensors are as small. They run with ``recompute_min_bytes=0``, these with the
+default settings.
 """
 
 from __future__ import annotations
