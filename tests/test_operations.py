@@ -1,7 +1,7 @@
 """Operations between a neuron and the next: one row each, held against the host's own neuron.
 
 A row is a function from spikes (and parameters) to a current, and says which graph nodes are
-computed again and which are boundaries. To cover another operation, add a row.
+recomputed and which are boundaries. To cover another operation, add a row.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Row:
         name: the row's name in the test's id.
         shape: of one time step's spikes; the first dimension is the batch.
         build: makes the operation, a module from spikes to a current.
-        replayed: the names of the graph nodes that are computed again, without their ``Backward0``.
+        replayed: the names of the graph nodes that are recomputed, without their ``Backward0``.
         boundaries: the names of those that are not.
         over_time: how SpikingJelly's layers apply it to all time steps at once.
         retained: at most this share of the bytes that the host holds for backward.
