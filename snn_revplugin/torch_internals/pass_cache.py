@@ -1,4 +1,4 @@
-"""What a backward pass computes along the way and nobody keeps: it goes with the pass, however that
+"""Values that one backward pass computes and shares: they are released with the pass, however it
 ends.
 
 Several readers of one value share it here. Most entries are taken out by their last reader; where a
@@ -24,8 +24,8 @@ _passes: WeakValueDictionary[int, PassCache] = WeakValueDictionary()
 
 
 def pass_cache() -> PassCache:
-    """The scratch of the backward pass under way in this thread; outside of any, one that is
-    forgotten at once."""
+    """The cache of the backward pass that runs in this thread; outside of any, an empty one that
+    nothing keeps."""
     pass_id = backward_pass.current_pass()
     if pass_id == backward_pass.NO_PASS:
         return PassCache()
