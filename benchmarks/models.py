@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from models_snntorch import MODELS as SNNTORCH
 from torch import Tensor
 
+from snn_revplugin import explain
 from snn_revplugin.cli.comparison import Setup, compare, versions
 from snn_revplugin.cli.workloads import HOST, OURS, Workload
-from snn_revplugin.report import explain
 from snn_revplugin.report.memory import mib
 
 COLUMNS = (

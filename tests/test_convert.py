@@ -17,11 +17,10 @@ from snntorch import utils
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import Tensor
 
-from snn_revplugin import restore
+from snn_revplugin import convert, restore
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevIFNode, RevLIFNode, RevParametricLIFNode
 from snn_revplugin.settings import use_settings
-from snn_revplugin.swap import convert
 
 
 def step_spike(z: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from snn_revplugin import explain
 from snn_revplugin.cli.comparison import Setup, compare
 from snn_revplugin.cli.workloads import OURS, Workload
-from snn_revplugin.report import explain
 
 MODELS = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "models_snntorch.py"))[
     "MODELS"

@@ -16,10 +16,9 @@ from either_host import step_of
 from spikingjelly.activation_based import neuron
 from torch import Tensor
 
-from snn_revplugin import memory_report
+from snn_revplugin import explain, memory_report
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevIFNode, RevLIFNode
-from snn_revplugin.report import explain
 from snn_revplugin.settings import use_settings
 
 T = 12

@@ -21,10 +21,8 @@ from snntorch import surrogate, utils
 from snntorch.functional import probe, stdp_learner
 from torch import Tensor
 
-from snn_revplugin import check_reversible, restore
+from snn_revplugin import check_reversible, convert, explain, restore
 from snn_revplugin.adapters.snntorch import CoupledLeaky, RevLeaky
-from snn_revplugin.report import explain
-from snn_revplugin.swap import convert
 
 matplotlib.use("Agg")
 T = 6

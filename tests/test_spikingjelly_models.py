@@ -29,8 +29,8 @@ from spikingjelly.activation_based.model import (
 from torch import Tensor, nn
 
 import snn_revplugin
+from snn_revplugin import explain
 from snn_revplugin.adapters.spikingjelly import RevLIFNode, RevParametricLIFNode
-from snn_revplugin.report import explain
 from snn_revplugin.report.memory import memory_report
 from snn_revplugin.swap.module import ReversibleNeuron
 

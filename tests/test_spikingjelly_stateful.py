@@ -10,13 +10,13 @@ from compare import MakeNeuron, Observed, agree
 from hosts import only_stateful
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 
+from snn_revplugin import convert
 from snn_revplugin.adapters.spikingjelly import (
     CoupledLIFNode,
     RevIFNode,
     RevLIFNode,
     RevParametricLIFNode,
 )
-from snn_revplugin.swap import convert
 
 pytestmark = only_stateful
 

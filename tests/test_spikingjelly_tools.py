@@ -37,9 +37,8 @@ from spikingjelly.activation_based.nir_exchange import export_to_nir, import_fro
 from test_spikingjelly import EVERY_MODE, EVERY_NODE, NODES
 from torch import Tensor
 
-from snn_revplugin import restore
+from snn_revplugin import convert, restore
 from snn_revplugin.adapters.spikingjelly import CoupledLIFNode, RevLIFNode
-from snn_revplugin.swap import convert
 from snn_revplugin.swap.module import ReversibleNeuron
 
 T = 4

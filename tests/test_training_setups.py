@@ -23,10 +23,10 @@ from test_tools import EVERY_KIND, KINDS, Net, T, check, path_inside_hooks
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from snn_revplugin import explain
 from snn_revplugin.adapters.spikingjelly import RevIFNode, RevLIFNode, RevParametricLIFNode
 from snn_revplugin.replay import HeldTensor
 from snn_revplugin.replay.walk import FREED
-from snn_revplugin.report import explain
 
 ON_EVERY_DEVICE = pytest.mark.parametrize(
     "device",

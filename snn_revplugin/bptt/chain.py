@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +67,6 @@ class ChainLink:
     __slots__ = (
         "__weakref__",
         "_held",
-        "_kept_charged",
         "_sums",
         "_versions",
         "anchoring",
@@ -78,6 +75,7 @@ class ChainLink:
         "fired",
         "index",
         "is_anchor",
+        "kept_charged",
         "outputs",
         "parts",
         "repeats",
@@ -103,7 +101,7 @@ class ChainLink:
         self.repeats = False
         self.residues: tuple[Residue, ...] | None = None
         self._held: tuple[Versioned, ...] | None = None
-        self._kept_charged: Tensor | None = None
+        self.kept_charged: Tensor | None = None
         self._versions: tuple[int, ...] = ()
         self._sums: Sums = None
         # A step that cannot be repeated cannot be stepped over, in either direction.
@@ -124,7 +122,7 @@ class ChainLink:
 
     @property
     def _can_be_rebuilt(self) -> bool:
-        return self.before is not None and (self.can_be_repeated or self.keeps_charged)
+        return self.before is not None and (self.can_be_repeated or self.kept_charged is not None)
 
     def reach(self, states: States, parts: StepParts) -> None:
         """The step has been taken.
@@ -139,7 +137,7 @@ class ChainLink:
         if self.can_be_repeated:
             return
         if not self.anchoring.is_reversed and parts.charged is not states[0]:
-            self._kept_charged = parts.charged.detach()
+            self.kept_charged = parts.charged.detach()
             self.is_anchor = False  # the states follow from what is kept
         else:
             # Nothing could be rebuilt after a write into the states that are given out.
@@ -183,8 +181,8 @@ class ChainLink:
     def kept_bytes(self) -> int:
         """Bytes that the step has made stay: its own charged potential, and the anchor below."""
         before, nbytes = self.before, 0
-        if self._kept_charged is not None:
-            nbytes = self._kept_charged.nbytes
+        if self.kept_charged is not None:
+            nbytes = self.kept_charged.nbytes
         if before.residues is not None:
             return nbytes + sum(each.bits.nbytes for each in before.residues)
         if before.is_anchor and before.before is not None:
@@ -209,24 +207,12 @@ class ChainLink:
         return states
 
     @property
-    def keeps_charged(self) -> bool:
-        return self._kept_charged is not None
-
-    @property
-    def charged(self) -> Tensor | None:
-        """The charged potential, where it is kept or this backward pass has left it."""
-        if self._kept_charged is not None:
-            return self._kept_charged
-        view = pass_cache().get(self)
-        return None if view is None else view.__dict__.get("charged")
-
-    @property
     def is_available(self) -> bool:
         """Whether the states follow without another step."""
-        if self._kept_charged is not None:
+        if self.kept_charged is not None:
             return True
-        view = pass_cache().get(self)
-        if view is not None and ("charged" in view.__dict__ or "after" in view.__dict__):
+        view: StepView | None = pass_cache().get(self)
+        if view is not None and (view.left_charged is not None or view.left_states is not None):
             return True
         return self.held is not None
 
@@ -238,8 +224,9 @@ class ChainLink:
         if not self.is_available:
             self._rebuild()
         view = StepView.of(self)
-        left = view.__dict__.get("after")
-        return self.transition.states_of(self.charged, view) if left is None else left
+        if view.left_states is not None:
+            return view.left_states
+        return self.transition.states_of(view.charged, view)
 
     def _rebuild(self) -> None:
         """Repeat the steps that lead here, from the nearest available states below.
@@ -251,13 +238,13 @@ class ChainLink:
         while not link.is_available:
             path.append(link)
             link = link.before
-        states, charged = link.states(), link.charged
+        # States that are held below carry no charged potential; those that were left have theirs.
+        states, charged = link.states(), None
         apart = max(self.anchoring.rebuild_interval, math.isqrt(len(path)))
         for left in range(len(path) - 1, -1, -1):
             link, before = path[left], (charged, states)
             view = StepView.repeating(link)
             charged, states = link.transition.again(view, states)
-            view.release_current()
             reversed_later = link.anchoring.is_reversed and is_moderate(states, link.transition)
             stays = not reversed_later and (left < apart or left % apart == 0)
             if stays or left == 0:
@@ -280,25 +267,37 @@ def _same_sums(sums: Sums, states: States) -> bool:
     return all(a == b or (a != a and b != b) for a, b in zip(sums, _sums_of(states), strict=True))
 
 
-class once:
-    """A property that is computed when it is first read (``functools.cached_property`` without its
-    lock, which costs more than the rest of a small layer's time step)."""
-
-    def __init__(self, compute: Callable[[Any], Any]) -> None:
-        self.compute, self.name = compute, compute.__name__
-        self.__doc__ = compute.__doc__
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        value = instance.__dict__[self.name] = self.compute(instance)
-        return value
-
-
 class StepView:
-    """One time step as backward sees it; each part is computed when it is first read."""
+    """One time step as backward sees it. Each part is computed when it is first read, and held
+    until the step's last graph node closes the view."""
+
+    __slots__ = (
+        "_after",
+        "_anchored",
+        "_before",
+        "_charged",
+        "_current",
+        "_fired",
+        "_invertible",
+        "_outputs",
+        "_reads_current",
+        "_reset_signal",
+        "link",
+        "transition",
+    )
 
     def __init__(self, link: ChainLink) -> None:
         self.link, self.transition = link, link.transition
-        self.reads_current = False
+        self._after: States | None = None
+        self._before: States | None = None
+        self._charged: Tensor | None = None
+        self._current: Tensor | None = None
+        self._fired: Tensor | None = None
+        self._outputs: Tensor | None = None
+        self._reset_signal: Tensor | None = None
+        self._anchored: bool | None = None
+        self._invertible: bool | None = None
+        self._reads_current = False
 
     @classmethod
     def of(cls, link: ChainLink) -> StepView:
@@ -314,38 +313,52 @@ class StepView:
         """One for a repetition of the step, which counts as no reader of the input."""
         view = cls(link)
         if link.current is not None:
-            view.current = link.current.compute()
+            view._current = link.current.compute()
         return view
 
     def leave(self, charged: Tensor | None, states: States) -> None:
-        """Leave what a repetition of the step has computed: the states follow from the charged
-        potential, but not the other way round."""
+        """Leave what a repetition or a reversal of steps has computed. The states follow from the
+        charged potential, but not the other way round."""
         if charged is None:
-            self.after = states
+            self._after = states
         else:
-            self.charged = charged
+            self._charged = charged
 
-    @once
+    @property
+    def left_charged(self) -> Tensor | None:
+        """The charged potential, if it has been computed."""
+        return self._charged
+
+    @property
+    def left_states(self) -> States | None:
+        """The states after the step, if they have been left."""
+        return self._after
+
+    @property
     def anchored(self) -> bool:
         """Whether the states before are available without this step."""
-        return self.link.before.is_available
+        if self._anchored is None:
+            self._anchored = self.link.before.is_available
+        return self._anchored
 
-    @once
+    @property
     def invertible(self) -> bool:
         """Whether the step can be reversed. States that were handed down were judged at the last
         anchor."""
-        return self.link.anchoring.is_reversed and (
-            "charged" in self.__dict__
-            or "after" in self.__dict__
-            or self.anchored
-            or is_moderate(self.link.states(), self.transition)
-        )
+        if self._invertible is None:
+            self._invertible = self.link.anchoring.is_reversed and (
+                self._charged is not None
+                or self._after is not None
+                or self.anchored
+                or is_moderate(self.link.states(), self.transition)
+            )
+        return self._invertible
 
     @property
     def reverses(self) -> bool:
         """Whether the states before follow from reversing this step, and nothing corrects them."""
         return (
-            "before" not in self.__dict__
+            self._before is None
             and self.invertible
             and not self.anchored
             and self.link.before.residues is None
@@ -354,43 +367,54 @@ class StepView:
     @property
     def has_charged(self) -> bool:
         """Whether the charged potential is kept, or computed already."""
-        return self.link.keeps_charged or "charged" in self.__dict__
+        return self.link.kept_charged is not None or self._charged is not None
 
-    @once
+    @property
     def packed(self) -> PackedSpikes:
         return self.link.fired
 
-    @once
+    @property
     def fired(self) -> Tensor:
-        return self.link.fired.binary()
+        if self._fired is None:
+            self._fired = self.link.fired.binary()
+        return self._fired
 
-    @once
+    @property
     def silent(self) -> Tensor:
         return 1.0 - self.fired
 
-    @once
+    @property
     def current(self) -> Tensor | None:
-        self.reads_current = True
-        return None if self.link.current is None else self.link.current.value()
+        if self._current is None and self.link.current is not None:
+            self._reads_current = True
+            self._current = self.link.current.value()
+        return self._current
 
-    @once
+    @property
     def outputs(self) -> Tensor:
-        return self.link.outputs.value()
+        if self._outputs is None:
+            self._outputs = self.link.outputs.value()
+        return self._outputs
 
-    @once
+    @property
     def after(self) -> States:
-        return self.link.states()
+        return self.link.states() if self._after is None else self._after
 
-    @once
+    @property
     def charged(self) -> Tensor:
-        if self.link.keeps_charged:
-            return self.link.charged
-        charged = self.transition.charged_of(self)
-        self.__dict__.pop("after", None)  # they follow from it
-        return charged
+        if self._charged is None:
+            kept = self.link.kept_charged
+            self._charged = self.transition.charged_of(self) if kept is None else kept
+            self._after = None  # they follow from it
+        return self._charged
 
-    @once
+    @property
     def before(self) -> States:
+        if self._before is None:
+            self._before = self._states_before()
+        return self._before
+
+    def _states_before(self) -> States:
         before = self.link.before
         if not self.invertible or self.anchored:
             return before.states()
@@ -399,33 +423,33 @@ class StepView:
             return states
         return tuple(r.corrected(v) for r, v in zip(before.residues, states, strict=True))
 
-    @once
+    @property
     def packed_signal(self) -> PackedSpikes | None:
         return self.link.reset_signal
 
-    @once
+    @property
     def reset_signal(self) -> Tensor | None:
         signal = self.packed_signal
-        return None if signal is None else signal.binary()
+        if self._reset_signal is None and signal is not None:
+            self._reset_signal = signal.binary()
+        return self._reset_signal
 
     def hand_down(self) -> None:
-        """Reverse the step and leave the states for the step before."""
+        """Reverse the step, leave the states for the step before, and release what that took."""
         if self.invertible and not self.anchored:
             self.leave_before(self.before)
 
     def leave_before(self, states: States) -> None:
         """Leave the states before, reversed, for the step before."""
-        self.before = StepView.of(self.link.before).after = states
+        self._before = states
+        StepView.of(self.link.before).leave(None, states)
         if not self.transition.reads_input:
-            self.__dict__.pop("current", None)
-        self.__dict__.pop("reset_signal", None)
-
-    def release_current(self) -> None:
-        self.__dict__.pop("current", None)
+            self._current = None
+        self._reset_signal = None
 
     def close(self) -> None:
         """Release what was computed for this step."""
-        if not self.reads_current and self.link.current is not None:
+        if not self._reads_current and self.link.current is not None:
             self.link.current.drop_reader()
         pass_cache().pop(self.link, None)
 
