@@ -131,6 +131,6 @@ class OneStateEquations(Transition):
         grad_x, grad_before, grads = self.gradient_of_charge(grad_h, view, needed, out)
         return grad_x, grad_before, add_gradients(totals, grads)
 
-    def on_meta(self) -> OneStateNeuron:
+    def on_meta(self) -> OneStateEquations:
         """The same neuron over tensors without memory, which give shapes and strides alone."""
         return self.with_parameters([each.detach().to("meta") for each in self.parameters])
