@@ -99,10 +99,13 @@ class ReversibleNeuron:
 
     @property
     def record(self) -> NeuronRecord:
-        # A neuron that was swapped in place never went through our constructor.
-        if "_record" not in self.__dict__:
-            self.__dict__["_record"] = NeuronRecord()
-        return self.__dict__["_record"]
+        """What the library remembers of this neuron. A shallow copy (a replica of
+        ``nn.DataParallel``) gets one of its own, which counts in the same statistics."""
+        record: NeuronRecord | None = self.__dict__.get("_record")
+        if record is None or not record.belongs_to(self):
+            statistics = None if record is None else record.statistics
+            record = self.__dict__["_record"] = NeuronRecord(self, statistics)
+        return record
 
     def note_fallback(self, reason: str) -> None:
         """Record that a call takes the host's own path."""
