@@ -630,8 +630,8 @@ def test_a_step_decides_no_reset_signal_in_backward(name: str, device: str) -> N
         view = take_step(neuron, x, (v,))
         assert not view.packed_signal.fired().any()
         view.before = (v * (1 + 1e-5),)
-        expected = neuron.vjp_of_charge(view, x, (True,) * 3)
-        ours = fused(neuron).vjp_of_charge(view, x, (True,) * 3)
+        expected = neuron.vjp_of_charge(view, (x,), (True,) * 3)
+        ours = fused(neuron).vjp_of_charge(view, (x,), (True,) * 3)
     for name_, i in (("input", 0), ("before", 1), ("parameters", 2)):
         pairs = zip(*(each[i] if i else (each[i],) for each in (expected, ours)), strict=True)
         for a, b in pairs:

@@ -136,8 +136,9 @@ class ChainLink:
         self._sums = _sums_of(states)
         if self.can_be_repeated:
             return
-        if not self.anchoring.is_reversed and parts.charged is not states[0]:
-            self.kept_charged = parts.charged.detach()
+        charged = None if self.anchoring.is_reversed else parts.charged
+        if charged is not None and charged is not states[0]:
+            self.kept_charged = charged.detach()
             self.is_anchor = False  # the states follow from what is kept
         else:
             # Nothing could be rebuilt after a write into the states that are given out.
@@ -214,7 +215,7 @@ class ChainLink:
         if self.kept_charged is not None:
             return True
         view: StepView | None = pass_cache().get(self)
-        if view is not None and (view.left_charged is not None or view.left_states is not None):
+        if view is not None and (view.left_states is not None or view.gives_states):
             return True
         return self.held is not None
 
@@ -327,9 +328,9 @@ class StepView:
             self._charged = charged
 
     @property
-    def left_charged(self) -> Tensor | None:
-        """The charged potential, if it has been computed."""
-        return self._charged
+    def gives_states(self) -> bool:
+        """Whether the states follow from a charged potential that has been computed."""
+        return self._charged is not None and self.transition.states_follow_charged
 
     @property
     def left_states(self) -> States | None:
@@ -407,7 +408,8 @@ class StepView:
         if self._charged is None:
             kept = self.link.kept_charged
             self._charged = self.transition.charged_of(self) if kept is None else kept
-            self._after = None  # they follow from it
+            if self.transition.states_follow_charged:
+                self._after = None
         return self._charged
 
     @property

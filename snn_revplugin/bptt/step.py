@@ -122,12 +122,12 @@ def _take(
         save_edges(after[0], *_edges_of_step(link, len(states)))
         return outputs, tuple(after)
     charged = _Charge.apply(current, link, len(states), *states, *parameters)
-    save_edges(charged, *_edges_of_step(link, len(states)))
-    outputs = _Fire.apply(charged, link, *parameters)
+    save_edges(charged[0], *_edges_of_step(link, len(states)))
+    outputs = _Fire.apply(charged[-1], link, *parameters)
     save_edges(outputs, ChargedOfStep(link))
     if transition.nodes is GraphNodes.FIRE:
-        return outputs, (charged,)
-    after = _Reset.apply(charged, outputs, link, *parameters)
+        return outputs, charged
+    after = _Reset.apply(charged[0], outputs, link, *parameters)
     save_edges(after, ChargedOfStep(link), SpikesOfStep(link))
     return outputs, (after,)
 
@@ -186,29 +186,31 @@ def _whole_step(transition: Transition, x: Tensor, *states: Tensor) -> tuple[Ten
 
 @graph.with_slots(LINK)
 class _Charge(torch.autograd.Function):
-    """The input and the states before, to the charged potential: the first node of a step of
-    several."""
+    """The input and the states before, to the states after, the membrane potential last; or to the
+    charged potential, where a node of its own resets. The first node of a step of several."""
 
     @staticmethod
-    def forward(ctx: Any, current: Tensor, link: ChainLink, count: int, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, current: Tensor, link: ChainLink, count: int, *tensors: Tensor) -> States:
         ctx.set_materialize_grads(False)
         states, transition = tensors[:count], link.transition
         ctx.save_for_backward(current, *states)
         link.parts = parts = transition.begin(current, states)
         _keep_reset_signal(link, parts)
-        if transition.nodes is GraphNodes.FIRE:
-            link.reach(parts.states(), parts)
         setattr(ctx, LINK, link)
-        return parts.charged
+        if transition.nodes is not GraphNodes.FIRE:
+            return (parts.charged,)
+        after = parts.states()
+        link.reach(after, parts)
+        return after
 
     @staticmethod
-    def backward(ctx: Any, grad_charged: Tensor | None) -> Gradients:
+    def backward(ctx: Any, *grad_charged: Tensor | None) -> Gradients:
         link = _alive(getattr(ctx, LINK))
-        if grad_charged is None:
+        if all(each is None for each in grad_charged):
             return (None,) * len(ctx.needs_input_grad)
         if torch.is_grad_enabled():
             at_inputs, grads = differentiate_with_graph(
-                _charge, link.transition, ctx.saved_tensors, (grad_charged,)
+                _charge, link.transition, ctx.saved_tensors, grad_charged
             )
             return at_inputs[0], None, None, *at_inputs[1:], *grads
         _differentiate_layer_once(ctx, link)
@@ -221,10 +223,8 @@ class _Charge(torch.autograd.Function):
         return grad_x, None, None, *grad_before, *grads
 
 
-def _charge(transition: Transition, x: Tensor, v: Tensor) -> tuple[Tensor]:
-    with torch.no_grad():
-        signal = transition.reset_signal_at(v)
-    return (transition.charge(x, v, signal),)
+def _charge(transition: Transition, x: Tensor, *states: Tensor) -> States:
+    return transition.charge_again(x, states)
 
 
 @graph.with_slots(STEP, FIRED)

@@ -245,7 +245,7 @@ def _derivative_of_step(
         grad_x, grad_before, grads = transition.vjp(step, grad_outputs, grad_states, needed)
         return [grad_x, *grad_before, *grads]
     at_charged, of_fire = transition.vjp_of_fire(step, grad_outputs, needed)
-    grad_x, grad_before, grads = transition.vjp_of_charge(step, grad_states[0].clone(), needed)
+    grad_x, grad_before, grads = transition.vjp_of_charge(step, (grad_states[0].clone(),), needed)
     found = [at_charged, *of_fire, grad_x, *grad_before, *grads]
     if transition.nodes is GraphNodes.RESET:
         at_charged, at_outputs, grads = transition.vjp_of_reset(step, grad_states, needed)

@@ -172,12 +172,12 @@ class TritonNeuron(TritonTransition):
         given = BackwardTensors(grad_spikes=grad_outputs, grad=grad_states[0])
         return self._through_charge("step", given, view, _wanted(needed))
 
-    def vjp_of_charge(self, view: StepView, grad_charged: Tensor, needed: Needed) -> Derivative:
+    def vjp_of_charge(self, view: StepView, grad_charged: Gradients, needed: Needed) -> Derivative:
         if _layout_of(view.packed) is None:
             return self.plain.vjp_of_charge(view, grad_charged, needed)
         of_decay, of_threshold, _ = _wanted(needed)
         wanted = of_decay, of_threshold and self._reset == "subtract", False
-        return self._through_charge("charge", BackwardTensors(grad=grad_charged), view, wanted)
+        return self._through_charge("charge", BackwardTensors(grad=grad_charged[0]), view, wanted)
 
     def vjp_of_fire(
         self, view: StepView, grad_outputs: Tensor, needed: Needed

@@ -34,6 +34,7 @@ class TritonTransition(Transition):
         self.nodes, self.from_outputs = plain.nodes, plain.from_outputs
         self.has_reset_signal = plain.has_reset_signal
         self.reset_follows_spikes = plain.reset_follows_spikes
+        self.states_follow_charged = plain.states_follow_charged
         self.reads_input, self.reads_before = plain.reads_input, plain.reads_before
         self.invertible, self.single_steps_only = plain.invertible, plain.single_steps_only
         self.parameter_names, self.graded_factor = plain.parameter_names, plain.graded_factor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .one_state_equations import OneStateEquations
@@ -56,6 +57,8 @@ class PlainParts:
 class OneStateNeuron(OneStateEquations):
     """A neuron whose only state is its membrane potential; all here follows from its equations."""
 
+    states_follow_charged = True
+
     @property
     def spikes_carry_gradient(self) -> bool:
         return self.surrogate.differentiable
@@ -87,10 +90,15 @@ class OneStateNeuron(OneStateEquations):
         grad_x, grad_v, grads = self.gradient(grad_outputs, grad_states[0], view, needed)
         return grad_x, (grad_v,), grads
 
-    def vjp_of_charge(self, view: StepView, grad_charged: Tensor, needed: Needed) -> Derivative:
+    def vjp_of_charge(self, view: StepView, grad_charged: Gradients, needed: Needed) -> Derivative:
         view.hand_down()
-        grad_x, grad_v, grads = self.gradient_of_charge(grad_charged, view, needed)
+        grad_x, grad_v, grads = self.gradient_of_charge(grad_charged[0], view, needed)
         return grad_x, (grad_v,), grads
+
+    def charge_again(self, x: Tensor, states: States) -> States:
+        with torch.no_grad():
+            signal = self.reset_signal_at(states[0])
+        return (self.charge(x, states[0], signal),)
 
     def vjp_of_fire(
         self, view: StepView, grad_outputs: Tensor, needed: Needed

@@ -186,6 +186,7 @@ class Transition:
         from_outputs: whether the step is recomputed from its outputs rather than from its input.
         has_reset_signal: whether a delayed reset acts in the charge.
         reset_follows_spikes: whether the reset signal of a step is what the step before fired.
+        states_follow_charged: whether :meth:`states_of` exists.
         reads_input: whether :meth:`vjp` reads the input.
         reads_before: whether it reads the states before the step.
         invertible: whether :meth:`invert` exists.
@@ -198,6 +199,7 @@ class Transition:
     from_outputs = False
     has_reset_signal = False
     reset_follows_spikes = False
+    states_follow_charged = False
     reads_input = False
     reads_before = False
     invertible = False
@@ -293,8 +295,14 @@ class Transition:
         """
         raise NotImplementedError
 
-    def vjp_of_charge(self, view: StepView, grad_charged: Tensor, needed: Needed) -> Derivative:
-        """:meth:`vjp` of the node that charges."""
+    def vjp_of_charge(self, view: StepView, grad_charged: Gradients, needed: Needed) -> Derivative:
+        """:meth:`vjp` of the node that charges, from the gradients at what it gives: the states
+        after the step, or the charged potential alone where a node of its own resets."""
+        raise NotImplementedError
+
+    def charge_again(self, x: Tensor, states: States) -> States:
+        """What the node that charges gives, as differentiable code: for gradients that are
+        differentiated again."""
         raise NotImplementedError
 
     def vjp_of_fire(
