@@ -843,6 +843,7 @@ def test_a_reversible_neuron_in_the_interpreter() -> None:
         ("Leaky zero at once graded", torch.float32, 1),
         ("PLIF soft", torch.bfloat16, 7),
         ("LIF hard -0.3", torch.float32, 2**20),
+        ("LIF soft", torch.float32, 2**31 + 16),
         ("IF soft", torch.float16, 2**31 + 16),
     ],
     ids=str,
@@ -860,12 +861,15 @@ def test_compiling_ahead_of_time(
             trained(whole(neuron, 2, (2, 8), "cpu", dtype=dtype, with_path=True), "triton")
         if name in IN_SEQUENCES and dtype is torch.float32:
             trained(normed(neuron, 2, (3, 2, 8), "cpu"), "triton")
+        if name in IN_SEQUENCES and "vectors" not in name:  # bits that fill no whole bytes
+            trained(whole(neuron, 2, (3, 3), "cpu", dtype=dtype), "triton")
         code = launch.kernels(True)
         bits = torch.empty(1, dtype=torch.uint8)
         launch.pack(code, torch.ones(8), bits)
         launch.unpack(code, bits, 8, torch.float32)
 
     made = launches(monkeypatch, run)
+    assert any(each.constants.get("FROM_AFTER") for each in made.values()) == (name == "LIF soft")
     kernels = {each.kernel for each in made.values()}
     assert kernels >= {"forward_kernel", "step_backward_kernel", "pack_kernel", "unpack_kernel"}
     for each in made.values():
