@@ -181,7 +181,7 @@ class RevLeaky(_HoldsMem, snntorch.Leaky):
         name, slopes = surrogate
         option = "immediate" if immediate_reset else ""
         id = equations_id("leaky", kind, option)
-        equations = Equations(id, [], name, [float(each) for each in slopes])
+        equations = Equations([id, name], [float(each) for each in slopes])
         parameters[0] = parameters[0].clamp(0, 1)
         self.reset = (held > parameters[1]).float().detach()
         spk, self.mem = torch.ops.snn_revplugin.step(input_, held, parameters, *equations)
@@ -363,9 +363,9 @@ class CoupledLeaky(_HoldsMem, snntorch.Leaky):
         reset = "soft" if _v_reset(self.reset_mechanism) is None else "hard"
         option = "detached" if self.detach_reset else ""
         id, (name, slopes) = equations_id("coupled", reset, option, "strict"), surrogate
-        # The operator reads its numbers from the buffers.
-        constants = [0.0, float(self.split_dim)]
-        return Equations(id, constants, name, [float(each) for each in slopes])
+        # The operator reads tau, alpha, beta and the threshold from the buffers.
+        numbers = 0.0, 0.0, 0.0, 0.0, 0.0, self.split_dim, *slopes
+        return Equations([id, name], [float(each) for each in numbers])
 
     def _coupled(self) -> Coupled:
         """The equations, by the numbers that the buffers hold now."""

@@ -291,8 +291,9 @@ class _ReversibleNode(_Transitions, _NotesOperators):
         kind, tau, variant = self._kind()
         reset = "soft" if self.v_reset is None else "hard"
         id = equations_id(kind, reset, "detached" if self.detach_reset else "", variant)
-        constants = [self.v_threshold, self.v_reset or 0.0, tau]
-        return Equations(id, [float(each) for each in constants], *surrogate)
+        name, slopes = surrogate
+        numbers = self.v_threshold, self.v_reset or 0.0, tau, *slopes
+        return Equations([id, name], [float(each) for each in numbers])
 
     def _build(self) -> Transition | None:
         surrogate = surrogate_from(self.surrogate_function)
@@ -489,9 +490,10 @@ class CoupledLIFNode(_Transitions.Coupled, _NotesOperators, neuron.BaseNode):
             return None
         reset = "soft" if self.v_reset is None else "hard"
         id = equations_id("coupled", reset, "detached" if self.detach_reset else "")
+        name, slopes = surrogate
         numbers = self.tau, self.alpha, self.beta, self.v_threshold
-        constants = *numbers, self.v_reset or 0.0, self.split_dim
-        return Equations(id, [float(each) for each in constants], *surrogate)
+        numbers = *numbers, self.v_reset or 0.0, self.split_dim, *slopes
+        return Equations([id, name], [float(each) for each in numbers])
 
     def _goes_plain(self, coupled: Coupled, x: Tensor, v: Tensor) -> bool:
         reason = self.why_fallback(x, v) or why_counted()

@@ -26,7 +26,8 @@ from snn_revplugin.adapters.spikingjelly import (
     RevParametricLIFNode,
 )
 from snn_revplugin.cli.workloads import CheckpointedBlock
-from snn_revplugin.compile import coupled_operators, operators
+from snn_revplugin.compile import operators
+from snn_revplugin.compile.equations import KINDS, equations_id
 from snn_revplugin.compile.operators import SCAN_KEEPS, STEP_KEEPS
 from snn_revplugin.swap.module import HAS_COMPILER, OLDEST_COMPILER
 from snn_revplugin.torch_internals.transforms import recomputed_when_compiled
@@ -170,7 +171,7 @@ def test_coupled_leaky(reset: str) -> None:
     def plain(**options: Any) -> nn.Module:
         return CoupledLeaky(reversible=False, **options)
 
-    check(plain, CoupledLeaky, keeps=coupled_operators.STEP_KEEPS, beta=0.8, reset_mechanism=reset)
+    check(plain, CoupledLeaky, keeps=operators.OUTPUTS_KEEP, beta=0.8, reset_mechanism=reset)
 
 
 @pytest.mark.parametrize("v_reset", [0.0, None])
@@ -182,7 +183,7 @@ def test_coupled_node(mode: str, v_reset: float | None) -> None:
     def ours(**options: Any) -> nn.Module:
         return CoupledLIFNode(step_mode=mode, **options)
 
-    keeps = coupled_operators.SEQUENCE_KEEPS if mode == "m" else coupled_operators.STEP_KEEPS
+    keeps = operators.OUTPUTS_KEEP
     check(plain, ours, keeps=keeps, v_reset=v_reset)
 
 
@@ -373,66 +374,76 @@ def test_the_mark_for_the_partitioner_does_not_stay() -> None:
 # ---------------------------------------------------------------------------------------- operators
 
 X = torch.randn(T, 3, 6)
+COUPLED = [torch.tensor(each) for each in (2.0, 0.25, 1.0, 1.0)]
+# By the id of the equations: whether there are sequences, the tensors, the surrogate, the numbers.
 SAMPLES = {
-    "leaky subtract": (
-        0,
+    equations_id("leaky", "subtract"): (
+        False,
         lambda: [torch.tensor(0.8), torch.tensor(1.0), torch.tensor(1.0)],
-        [],
         "atan",
         [2.0],
     ),
-    "leaky zero at_once": (
-        0,
+    equations_id("leaky", "zero", "immediate"): (
+        False,
         lambda: [torch.rand(6), torch.tensor(1.0), torch.tensor(0.7)],
-        [],
         "fast_sigmoid",
         [25.0],
     ),
-    "if soft": (1, list, [1.0, 0.0, 0.0], "sigmoid", [4.0]),
-    "lif hard detached decay_input": (1, list, [1.0, 0.1, 2.0], "atan", [2.0]),
-    "plif hard decay_input": (1, lambda: [torch.tensor(0.3)], [1.0, 0.0, 0.0], "atan", [2.0]),
+    equations_id("if", "soft"): (True, list, "sigmoid", [1.0, 0.0, 0.0, 4.0]),
+    equations_id("lif", "hard", "detached", "decay_input"): (
+        True,
+        list,
+        "atan",
+        [1.0, 0.1, 2.0, 2.0],
+    ),
+    equations_id("plif", "hard", "", "decay_input"): (
+        True,
+        lambda: [torch.tensor(0.3)],
+        "atan",
+        [1.0, 0.0, 0.0, 2.0],
+    ),
+    equations_id("coupled", "hard"): (
+        True,
+        list,
+        "atan",
+        [2.0, 0.25, 1.0, 1.0, 0.0, -1.0, 2.0],
+    ),
+    equations_id("coupled", "soft", "detached", "strict"): (
+        True,
+        lambda: COUPLED,
+        "atan",
+        [0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 2.0],
+    ),
 }
 
 
 @pytest.mark.parametrize("learned", [False, True])
-@pytest.mark.parametrize("kind", SAMPLES)
-def test_operators_of_exact_neurons(kind: str, learned: bool) -> None:
-    sequences, parameters, *others = SAMPLES[kind]
-    parameters = parameters()
+@pytest.mark.parametrize("id", SAMPLES)
+def test_operators(id: str, learned: bool) -> None:
+    sequences, make, surrogate, numbers = SAMPLES[id]
+    parameters, equations = make(), ([id, surrogate], numbers)
+    from_outputs = KINDS[id].from_outputs
+    learns = learned and not from_outputs  # its numbers are fixed in training
     x, v = 2 * X[0], torch.randn(3, 6)
-    torch.library.opcheck(operators.charge, (x, v, parameters, kind, *others))
+    if not from_outputs:
+        torch.library.opcheck(operators.charge, (x, v, parameters, *equations))
     x, v = (each.clone().requires_grad_(learned) for each in (x, v))
-    traced = [each.clone().requires_grad_(learned) for each in parameters]
-    torch.library.opcheck(torch.ops.snn_revplugin.step, (x, v, traced, kind, *others))
+    traced = [each.clone().requires_grad_(learns) for each in parameters]
+    torch.library.opcheck(torch.ops.snn_revplugin.step, (x, v, traced, *equations))
     if not sequences:
         return
-    for with_path in (False, True):
-        torch.library.opcheck(operators.scan, (X, v.detach(), parameters, kind, *others, with_path))
-        gradients = (
-            torch.randn_like(X),
-            torch.randn(3, 6),
-            torch.randn_like(X) if with_path else None,
+    for with_path in (False, True)[: 1 if from_outputs else 2]:
+        taken = (X, v.detach(), parameters, *equations, with_path)
+        torch.library.opcheck(operators.scan, taken)
+        bits, outputs, *_ = operators.scan(*taken)
+        path = torch.randn_like(X) if with_path else None
+        gradients = [torch.randn_like(X), torch.randn(3, 6), path]
+        kept = [outputs if from_outputs else X, bits, v.detach()]
+        learning = bool(parameters) and not from_outputs
+        torch.library.opcheck(
+            operators.scan_backward, (gradients, kept, parameters, *equations, learning)
         )
-        given = *gradients, X, v.detach(), parameters, kind, *others, bool(parameters)
-        torch.library.opcheck(operators.scan_backward, given)
         x_seq = X.clone().requires_grad_(learned)
         torch.library.opcheck(
-            torch.ops.snn_revplugin.sequence, (x_seq, v, traced, kind, *others, with_path)
-        )
-
-
-def test_operators_of_the_coupled_neuron() -> None:
-    numbers, others = [2.0, 0.25, 1.0, 1.0], (0.0, False, False, "atan", [2.0], -1)
-    for operator, backward, x in (
-        (coupled_operators.coupled_step, coupled_operators.coupled_step_backward, X[0]),
-        (coupled_operators.coupled_sequence, coupled_operators.coupled_sequence_backward, X),
-    ):
-        v = torch.randn(3, 6)
-        for given in ((numbers, []), ([], [torch.tensor(each) for each in numbers])):
-            inputs = (each.clone().requires_grad_() for each in (x, v))
-            torch.library.opcheck(operator, (*inputs, *given, *others))
-        y, after, bits = operator(x, v, numbers, [], *others)
-        torch.library.opcheck(
-            backward,
-            (torch.randn_like(y), torch.randn_like(after), y, v, bits, numbers, [], *others),
+            torch.ops.snn_revplugin.sequence, (x_seq, v, traced, *equations, with_path)
         )

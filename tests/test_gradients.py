@@ -429,8 +429,8 @@ def test_a_learned_rate_in_the_operators_of_the_compiler(
             spikes = node(x) if sequence else torch.stack([node(each) for each in x])
         else:
             id = equations_id("plif", "soft" if v_reset is None else "hard", "", "decay_input")
-            constants = [0.5, v_reset or 0.0, 2.0]
-            equations = ([node.w], *Equations(id, constants, "sigmoid", [4.0]))
+            numbers = [0.5, v_reset or 0.0, 2.0, 4.0]
+            equations = ([node.w], *Equations([id, "sigmoid"], numbers))
             if sequence:
                 spikes, *_ = torch.ops.snn_revplugin.sequence(x, v, *equations, False)
             else:

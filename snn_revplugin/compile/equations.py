@@ -31,16 +31,17 @@ class Equations(NamedTuple):
     """The arguments of an operator that stand for a neuron's equations.
 
     Attributes:
-        id: a key of :data:`KINDS`, see :func:`equations_id`.
-        constants: of SpikingJelly's neurons threshold, v_reset and tau; of the coupled node tau,
-            alpha, beta, threshold, v_reset and split_dim; of snnTorch's none.
-        surrogate, slopes: of :class:`~snn_revplugin.neurons.surrogate.Surrogate`.
+        names: a key of :data:`KINDS`, see :func:`equations_id`, and the surrogate's name.
+        numbers: the constants of the kind (:attr:`Kind.constants`), and the surrogate's parameters.
     """
 
-    id: str
-    constants: list[float]
-    surrogate: str
-    slopes: list[float]
+    names: list[str]
+    numbers: list[float]
+
+    @property
+    def kind(self) -> Kind:
+        """What the id stands for."""
+        return KINDS[self.names[0]]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,15 @@ class Kind:
     variant: str = ""
 
     @property
+    def constants(self) -> tuple[str, ...]:
+        """The names of the constants: numbers that are no tensors."""
+        if self.neuron == "leaky":
+            return ()
+        if self.neuron == "coupled":
+            return ("tau", "alpha", "beta", "threshold", "v_reset", "split_dim")
+        return ("threshold", "v_reset", "tau")
+
+    @property
     def from_outputs(self) -> bool:
         """Whether backward reads the outputs rather than the inputs."""
         return self.neuron == "coupled"
@@ -75,11 +85,10 @@ class Kind:
         self, equations: Equations, parameters: Sequence[Tensor], traced: bool
     ) -> Transition:
         """The equations themselves; ``traced`` where tensors have no values."""
-        is_leaky, constants = self.neuron == "leaky", equations.constants
+        is_leaky, count = self.neuron == "leaky", len(self.constants)
+        constants, slopes = equations.numbers[:count], tuple(equations.numbers[count:])
         strict = is_leaky or self.variant == "strict"  # snnTorch's
-        surrogate = Surrogate(
-            equations.surrogate, tuple(equations.slopes), strict=strict, keeps_dtype=not strict
-        )
+        surrogate = Surrogate(equations.names[1], slopes, strict=strict, keeps_dtype=not strict)
         if is_leaky:
             leaky = ClampedLeaky if traced else Leaky
             return leaky(surrogate, *parameters, self.reset, delayed=self.option != "immediate")
@@ -143,7 +152,7 @@ def transition_of(
     equations: Equations, parameters: Sequence[Tensor], traced: bool = False
 ) -> Transition:
     """The equations of a call in plain torch code."""
-    return KINDS[equations.id].transition(equations, parameters, traced)
+    return equations.kind.transition(equations, parameters, traced)
 
 
 def backend_of(
@@ -152,14 +161,12 @@ def backend_of(
     """The equations of a call, and what computes them; the same ones for the same constants."""
     if parameters:
         return transition_of(equations, parameters), BackendChoice(_NoNotes())
-    return _backend_of_constants(
-        equations.id, tuple(equations.constants), equations.surrogate, tuple(equations.slopes)
-    )
+    return _backend_of_constants(tuple(equations.names), tuple(equations.numbers))
 
 
 @lru_cache(maxsize=256)
 def _backend_of_constants(
-    id: str, constants: tuple[float, ...], surrogate: str, slopes: tuple[float, ...]
+    names: tuple[str, ...], numbers: tuple[float, ...]
 ) -> tuple[Transition, BackendChoice]:
-    equations = Equations(id, list(constants), surrogate, list(slopes))
+    equations = Equations(list(names), list(numbers))
     return transition_of(equations, ()), BackendChoice(_NoNotes())

@@ -40,7 +40,7 @@ from ..replay import HeldTensor
 from ..torch_internals import transforms
 from ..torch_internals.function import once_differentiable
 from ..torch_internals.tensors import PLAIN_TENSORS
-from .equations import KINDS, Equations, backend_of, transition_of
+from .equations import KINDS, Equations, Kind, backend_of, transition_of
 
 NAMESPACE = "snn_revplugin"
 STEP_KEEPS = "the charged potential of each time step, unless the compiler recomputes it"
@@ -55,8 +55,9 @@ SCHEMA = {
     "Tensor": "Tensor",
     "Tensor | None": "Tensor?",
     "list[Tensor]": "Tensor[]",
+    "list[Tensor | None]": "Tensor?[]",
     "list[float]": "float[]",
-    "str": "str",
+    "list[str]": "str[]",
     "bool": "bool",
 }
 
@@ -79,17 +80,15 @@ def charge(
     x: Tensor,
     v: Tensor,
     parameters: list[Tensor],
-    equations: str,
-    constants: list[float],
-    surrogate: str,
-    slopes: list[float],
+    names: list[str],
+    numbers: list[float],
 ) -> tuple[Tensor, Tensor]:
     """The charged potential of one time step, in the strides of ``x``; and, of an immediate reset
     that reads the state before, the potential after it, whose rounding depends on more than zeros
     and ones. Elsewhere that is empty."""
-    plain, backend = backend_of(Equations(equations, constants, surrogate, slopes), parameters)
+    plain, backend = backend_of(Equations(names, numbers), parameters)
     parts = backend.select(plain, x, (v,)).begin(x, (v,))
-    if not KINDS[equations].reset_reads_signal:
+    if not KINDS[names[0]].reset_reads_signal:
         return _in_strides_of(x, parts.charged), x.new_empty(0)
     parts.fire()
     (after,) = parts.states()
@@ -97,8 +96,8 @@ def charge(
 
 
 @charge.register_fake
-def _(x, v, parameters, equations, constants, surrogate, slopes):
-    has_after = KINDS[equations].reset_reads_signal
+def _(x, v, parameters, names, numbers):
+    has_after = KINDS[names[0]].reset_reads_signal
     return torch.empty_like(x), torch.empty_like(x) if has_after else x.new_empty(0)
 
 
@@ -142,12 +141,12 @@ class _Step(torch.autograd.Function):
         with transforms.recomputed_when_compiled():
             fired = transition.fires(h)
             spikes = transition.spikes(fired)
-        if not KINDS[equations.id].reset_reads_signal:
+        if not equations.kind.reset_reads_signal:
             after = transition.reset(h, fired, None)
         if not transition.spikes_carry_gradient:
             ctx.mark_non_differentiable(spikes)
         learns = any(ctx.needs_input_grad[3:])
-        ctx.reads_before = learns or _reads_signal(equations.id)
+        ctx.reads_before = learns or _reads_signal(equations.kind)
         ctx.reads_input = learns and transition.reads_input
         ctx.equations = equations
         read = (v,) * ctx.reads_before + (x,) * ctx.reads_input
@@ -172,9 +171,8 @@ class _Step(torch.autograd.Function):
         return grad_x, grad_before, None, *grads
 
 
-def _reads_signal(id: str) -> bool:
+def _reads_signal(kind: Kind) -> bool:
     """Whether the derivative of a step reads the reset signal, and so the potential before."""
-    kind = KINDS[id]
     return kind.reset == "zero" or (kind.reset == "subtract" and kind.option == "immediate")
 
 
@@ -186,16 +184,14 @@ def scan(
     x_seq: Tensor,
     v: Tensor,
     parameters: list[Tensor],
-    equations: str,
-    constants: list[float],
-    surrogate: str,
-    slopes: list[float],
+    names: list[str],
+    numbers: list[float],
     with_path: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """T time steps from inputs ``[T, ...]``: the spikes' bits; the outputs, of a neuron that is
     recomputed from them (empty elsewhere); the last potential; with ``with_path`` the potentials
     ``[T, ...]`` (empty without). All contiguous."""
-    plain, backend = backend_of(Equations(equations, constants, surrogate, slopes), parameters)
+    plain, backend = backend_of(Equations(names, numbers), parameters)
     x_seq = x_seq.contiguous() if plain.from_outputs else x_seq
     taken = backend.select(plain, x_seq, (v,)).scan(x_seq, (v,), with_path=with_path)
     outputs = taken.outputs.contiguous() if plain.from_outputs else x_seq.new_empty(0)
@@ -204,52 +200,51 @@ def scan(
 
 
 @scan.register_fake
-def _(x_seq, v, parameters, equations, constants, surrogate, slopes, with_path):
+def _(x_seq, v, parameters, names, numbers, with_path):
     bits = x_seq.new_empty((x_seq.numel() + BITS - 1) // BITS, dtype=torch.uint8)
-    outputs = x_seq.new_empty(x_seq.shape if KINDS[equations].from_outputs else 0)
+    outputs = x_seq.new_empty(x_seq.shape if KINDS[names[0]].from_outputs else 0)
     return bits, outputs, v.new_empty(v.shape), v.new_empty(x_seq.shape if with_path else 0)
 
 
 @opaque
 def scan_backward(
-    grad_outputs: Tensor | None,
-    grad_last: Tensor | None,
-    grad_path: Tensor | None,
-    kept: Tensor,
-    bits: Tensor,
-    v: Tensor,
+    gradients: list[Tensor | None],
+    kept: list[Tensor],
     parameters: list[Tensor],
-    equations: str,
-    constants: list[float],
-    surrogate: str,
-    slopes: list[float],
+    names: list[str],
+    numbers: list[float],
     learned: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients at inputs, first potential and parameter (empty where that is not ``learned``)
-    of :func:`scan`; ``kept`` are the inputs, or the outputs."""
-    plain, backend = backend_of(Equations(equations, constants, surrogate, slopes), parameters)
-    transition = backend.select(plain, kept, (v,))
-    packed = PackedSpikes.of_bits(bits, kept.shape, _contiguous_strides(kept), kept.dtype)
-    held = KeptSequence((v,), kept.dtype, packed=packed)
+    of :func:`scan`.
+
+    Args:
+        gradients: at outputs, last potential and path.
+        kept: the inputs, or the outputs, and the spikes' bits and the first potential.
+    """
+    (grad_outputs, grad_last, grad_path), (values, bits, v) = gradients, kept
+    plain, backend = backend_of(Equations(names, numbers), parameters)
+    transition = backend.select(plain, values, (v,))
+    packed = PackedSpikes.of_bits(bits, values.shape, _contiguous_strides(values), values.dtype)
+    held = KeptSequence((v,), values.dtype, packed=packed)
     if plain.from_outputs:
-        held.outputs = kept
+        held.outputs = values
     else:
-        held.inputs = transition.inputs_for_scan(HeldTensor(kept), kept, (v,))
-    gradients = SequenceGradients(grad_outputs, (grad_last,), grad_path)
+        held.inputs = transition.inputs_for_scan(HeldTensor(values), values, (v,))
     grad_x, (grad_v,), totals = transition.vjp_of_scan(
-        held, gradients, (learned,) * len(plain.parameters)
+        held,
+        SequenceGradients(grad_outputs, (grad_last,), grad_path),
+        (learned,) * len(plain.parameters),
     )
-    grad_w = totals[0] if learned else kept.new_empty(0)
+    grad_w = totals[0] if learned else values.new_empty(0)
     return grad_x.contiguous(), grad_v.clone(memory_format=torch.contiguous_format), grad_w
 
 
 @scan_backward.register_fake
-def _(
-    grad_outputs, grad_last, grad_path, kept, bits, v, parameters, equations, constants, surrogate,
-    slopes, learned,
-):  # fmt: skip
-    grad_w = torch.empty_like(parameters[0]) if learned else kept.new_empty(0)
-    return kept.new_empty(kept.shape), v.new_empty(v.shape), grad_w
+def _(gradients, kept, parameters, names, numbers, learned):
+    values, _, v = kept
+    grad_w = torch.empty_like(parameters[0]) if learned else values.new_empty(0)
+    return values.new_empty(values.shape), v.new_empty(v.shape), grad_w
 
 
 def _contiguous_strides(tensor: Tensor) -> tuple[int, ...]:
@@ -267,7 +262,7 @@ class _Sequence(torch.autograd.Function):
         bits, outputs, last, path = torch.ops.snn_revplugin.scan(
             x_seq, v, parameters, *equations, with_path
         )
-        kind, carries_gradient = KINDS[equations.id], True
+        kind, carries_gradient = equations.kind, True
         if kind.from_outputs:
             kept = outputs
         else:
@@ -297,7 +292,11 @@ class _Sequence(torch.autograd.Function):
         kept, bits, v, *parameters = ctx.saved_tensors
         learned = any(ctx.needs_input_grad[4:])
         grad_x, grad_v, grad_w = torch.ops.snn_revplugin.scan_backward(
-            grad_outputs, grad_last, grad_path, kept, bits, v, parameters, *ctx.equations, learned
+            [grad_outputs, grad_last, grad_path],
+            [kept, bits, v],
+            parameters,
+            *ctx.equations,
+            learned,
         )
         return grad_x, grad_v, None, None, *((grad_w if learned else None,) * len(parameters))
 
@@ -314,7 +313,7 @@ _library.define(
 
 def _step(x: Tensor, v: Tensor, parameters: list[Tensor], *equations: Any) -> tuple[Tensor, Tensor]:
     called = Equations(*equations)
-    if KINDS[called.id].from_outputs:
+    if called.kind.from_outputs:
         outputs, last, _ = _Sequence.apply(x.unsqueeze(0), v, called, False, *parameters)
         return outputs[0], last
     return _Step.apply(x, v, called, *parameters)
