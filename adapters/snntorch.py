@@ -13,17 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snn_revplugin.bptt.coupled_step import coupled_step
-from snn_revplugin.bptt.coupled_step import link_of as coupled_state_of
-from snn_revplugin.bptt.record import version_key
-from snn_revplugin.bptt.step import link_of, step
-from snn_revplugin.compile import coupled_operators
-from snn_revplugin.compile.operators import STEP_KEEPS, equations_of_leaky
+from snn_revplugin.bptt.chain import link_of
+from snn_revplugin.bptt.record import TransitionKey
+from snn_revplugin.bptt.step import step
+from snn_revplugin.compile.equations import Equations, equations_id
+from snn_revplugin.compile.operators import OUTPUTS_KEEP, STEP_KEEPS
 from snn_revplugin.neurons.coupled import Coupled
-from snn_revplugin.neurons.differentiable import reference_coupled_step
-from snn_revplugin.neurons.leaky import Leaky as LeakyDynamics
+from snn_revplugin.neurons.differentiable import differentiable_coupled_step
+from snn_revplugin.neurons.leaky import Leaky as LeakyEquations
 from snn_revplugin.neurons.surrogate import AnySurrogate, Surrogate, surrogate_of
-from snn_revplugin.neurons.transition import Dynamics
+from snn_revplugin.neurons.transition import Transition, snapshot
 from snn_revplugin.packed.spikes import PackedSpikes
 from snn_revplugin.swap.module import ReversibleNeuron
 from snn_revplugin.swap.table import Swap, register_swap
@@ -66,11 +65,9 @@ def surrogate_from(spike_grad: Any) -> AnySurrogate | None:
     """A ``spike_grad`` of snnTorch's or of the user's as a surrogate; None if it is not a plain
     step forward."""
     known = _known_surrogate(spike_grad)
-    return (
-        surrogate_of(spike_grad)
-        if known is None
-        else Surrogate(*known, strict=True, keeps_dtype=False)
-    )
+    if known is None:
+        return surrogate_of(spike_grad)
+    return Surrogate(*known, strict=True, keeps_dtype=False, function=spike_grad)
 
 
 def _known_surrogate(spike_grad: Any) -> tuple[str, tuple[float, ...]] | None:
@@ -130,8 +127,8 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
         reason = self.why_fallback(input_, held, *parameters) or self._why_host(
             input_, mem, parameters
         )
-        dynamics = None if reason else self._dynamics(parameters, held)
-        if dynamics is None:
+        transition = None if reason else self._transition(parameters, held)
+        if transition is None:
             self.note_fallback(
                 reason or "the surrogate is no Heaviside step, or the reset is none of the host's"
             )
@@ -139,16 +136,13 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
 
         if held.shape != input_.shape:
             held = torch.zeros_like(input_, device=held.device)
-        spk, potential = step(dynamics, input_, held, self.record)
+        spk, (potential,) = step(transition, input_, (held,), self.record)
         if "mem" in buffers:
             buffers["mem"] = potential
         else:
             self.mem = potential
-        before = link_of(potential).before
-        known = (
-            before.fired if dynamics.delayed else None
-        )  # a delayed reset is what the step before fired
-        self.__dict__["_reset"] = known or _packed_resets(dynamics, held)
+        signal = link_of((potential,)).reset_signal
+        self.__dict__["_reset"] = signal or _packed_reset_signal(transition, held)
         if self.init_hidden and not self.output:
             return spk
         return spk, potential
@@ -176,9 +170,9 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
             return super().forward(input_, mem)
         self.note_operators(STEP_KEEPS)
         name, slopes = surrogate
-        equations = equations_of_leaky(
-            kind, immediate_reset, name, [float(each) for each in slopes]
-        )
+        option = "immediate" if immediate_reset else ""
+        id = equations_id("leaky", kind, option)
+        equations = Equations(id, [], name, [float(each) for each in slopes])
         parameters[0] = parameters[0].clamp(0, 1)
         self.reset = (held > parameters[1]).float().detach()
         spk, self.mem = torch.ops.snn_revplugin.step(input_, held, parameters, *equations)
@@ -215,22 +209,18 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
                 return "beta, threshold or graded_spikes_factor does not fit the shape of the input"
         return None
 
-    def _dynamics(self, parameters: tuple[Tensor, ...], held: Tensor) -> Dynamics | None:
-        anew = held.grad_fn is None and any(
-            each.requires_grad for each in parameters
-        )  # where a chain of time steps starts
-        # The host decides by this bound method; its ``reset_mechanism`` may be set to something
-        # else later on.
+    def _transition(self, parameters: tuple[Tensor, ...], held: Tensor) -> Transition | None:
+        # The host decides by this bound method; its ``reset_mechanism`` may be set later on.
         charge = getattr(self.state_function, "__func__", None)
-        immediate_reset = None if self.reset_delay else int(self.reset_mechanism_val)
-        key = *version_key(*parameters), self.spike_grad, charge, immediate_reset
-        return self.record.dynamics(
-            key, lambda: self._build(parameters, charge, immediate_reset), anew
+        immediate = None if self.reset_delay else int(self.reset_mechanism_val)
+        key = TransitionKey(parameters, self.spike_grad, charge, immediate)
+        return self.record.transition(
+            key, lambda: self._build(parameters, charge, immediate), starts=held.grad_fn is None
         )
 
     def _build(
         self, parameters: tuple[Tensor, ...], charge: Any, immediate_reset: int | None
-    ) -> Dynamics | None:
+    ) -> Transition | None:
         factor = parameters[2]
         # Asking a CUDA tensor for its value would stall the time loop.
         known = (
@@ -242,8 +232,9 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
             return None
         if immediate_reset is not None and snntorch.Leaky.reset_dict[kind] != immediate_reset:
             return None  # one reset in the charge and another after the spike
-        return LeakyDynamics(
-            surrogate, *parameters, kind, delayed=immediate_reset is None, graded=graded
+        held = map(snapshot, parameters)
+        return LeakyEquations(
+            surrogate, *held, kind, delayed=immediate_reset is None, graded=graded
         )
 
 
@@ -332,46 +323,38 @@ class CoupledLeaky(ReversibleNeuron, snntorch.Leaky):
         if torch.compiler.is_compiling():
             equations = self._equations_to_compile(input_, held)
             if equations is not None:
-                self.note_operators(coupled_operators.STEP_KEEPS)
-                out, self.mem, _ = torch.ops.snn_revplugin.coupled_step(input_, held, *equations)
+                self.note_operators(OUTPUTS_KEEP)
+                numbers = [self.tau, self.alpha, self.beta, self.threshold]
+                out, self.mem = torch.ops.snn_revplugin.step(input_, held, numbers, *equations)
                 return out if self.init_hidden and not self.output else (out, self.mem)
         coupled, reason = self._coupled(), self.why_fallback(input_, held)
         if reason is None and coupled.surrogate is None:
             reason = "the surrogate is no Heaviside step"
         if reason is None:
-            out, self.mem = coupled_step(coupled, input_, held, self.record)
+            out, (self.mem,) = step(coupled, input_, (held,), self.record)
         else:
             self.note_fallback(reason)
-            out, self.mem = reference_coupled_step(coupled, input_, held, self.spike_grad)
+            out, self.mem = differentiable_coupled_step(coupled, input_, held, self.spike_grad)
         return out if self.init_hidden and not self.output else (out, self.mem)
 
-    def _equations_to_compile(self, input_: Tensor, held: Tensor) -> tuple | None:
+    def _equations_to_compile(self, input_: Tensor, held: Tensor) -> Equations | None:
         """The equations as an operator takes them, or None where there is none for the call."""
-        if (
-            not self.takes_operators(input_, held)
-            or (surrogate := _known_surrogate(self.spike_grad)) is None
-        ):
+        surrogate = _known_surrogate(self.spike_grad)
+        if surrogate is None or not self.takes_operators(input_, held):
             return None
-        name, slopes = surrogate
-        numbers = [self.tau, self.alpha, self.beta, self.threshold]
-        v_reset = _v_reset(self.reset_mechanism)
-        return (
-            [],
-            numbers,
-            v_reset,
-            self.detach_reset,
-            True,
-            name,
-            [float(each) for each in slopes],
-            self.split_dim,
-        )
+        reset = "soft" if _v_reset(self.reset_mechanism) is None else "hard"
+        option = "detached" if self.detach_reset else ""
+        id, (name, slopes) = equations_id("coupled", reset, option, "strict"), surrogate
+        # The operator reads its numbers from the buffers.
+        constants = [0.0, float(self.split_dim)]
+        return Equations(id, constants, name, [float(each) for each in slopes])
 
     def _coupled(self) -> Coupled:
         """The equations, by the numbers that the buffers hold now."""
         numbers = self.tau, self.alpha, self.beta, self.threshold
         others = self.reset_mechanism, self.detach_reset, self.split_dim
-        return self.record.dynamics(
-            (*version_key(*numbers), self.spike_grad, *others),
+        return self.record.transition(
+            TransitionKey(numbers, self.spike_grad, *others),
             lambda: Coupled(
                 *(each.item() for each in numbers),
                 v_reset=_v_reset(self.reset_mechanism),
@@ -379,6 +362,7 @@ class CoupledLeaky(ReversibleNeuron, snntorch.Leaky):
                 surrogate=surrogate_from(self.spike_grad),
                 split_dim=self.split_dim,
             ),
+            starts=True,
         )
 
 
@@ -387,9 +371,9 @@ def _give_up_what_ddp_overwrote(neuron: snntorch.Leaky) -> None:
     first one's membrane."""
     stored = neuron._buffers.get("mem")
     if is_overwritten_by_ddp(stored):
-        state = link_of(stored) or coupled_state_of(stored)
-        if state is not None:
-            state.overwritten()
+        link = link_of((stored,))
+        if link is not None:
+            link.mark_overwritten()
 
 
 def _v_reset(reset_mechanism: str) -> float | None:
@@ -400,9 +384,9 @@ def _v_reset(reset_mechanism: str) -> float | None:
 
 
 @torch.no_grad()
-def _packed_resets(dynamics: Dynamics, held: Tensor) -> PackedSpikes:
-    reset_signal = dynamics.fires(held)
-    return PackedSpikes(reset_signal.bool(), reset_signal.dtype)
+def _packed_reset_signal(neuron: LeakyEquations, held: Tensor) -> PackedSpikes:
+    signal = neuron.fires(held)
+    return PackedSpikes(signal.bool(), signal.dtype)
 
 
 def _broadcasts_to(shape: torch.Size, target: torch.Size) -> bool:

@@ -12,22 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snn_revplugin.bptt.coupled_sequence import coupled_sequence
-from snn_revplugin.bptt.coupled_step import coupled_step
-from snn_revplugin.bptt.record import version_key
+from snn_revplugin.bptt.record import TransitionKey
 from snn_revplugin.bptt.sequence import sequence
 from snn_revplugin.bptt.step import step
-from snn_revplugin.compile import coupled_operators
-from snn_revplugin.compile.operators import SCAN_KEEPS, STEP_KEEPS, Equations, equations_of_node
+from snn_revplugin.compile.equations import Equations, equations_id
+from snn_revplugin.compile.operators import OUTPUTS_KEEP, SEQUENCE_KEEPS, STEP_KEEPS
 from snn_revplugin.neurons.coupled import Coupled
-from snn_revplugin.neurons.differentiable import reference_coupled_step
+from snn_revplugin.neurons.differentiable import differentiable_coupled_step
 from snn_revplugin.neurons.integrate_and_fire import (
     IntegrateAndFire,
     LeakyIntegrateAndFire,
     ParametricLeakyIntegrateAndFire,
 )
 from snn_revplugin.neurons.surrogate import AnySurrogate, Surrogate, surrogate_of
-from snn_revplugin.neurons.transition import Dynamics
+from snn_revplugin.neurons.transition import GraphNodes, Transition
 from snn_revplugin.swap.module import ReversibleNeuron
 from snn_revplugin.swap.table import Swap, register_swap
 from snn_revplugin.torch_internals.saved_tensors import saved_tensor_hooks_active
@@ -84,7 +82,7 @@ def surrogate_from(function: Any) -> AnySurrogate | None:
     if name is not None and function.spiking:
         parameters = _parameters_of(function)
         if all(isinstance(each, int | float) for each in parameters):
-            return Surrogate(name, parameters, strict=False)
+            return Surrogate(name, parameters, strict=False, function=function)
     if isinstance(function, host_surrogate.nn.Module) and any(
         each.requires_grad for each in function.parameters()
     ):
@@ -125,7 +123,7 @@ class _NotesOperators(ReversibleNeuron):
     """Says of a compiled call what its operator keeps: not in the pure transitions, which a
     checkpoint may run."""
 
-    keeps_of_step, keeps_of_sequence = STEP_KEEPS, SCAN_KEEPS
+    keeps_of_step, keeps_of_sequence = STEP_KEEPS, SEQUENCE_KEEPS
 
     def single_step_forward(self, x: Tensor, *args: Tensor, **kwargs: object) -> Tensor:
         """One time step from the neuron's own state."""
@@ -159,13 +157,13 @@ class _PureTransitions:
                 inputs[0], states[0], list(self._learned()), *equations
             )
             return (spikes.contiguous(),), (v, *states[1:])
-        dynamics = self._dynamics_for(inputs[0], states[0])
-        if dynamics is None:
+        transition = self._transition_for(inputs[0], states[0])
+        if transition is None:
             return super().single_step_functional_forward(inputs, states, **kwargs)
         if saved_tensor_hooks_active():
-            spikes, v, _ = sequence(dynamics, inputs[0].unsqueeze(0), states[0], self.record)
+            spikes, (v,), _ = sequence(transition, inputs[0].unsqueeze(0), states[:1], self.record)
             return (spikes[0],), (v, *states[1:])
-        spikes, v = step(dynamics, inputs[0], states[0], self.record)
+        spikes, (v,) = step(transition, inputs[0], states[:1], self.record)
         if not spikes.is_contiguous():
             spikes = torch.stack([spikes])[0]  # the host takes a sequence of one step: its strides
         return (spikes,), (v, *states[1:])
@@ -179,10 +177,10 @@ class _PureTransitions:
             if compiled is None:
                 return super().multi_step_functional_forward(inputs, states, **kwargs)
             return (compiled[0],), (compiled[1],)
-        dynamics = self._dynamics_for(inputs[0], states[0])
-        if dynamics is None:
+        transition = self._transition_for(inputs[0], states[0])
+        if transition is None:
             return super().multi_step_functional_forward(inputs, states, **kwargs)
-        spikes, v, _ = sequence(dynamics, inputs[0], states[0], self.record)
+        spikes, (v,), _ = sequence(transition, inputs[0], states[:1], self.record)
         return (spikes,), (v,)
 
     def multi_step_forward(self, x_seq: Tensor, *args: Tensor, **kwargs: object) -> Tensor:
@@ -197,10 +195,12 @@ class _PureTransitions:
             spikes, self.v, self.v_seq = compiled
             self.note_operators(self.keeps_of_sequence)
             return spikes
-        dynamics = self._dynamics_for(x_seq, v)
-        if dynamics is None:
+        transition = self._transition_for(x_seq, v)
+        if transition is None:
             return super().multi_step_forward(x_seq, *args, **kwargs)
-        spikes, self.v, self.v_seq = sequence(dynamics, x_seq, v, self.record, with_path=True)
+        spikes, (self.v,), self.v_seq = sequence(
+            transition, x_seq, (v,), self.record, with_path=True
+        )
         return spikes
 
     def _why_host(self, x: Tensor, v: Tensor) -> str | None:
@@ -218,9 +218,9 @@ class _ReversibleNode(_PureTransitions if PURE else StatefulTransitions, _NotesO
         super().__init__(*args, **kwargs)
         self.reversible = reversible
 
-    def _dynamics_for(self, x: Tensor, v: Tensor) -> Dynamics | None:
+    def _transition_for(self, x: Tensor, v: Tensor) -> Transition | None:
         reason = self.why_fallback(x, v, *self._learned()) or self._why_host(x, v) or why_counted()
-        dynamics = None
+        transition = None
         if reason is None and v.dtype != x.dtype:
             reason = "the state has another dtype than the input"
         if reason is None and any(isinstance(each, Tensor) for each in self._constants()):
@@ -228,21 +228,16 @@ class _ReversibleNode(_PureTransitions if PURE else StatefulTransitions, _NotesO
         if reason is None and any(each.dtype != x.dtype for each in self._learned()):
             reason = "the learned time constant has another dtype than the input"
         if reason is None:
-            constants = *self._constants(), self._in_parts
-            key = (
-                *_surrogate_key(self.surrogate_function),
-                *constants,
-                *version_key(*self._learned()),
-            )
-            anew = v.grad_fn is None and bool(self._learned())  # where a chain of time steps starts
-            dynamics = self.record.dynamics(key, self._build, anew)
-            if dynamics is None:
+            surrogate = _surrogate_key(self.surrogate_function)
+            key = TransitionKey(self._learned(), surrogate, self._constants(), self._nodes)
+            transition = self.record.transition(key, self._build, starts=v.grad_fn is None)
+            if transition is None:
                 reason = (
                     "the surrogate is not a Heaviside step forward, or learns parameters of its own"
                 )
         if reason is not None:
             self.note_fallback(reason)
-        return dynamics
+        return transition
 
     def _compiled_sequence(
         self, x_seq: Tensor, v: Tensor, with_path: bool
@@ -266,12 +261,13 @@ class _ReversibleNode(_PureTransitions if PURE else StatefulTransitions, _NotesO
             return None
         if self._neuron_precision is not None or not self.takes_operators(x, v, *self._learned()):
             return None
-        kind, tau, decay_input = self._kind()
-        return equations_of_node(
-            kind, self.v_threshold, self.v_reset, self.detach_reset, tau, decay_input, *surrogate
-        )
+        kind, tau, variant = self._kind()
+        reset = "soft" if self.v_reset is None else "hard"
+        id = equations_id(kind, reset, "detached" if self.detach_reset else "", variant)
+        constants = [self.v_threshold, self.v_reset or 0.0, tau]
+        return Equations(id, [float(each) for each in constants], *surrogate)
 
-    def _build(self) -> Dynamics | None:
+    def _build(self) -> Transition | None:
         surrogate = surrogate_from(self.surrogate_function)
         return None if surrogate is None else self._equations(surrogate)
 
@@ -282,10 +278,10 @@ class _ReversibleNode(_PureTransitions if PURE else StatefulTransitions, _NotesO
         return ()
 
     @property
-    def _in_parts(self) -> bool:
-        """Whether the spikes that the host gives out are those that reset the potential, with a
-        gradient."""
-        return not (PURE or self.detach_reset) and self.step_mode == "s"
+    def _nodes(self) -> GraphNodes:
+        """Three where the spikes that the host gives out reset the potential, with a gradient."""
+        resets = not (PURE or self.detach_reset) and self.step_mode == "s"
+        return GraphNodes.RESET if resets else GraphNodes.ONE
 
 
 class RevIFNode(_ReversibleNode, neuron.IFNode):
@@ -296,11 +292,11 @@ class RevIFNode(_ReversibleNode, neuron.IFNode):
 
     scripted_charge = False
 
-    def _equations(self, surrogate: AnySurrogate) -> Dynamics:
-        return IntegrateAndFire(surrogate, *self._constants(), in_parts=self._in_parts)
+    def _equations(self, surrogate: AnySurrogate) -> Transition:
+        return IntegrateAndFire(surrogate, *self._constants(), nodes=self._nodes)
 
-    def _kind(self) -> tuple[str, float, bool]:
-        return "if", 1.0, True
+    def _kind(self) -> tuple[str, float, str]:
+        return "if", 1.0, ""
 
 
 class RevLIFNode(_ReversibleNode, neuron.LIFNode):
@@ -319,13 +315,13 @@ class RevLIFNode(_ReversibleNode, neuron.LIFNode):
     def _constants(self) -> tuple:
         return *super()._constants(), self.tau, self.decay_input
 
-    def _equations(self, surrogate: AnySurrogate) -> Dynamics:
+    def _equations(self, surrogate: AnySurrogate) -> Transition:
         return LeakyIntegrateAndFire(
-            surrogate, *self._constants(), in_parts=self._in_parts, by_factor=not PURE
+            surrogate, *self._constants(), nodes=self._nodes, by_factor=not PURE
         )
 
-    def _kind(self) -> tuple[str, float, bool]:
-        return "lif", self.tau, self.decay_input
+    def _kind(self) -> tuple[str, float, str]:
+        return "lif", self.tau, "decay_input" if self.decay_input else ""
 
 
 class RevParametricLIFNode(_ReversibleNode, neuron.ParametricLIFNode):
@@ -342,19 +338,19 @@ class RevParametricLIFNode(_ReversibleNode, neuron.ParametricLIFNode):
     def _learned(self) -> tuple[Tensor, ...]:
         return (self.w,)
 
-    def _equations(self, surrogate: AnySurrogate) -> Dynamics:
+    def _equations(self, surrogate: AnySurrogate) -> Transition:
         *constants, decay_input = self._constants()
         return ParametricLeakyIntegrateAndFire(
             surrogate,
             *constants,
             decay_input=decay_input,
             w=self.w,
-            in_parts=self._in_parts,
+            nodes=self._nodes,
             by_factor=not PURE,
         )
 
-    def _kind(self) -> tuple[str, float, bool]:
-        return "plif", 0.0, self.decay_input
+    def _kind(self) -> tuple[str, float, str]:
+        return "plif", 0.0, "decay_input" if self.decay_input else ""
 
 
 class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), _NotesOperators, neuron.BaseNode):
@@ -387,8 +383,8 @@ class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), _NotesOperators, neu
     """
 
     keeps_of_step, keeps_of_sequence = (
-        coupled_operators.STEP_KEEPS,
-        coupled_operators.SEQUENCE_KEEPS,
+        OUTPUTS_KEEP,
+        OUTPUTS_KEEP,
     )
 
     def __init__(
@@ -432,17 +428,19 @@ class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), _NotesOperators, neu
         if torch.compiler.is_compiling():
             equations = self._equations_to_compile(inputs[0], states[0])
             if equations is None:
-                y, v = reference_coupled_step(
+                y, v = differentiable_coupled_step(
                     self._equations(None), inputs[0], states[0], self.surrogate_function
                 )
             else:
-                y, v, _ = torch.ops.snn_revplugin.coupled_step(inputs[0], states[0], *equations)
+                y, v = torch.ops.snn_revplugin.step(inputs[0], states[0], [], *equations)
             return (y,), (v,)
         coupled = self._coupled()
         if self._goes_plain(coupled, inputs[0], states[0]):
-            y, v = reference_coupled_step(coupled, inputs[0], states[0], self.surrogate_function)
+            y, v = differentiable_coupled_step(
+                coupled, inputs[0], states[0], self.surrogate_function
+            )
         else:
-            y, v = coupled_step(coupled, inputs[0], states[0], self.record)
+            y, (v,) = step(coupled, inputs[0], states[:1], self.record)
         return (y,), (v,)
 
     def multi_step_functional_forward(
@@ -452,24 +450,27 @@ class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), _NotesOperators, neu
         (v,), outputs, compiling = states, [], torch.compiler.is_compiling()
         equations = self._equations_to_compile(inputs[0], v) if compiling else None
         if equations is not None:
-            y_seq, v, _ = torch.ops.snn_revplugin.coupled_sequence(inputs[0], v, *equations)
+            y_seq, v, _ = torch.ops.snn_revplugin.sequence(inputs[0], v, [], *equations, False)
             return (y_seq,), (v,)
         coupled = self._equations(None) if compiling else self._coupled()
         if not compiling and not self._goes_plain(coupled, inputs[0], v):
-            y_seq, v = coupled_sequence(coupled, inputs[0], v, self.record)
+            y_seq, (v,), _ = sequence(coupled, inputs[0], (v,), self.record)
             return (y_seq,), (v,)
         for x in inputs[0]:
-            y, v = reference_coupled_step(coupled, x, v, self.surrogate_function)
+            y, v = differentiable_coupled_step(coupled, x, v, self.surrogate_function)
             outputs.append(y)
         return (torch.stack(outputs),), (v,)
 
-    def _equations_to_compile(self, x: Tensor, v: Tensor) -> tuple | None:
+    def _equations_to_compile(self, x: Tensor, v: Tensor) -> Equations | None:
         """The equations as operators take them, or None where plain code is to be compiled."""
         surrogate = _to_compile(self.surrogate_function)
         if surrogate is None or not self.takes_operators(x, v):
             return None
-        numbers = [float(each) for each in (self.tau, self.alpha, self.beta, self.v_threshold)]
-        return numbers, [], self.v_reset, self.detach_reset, False, *surrogate, self.split_dim
+        reset = "soft" if self.v_reset is None else "hard"
+        id = equations_id("coupled", reset, "detached" if self.detach_reset else "")
+        numbers = self.tau, self.alpha, self.beta, self.v_threshold
+        constants = *numbers, self.v_reset or 0.0, self.split_dim
+        return Equations(id, [float(each) for each in constants], *surrogate)
 
     def _goes_plain(self, coupled: Coupled, x: Tensor, v: Tensor) -> bool:
         reason = self.why_fallback(x, v) or why_counted()
@@ -482,8 +483,9 @@ class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), _NotesOperators, neu
         return reason is not None
 
     def _coupled(self) -> Coupled:
-        key = *_surrogate_key(self.surrogate_function), *self._numbers(), self.split_dim
-        return self.record.dynamics(
+        surrogate = _surrogate_key(self.surrogate_function)
+        key = TransitionKey((), surrogate, self._numbers(), self.split_dim)
+        return self.record.transition(
             key, lambda: self._equations(surrogate_from(self.surrogate_function))
         )
 

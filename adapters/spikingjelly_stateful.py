@@ -35,10 +35,10 @@ class StatefulTransitions:
     def single_step_forward(self, x: Tensor) -> Tensor:
         """One time step, ``[N, ...]`` to spikes ``[N, ...]``."""
         current, v = self._as_scripted(x, state_for(self, x))
-        dynamics = self._dynamics_for(current, v)
-        if dynamics is None or not self._fits(v, x.shape):
+        transition = self._transition_for(current, v)
+        if transition is None or not self._fits(v, x.shape):
             return super().single_step_forward(x)
-        spikes, self.v = step(dynamics, current, v, self.record)
+        spikes, (self.v,) = step(transition, current, (v,), self.record)
         return spikes
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
@@ -48,17 +48,17 @@ class StatefulTransitions:
             currents, v = self._as_scripted(x_seq, state_for(self, x_seq[0]))
         except IndexError:  # no time step
             return super().multi_step_forward(x_seq)
-        dynamics = self._dynamics_for(currents, v)
-        if dynamics is not None and self.backend != "torch":
+        transition = self._transition_for(currents, v)
+        if transition is not None and self.backend != "torch":
             self.note_fallback(
                 f"backend={self.backend!r} has kernels of its own, with their own rounding; take"
                 " backend='torch'"
             )
-            dynamics = None
-        if dynamics is None or not self._fits(v, x_seq.shape[1:]):
+            transition = None
+        if transition is None or not self._fits(v, x_seq.shape[1:]):
             return super().multi_step_forward(x_seq)
-        spikes, self.v, path = sequence(
-            dynamics, currents, v, self.record, with_path=self.store_v_seq
+        spikes, (self.v,), path = sequence(
+            transition, currents, (v,), self.record, with_path=self.store_v_seq
         )
         if self.store_v_seq:
             self.v_seq = path

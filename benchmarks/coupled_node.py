@@ -154,7 +154,7 @@ def rounding(node: CoupledLIFNode, length: int) -> Rounding:
     halves = equations.halves(path[0])
     for (y, fired), right, each in zip(record, path[1:], x, strict=True):
         spikes = fired.to(y.dtype)
-        halves = equations.again(equations.halves(y), equations.halves(spikes), halves)
+        halves = equations.step_again(equations.halves(y), equations.halves(spikes), halves)
         scanned = worst(scanned, torch.cat(halves, equations.split_dim), right)
         inputs = worst(inputs, equations.inputs(y, spikes), each)
     for (y, fired), right in zip(reversed(record), reversed(path[:-1]), strict=True):

@@ -35,7 +35,7 @@ from torch import Tensor
 from snn_revplugin.adapters.spikingjelly import CoupledLIFNode
 from snn_revplugin.cli.comparison import Setup, largest_relative_difference, take_turns, versions
 from snn_revplugin.cli.workloads import WORKLOADS, Batch, CheckpointedBlock, in_blocks
-from snn_revplugin.neurons.differentiable import reference_coupled_step
+from snn_revplugin.neurons.differentiable import differentiable_coupled_step
 from snn_revplugin.report.memory import memory_report, mib
 
 TIME_STEPS = (4, 8, 16)
@@ -86,7 +86,7 @@ class _Usual(torch.autograd.Function):
         with torch.enable_grad():
             outputs, v = [], start
             for x in x_seq:
-                y, v = reference_coupled_step(coupled, x, v, fire)
+                y, v = differentiable_coupled_step(coupled, x, v, fire)
                 outputs.append(y)
             grads = torch.autograd.grad(
                 (torch.stack(outputs), v), (x_seq, start), (grad_outputs, grad_last)
@@ -118,7 +118,7 @@ class SameSpikes(CoupledLIFNode):
             return next(again) + (spikes - spikes.detach())
 
         for x in inputs[0]:
-            y, v = reference_coupled_step(coupled, x, v, fire)
+            y, v = differentiable_coupled_step(coupled, x, v, fire)
             outputs.append(y)
         return (torch.stack(outputs),), (v,)
 

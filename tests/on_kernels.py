@@ -70,7 +70,7 @@ class Launch(NamedTuple):
     def kind(self) -> tuple:
         return (
             self.kernel,
-            self.constants.get("PART"),
+            *(self.constants.get(name) for name in ("PART", "FROM_AFTER", "WHOLE")),
             *(value is None for value in self.arguments.values()),
         )
 

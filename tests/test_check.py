@@ -9,7 +9,7 @@ from spikingjelly.activation_based import neuron
 
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevIFNode, RevLIFNode, RevParametricLIFNode
-from snn_revplugin.neurons.leaky import Leaky as LeakyDynamics
+from snn_revplugin.neurons.leaky import Leaky as LeakyEquations
 from snn_revplugin.report.check import check_reversible
 from snn_revplugin.settings import use_settings
 
@@ -118,9 +118,9 @@ def test_a_neuron_of_the_host_is_checked_as_the_one_it_would_become(make):
 
 
 def test_a_wrong_inverse_is_found(monkeypatch: pytest.MonkeyPatch):
-    right = LeakyDynamics.invert_charge
+    right = LeakyEquations.invert_charge
     monkeypatch.setattr(
-        LeakyDynamics,
+        LeakyEquations,
         "invert_charge",
         lambda self, h, x, reset_signal: right(self, h, x, reset_signal) + 0.01,
     )

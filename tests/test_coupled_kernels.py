@@ -27,16 +27,15 @@ from torch import Tensor
 from snn_revplugin import explain, use_settings
 from snn_revplugin.adapters.snntorch import CoupledLeaky
 from snn_revplugin.adapters.spikingjelly import CoupledLIFNode
-from snn_revplugin.bptt.coupled_sequence import coupled_sequence
-from snn_revplugin.bptt.coupled_step import coupled_step
 from snn_revplugin.bptt.record import NeuronRecord
-from snn_revplugin.bptt.statistics import CallStatistics
+from snn_revplugin.bptt.sequence import sequence
+from snn_revplugin.bptt.step import step
 from snn_revplugin.kernels import backend, launch
-from snn_revplugin.kernels.backend import select_backend
+from snn_revplugin.kernels.fuse import fuse
+from snn_revplugin.kernels.self_test import take_step
 from snn_revplugin.kernels.triton_coupled import TritonCoupled
 from snn_revplugin.neurons.coupled import Coupled
 from snn_revplugin.neurons.surrogate import Surrogate
-from snn_revplugin.packed.spikes import PackedSpikes
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.usefixtures("kernels_on")
@@ -83,28 +82,29 @@ def draw(
 
 
 def fused(node: Coupled) -> TritonCoupled:
-    return TritonCoupled(node, backend.INTERPRETED)
+    return fuse(node, backend.INTERPRETED)
 
 
 def assert_same_step(node: Coupled, x: Tensor, v: Tensor) -> Tensor:
-    """A step by a kernel, and the same step taken again, have the bits, dtypes and strides of the
-    plain one."""
-    y, after, fired = node.step(x, v)
-    our_y, our_after, packed = fused(node).step(x, v)
+    """A step by a kernel, and its repetition, have the bits, dtypes and strides of the plain
+    ones."""
     with use_settings(backend="torch"):
-        expected = PackedSpikes(fired, y.dtype)
-    assert isinstance(packed, PackedSpikes)
+        plain = take_step(node, x, (v,))
+        plain.packed.dtype = x.dtype
+    ours = take_step(fused(node), x, (v,))
+    packed, expected = ours.packed, plain.packed
     assert torch.equal(packed.bits, expected.bits)
     assert (packed.shape, packed.strides, packed.dtype) == (
         expected.shape,
         expected.strides,
         expected.dtype,
     )
-    assert_exact("y", y, our_y)
-    assert_exact("after", after, our_after)
-    again = torch.cat(node.taken_again(y, expected, node.halves(v)), node.split_dim).contiguous()
-    assert_exact("again", again, fused(node).taken_again(y, packed, v).contiguous())
-    return fired
+    assert_exact("y", plain.outputs, ours.outputs)
+    assert_exact("after", plain.after[0], ours.after[0])
+    _, (again,) = node.again(plain, (v,))
+    _, (our_again,) = fused(node).again(ours, (v,))
+    assert_exact("again", again.contiguous(), our_again.contiguous())
+    return expected.fired()
 
 
 @ON_EVERY_DEVICE
@@ -222,13 +222,15 @@ def program(
         one, other, outputs = NeuronRecord(), NeuronRecord(), []
         leaves = [data, start, *norm.parameters()]
         if whole:
-            y, v = coupled_sequence(node, layout(data * 1), start, one)
+            y, (v,), _ = sequence(node, layout(data * 1), (start,), one)
             normed = norm(y.reshape(T * shape[0], shape[1], -1)).view(T, *shape)
-            return [y, v, *coupled_sequence(node, normed, start, other)], leaves
+            z, (u,), _ = sequence(node, normed, (start,), other)
+            return [y, v, z, u], leaves
         v = u = start
         for x in data:
-            y, v = coupled_step(node, layout(x * 1), v, one)
-            z, u = coupled_step(node, norm(y.reshape(shape[0], shape[1], -1)).view(shape), u, other)
+            y, (v,) = step(node, layout(x * 1), (v,), one)
+            normed = norm(y.reshape(shape[0], shape[1], -1)).view(shape)
+            z, (u,) = step(node, normed, (u,), other)
             outputs += [y, z]
         return [*outputs, v, u], leaves
 
@@ -297,11 +299,11 @@ def test_a_loss_on_a_part(wanted: slice, whole: bool, device: str) -> None:
 def test_an_empty_batch_takes_the_plain_code(whole: bool) -> None:
     data, start = torch.zeros(2, 0, 4, requires_grad=True), torch.zeros(0, 4, requires_grad=True)
     if whole:
-        y, v = coupled_sequence(Coupled(), data * 1, start, NeuronRecord())
+        y, (v,), _ = sequence(Coupled(), data * 1, (start,), NeuronRecord())
     else:
         v, record = start, NeuronRecord()
         for x in data:
-            y, v = coupled_step(Coupled(), x * 1, v, record)
+            y, (v,) = step(Coupled(), x * 1, (v,), record)
     (y.sum() + v.sum()).backward()
     assert data.grad.shape == data.shape and start.grad.shape == start.shape
 
@@ -310,7 +312,7 @@ def test_no_torch_code_in_a_training_step(monkeypatch: pytest.MonkeyPatch) -> No
     def forbidden(*_: Any, **__: Any) -> None:
         raise AssertionError("torch code computed a time step")
 
-    for name in ("step_into", "again", "inputs", "gradient", "charge"):
+    for name in ("step_into", "step_again", "inputs", "gradient", "charge"):
         monkeypatch.setattr(Coupled, name, forbidden)
     for whole in (False, True):
         outputs, grads = trained(program(Coupled(), 9, (2, 6), "cpu", whole=whole), "triton")
@@ -336,18 +338,18 @@ def test_what_no_kernel_can_take() -> None:
             use_settings(backend="triton"),
             pytest.raises(RuntimeError, match=f"'triton' was asked for.*{reason}"),
         ):
-            select_backend(
-                node, each, v.to(each.dtype) if reason == "float64" else v, CallStatistics()
-            )
+            states = (v.to(each.dtype) if reason == "float64" else v,)
+            NeuronRecord().backend.select(node, each, states)
     with use_settings(backend="torch"):
-        assert select_backend(node, x, v, CallStatistics()) is node
+        assert NeuronRecord().backend.select(node, x, (v,)) is node
 
 
 def test_one_for_each_node() -> None:
     """A chain of time steps goes by identity."""
-    (x, v), node, statistics = draw(2, 4), Coupled(), CallStatistics()
-    assert select_backend(node, x, v, statistics) is select_backend(node, x, v, statistics)
-    assert statistics.backend == "Triton kernels in the interpreter"
+    (x, v), node, record = draw(2, 4), Coupled(), NeuronRecord()
+    first, second = (record.backend.select(node, x, (v,)) for _ in range(2))
+    assert first is second
+    assert record.statistics.backend == "Triton kernels in the interpreter"
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ class TestTables:
         monkeypatch.setitem(
             replay.OPERATIONS,
             "NewBackward7",
-            replay.Operation("NewBackward7", ("self",), lambda _: None),
+            replay.Operation("NewBackward7", replay.LAYER, ("self",), lambda _: None),
         )
         assert "| new | `NewBackward7` | `self` |" in registries.operations()
 

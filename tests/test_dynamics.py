@@ -21,15 +21,16 @@ from torch import Tensor
 from snn_revplugin.bptt.anchors import steps_between_anchors
 from snn_revplugin.bptt.record import NeuronRecord
 from snn_revplugin.bptt.step import step
-from snn_revplugin.neurons.differentiable import reference_sequence, reference_step
+from snn_revplugin.neurons.differentiable import differentiable_sequence, differentiable_step
 from snn_revplugin.neurons.integrate_and_fire import (
     IntegrateAndFire,
     LeakyIntegrateAndFire,
     ParametricLeakyIntegrateAndFire,
 )
 from snn_revplugin.neurons.leaky import Leaky
+from snn_revplugin.neurons.one_state import OneStateNeuron
 from snn_revplugin.neurons.surrogate import Surrogate
-from snn_revplugin.neurons.transition import Dynamics
+from snn_revplugin.neurons.transition import GraphNodes
 from snn_revplugin.packed.spikes import PackedSpikes
 
 
@@ -39,10 +40,10 @@ class Case:
 
     Args:
         host: one time step of the host's, ``(x, v)`` to ``(spikes, v')``.
-        learned: the host's parameters in the order of ``dynamics.parameters``.
+        learned: the host's parameters in the order of ``neuron.parameters``.
     """
 
-    dynamics: Dynamics
+    neuron: OneStateNeuron
     host: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     learned: tuple[Tensor, ...] = ()
 
@@ -163,17 +164,17 @@ EVERY_CASE = pytest.mark.parametrize("name", CASES)
 
 
 class Seen:
-    """One time step of which everything is at hand."""
+    """One time step, as a derivative sees it, of which everything is there."""
 
-    def __init__(self, dynamics: Dynamics, x: Tensor, v: Tensor) -> None:
+    def __init__(self, neuron: OneStateNeuron, x: Tensor, v: Tensor) -> None:
         with torch.no_grad():
-            self.fired, self.spikes, self.charged, self.after = dynamics.step(x, v)
+            parts = neuron.begin(x, (v,))
+            self.fired, self.spikes = parts.fire()
+            self.fired, self.charged = self.fired.clone(), parts.charged
+            (self.after,) = parts.states()
             self.silent = 1 - self.fired
-            self.current, self.before, self.reset_signal = (
-                x.detach(),
-                v.detach(),
-                dynamics.reset_signal(v.detach()),
-            )
+            self.current, self.before = x.detach(), (v.detach(),)
+            self.reset_signal = neuron.reset_signal_at(v.detach())
 
 
 def draw(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -187,7 +188,7 @@ def draw(seed: int = 0) -> tuple[Tensor, Tensor]:
 @EVERY_CASE
 def test_the_step_is_the_hosts(name: str) -> None:
     case, (x, v) = CASES[name](), draw()
-    seen = Seen(case.dynamics, x, v)
+    seen = Seen(case.neuron, x, v)
     spikes, after = (each.detach() for each in case.host(x, v))
     assert_exact("spikes", spikes, seen.spikes)
     assert_exact("potential", after, seen.after)
@@ -196,15 +197,15 @@ def test_the_step_is_the_hosts(name: str) -> None:
 
 @EVERY_CASE
 def test_the_inverse_undoes_the_step(name: str) -> None:
-    dynamics, (x, v) = CASES[name]().dynamics, draw()
-    seen = Seen(dynamics, x, v)
-    if not dynamics.invertible:
+    neuron_, (x, v) = CASES[name]().neuron, draw()
+    seen = Seen(neuron_, x, v)
+    if not neuron_.invertible:
         assert "zero" in name or "at once" in name or "hard" in name
         return
     with torch.no_grad():
-        charged = dynamics.invert_reset(seen.after.clone(), PackedSpikes(seen.fired.bool()))
+        charged = neuron_.invert_reset(seen.after.clone(), PackedSpikes(seen.fired.bool()))
         torch.testing.assert_close(charged, seen.charged, rtol=0, atol=4e-7)
-        before = dynamics.invert_charge(seen.charged.clone(), x.detach().clone(), seen.reset_signal)
+        before = neuron_.invert_charge(seen.charged.clone(), x.detach().clone(), seen.reset_signal)
     torch.testing.assert_close(before, v.detach(), rtol=0, atol=3e-6)
 
 
@@ -224,9 +225,9 @@ def test_the_derivative_is_what_autograd_finds_in_the_host(given_for: str, name:
         *((o, g) for o, g in zip(outputs, grads, strict=True) if g is not None), strict=True
     )
     expected = torch.autograd.grad(roots, (x, v, *case.learned), weights, allow_unused=True)
-    seen, learned = Seen(case.dynamics, x, v), (True,) * len(case.learned)
+    seen, learned = Seen(case.neuron, x, v), (True,) * len(case.learned)
     with torch.no_grad():
-        ours = case.dynamics.gradient(*grads, seen, learned)
+        ours = case.neuron.gradient(*grads, seen, learned)
     for label, theirs, our in zip(
         ("x", "v", "first", "second", "third"), expected, (*ours[:2], *ours[2]), strict=False
     ):
@@ -237,23 +238,33 @@ def test_the_derivative_is_what_autograd_finds_in_the_host(given_for: str, name:
         else:  # autograd leaves out what a gradient of zero says
             assert our is None or not our.count_nonzero()
     with torch.no_grad():
-        nothing = case.dynamics.gradient(*grads, seen, (False,) * len(case.learned))[2]
+        nothing = case.neuron.gradient(*grads, seen, (False,) * len(case.learned))[2]
     assert all(each is None for each in nothing)
 
 
 @EVERY_CASE
 def test_the_gradient_that_is_given_is_not_written_into(name: str) -> None:
     """Autograd hands the same tensor to others."""
-    dynamics, (x, v) = CASES[name]().dynamics, draw()
+    neuron_, (x, v) = CASES[name]().neuron, draw()
     grads = torch.randn(40, 6), torch.randn(40, 6)
     kept = [each.clone() for each in grads]
-    seen = Seen(dynamics, x, v)
-    potentials = {key: each.clone() for key, each in vars(seen).items() if each is not None}
+    seen = Seen(neuron_, x, v)
+    potentials = {key: each.clone() for key, each in vars(seen).items() if torch.is_tensor(each)}
     with torch.no_grad():
-        dynamics.gradient(*grads, seen, (True,) * len(dynamics.parameters))
+        neuron_.gradient(*grads, seen, (True,) * len(neuron_.parameters))
     assert all(torch.equal(a, b) for a, b in zip(grads, kept, strict=True))
     for key, each in potentials.items():
         assert torch.equal(getattr(seen, key), each), key
+
+
+def step_of(neuron: OneStateNeuron, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    spikes, (after,) = differentiable_step(neuron, x, (v,))
+    return spikes, after
+
+
+def reversible_step_of(neuron: OneStateNeuron, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    spikes, (after,) = step(neuron, x, (v,), NeuronRecord())
+    return spikes, after
 
 
 @EVERY_CASE
@@ -263,7 +274,7 @@ def test_the_plain_node_is_the_hosts(name: str) -> None:
     case, (x, v) = CASES[name](), draw()
     weights = torch.randn(40, 6), torch.randn(40, 6)
     seen = []
-    for take in (case.host, lambda x, v: reference_step(case.dynamics, x, v)):
+    for take in (case.host, lambda x, v: step_of(case.neuron, x, v)):
         outputs = take(x, v)
         seen.append(
             (
@@ -284,13 +295,11 @@ def test_the_plain_node_is_the_hosts(name: str) -> None:
 def test_fire_and_reset_as_nodes_of_their_own(v_reset: float | None) -> None:
     """The gradient at the spikes then has what comes through the reset, which a hook on them may
     change."""
-    dynamics, seen = (
-        IntegrateAndFire(Surrogate("sigmoid", (4.0,), strict=False), 0.8, v_reset, in_parts=True),
-        [],
-    )
+    sigmoid, seen = Surrogate("sigmoid", (4.0,), strict=False), []
+    neuron_ = IntegrateAndFire(sigmoid, 0.8, v_reset, nodes=GraphNodes.RESET)
     for take in (
-        lambda x, v: reference_step(dynamics, x, v),
-        lambda x, v: step(dynamics, x, v, NeuronRecord()),
+        lambda x, v: step_of(neuron_, x, v),
+        lambda x, v: reversible_step_of(neuron_, x, v),
     ):
         torch.manual_seed(0)
         x, v, given = torch.randn(7, 3, 4, requires_grad=True), torch.zeros(3, 4), []
@@ -311,7 +320,7 @@ def test_fire_and_reset_as_nodes_of_their_own(v_reset: float | None) -> None:
 def test_the_plain_node_over_time() -> None:
     case, (x, v) = CASES["LIF soft"](), draw()
     currents = torch.stack([x, x * 0.5, -x])
-    spikes, last, path = reference_sequence(case.dynamics, currents, v)
+    spikes, (last,), path = differentiable_sequence(case.neuron, currents, (v,))
     for t, current in enumerate(currents):
         s, v = case.host(current, v)
         assert torch.equal(spikes[t], s)
@@ -360,7 +369,7 @@ def test_a_decay_next_to_nothing_cannot_be_reversed(decay: float) -> None:
 def test_reversing_loses_no_more_than_the_bits_that_were_allowed(decay: float) -> None:
     """Measured: K steps forward in float32, K back, against the potential that was there."""
     torch.manual_seed(0)
-    dynamics = Leaky(
+    neuron_ = Leaky(
         Surrogate("atan", (2.0,)),
         torch.tensor(decay),
         torch.tensor(1.0),
@@ -373,10 +382,10 @@ def test_reversing_loses_no_more_than_the_bits_that_were_allowed(decay: float) -
         v = start = torch.randn(20_000)
         currents, largest = torch.randn(steps, 20_000), 0.0
         for x in currents:
-            v = dynamics.charge(x, v, None)
+            v = neuron_.charge(x, v, None)
             largest = max(largest, v.abs().max().item())
         for x in currents.flip(0):
-            v = dynamics.invert_charge(v, x, None)
+            v = neuron_.invert_charge(v, x, None)
         rounding = 2.0 ** math.ceil(math.log2(largest)) * 2**-25  # half a unit in the last place
         assert (
             v - start

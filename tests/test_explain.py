@@ -169,3 +169,99 @@ def test_the_bytes_told_are_the_bytes_held(lost_bits: float):
 
     (some, told_of_some), (more, told_of_more) = measure(20), measure(40)
     assert more - some == pytest.approx(told_of_more - told_of_some, rel=0.05)
+
+
+class WeightSigns(torch.autograd.Function):
+    """A quantiser outside of the table, which saves a mask at each step."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor) -> Tensor:
+        ctx.save_for_backward((weight.abs() < 0.1).to(weight.dtype))
+        return weight.sign() * 0.1
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad * ctx.saved_tensors[0]
+
+
+class Recurrent(nn.Module):
+    """Two layers in a time loop that keeps what the test asks for."""
+
+    def __init__(self, between=lambda s: s, weight=lambda w: w, behind=lambda s, v: s) -> None:
+        super().__init__()
+        self.between, self.weight, self.behind = between, weight, behind
+        self.first, self.second = nn.Linear(16, 32), nn.Linear(32, 32)
+        self.below, self.above = (RevLeaky(beta=0.9, threshold=0.3) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, v, out = self.below.reset_mem(), self.above.reset_mem(), []
+        for _ in range(STEPS):
+            spikes, u = self.below(self.first(x), u)
+            current = nn.functional.linear(self.between(spikes), self.weight(self.second.weight))
+            spikes, v = self.above(current, v)
+            out.append(self.behind(spikes, v).sum())
+        return torch.stack(out).sum()
+
+
+STEPS, BATCH = 20, 24
+LAYER = BATCH * 32 * 4  # bytes of the spikes of a layer and time step, as floats
+WEIGHT = 32 * 32 * 4
+KEPT = {
+    "nothing": (Recurrent, {}),
+    "an unknown operation": (
+        lambda: Recurrent(between=lambda s: nn.functional.silu(s * 0.7)),
+        {"silu": 2 * STEPS * LAYER},  # its input, which it saves, and its output
+    ),
+    "noise": (
+        lambda: Recurrent(between=lambda s: s * torch.rand_like(s)),
+        {"constant operands": STEPS * LAYER},
+    ),
+    "a quantised weight": (
+        lambda: Recurrent(weight=WeightSigns.apply),
+        {"WeightSigns (an autograd Function)": (STEPS + 1) * WEIGHT},  # masks, and one weight
+    ),
+    "a weight recomputed": (lambda: Recurrent(weight=lambda w: w / w.abs().max()), {}),
+    "a reader of spikes": (
+        lambda: Recurrent(behind=lambda s, v: s.square()),
+        {"spikes that readers behind a neuron keep": STEPS * LAYER},
+    ),
+    "a reader of potentials": (
+        lambda: Recurrent(behind=lambda s, v: v.square()),
+        {"states that code behind a neuron keeps": (STEPS - 1) * LAYER},  # the neuron keeps one
+    ),
+}
+
+
+@pytest.mark.parametrize(("build", "kept"), KEPT.values(), ids=KEPT)
+def test_the_bytes_of_a_step_by_cause(build, kept: dict[str, int]):
+    """They add up to what ``memory_report`` measures."""
+    torch.manual_seed(0)
+    net, x = build(), torch.rand(BATCH, 16)
+    net(x).backward()
+    explanation = explain(net, lambda: net(x))
+    always = {"spikes as bits", "membrane potentials"}
+    assert {cause: explanation.kept.get(cause) for cause in kept} == kept
+    assert explanation.kept.keys() == kept.keys() | always
+    measured = memory_report(lambda: net(x))
+    assert explanation.report == measured
+    assert sum(explanation.kept.values()) + explanation.not_attributed == measured.retained
+    assert abs(explanation.not_attributed) < 0.03 * measured.retained
+    last = str(explanation).splitlines()[-1]
+    assert last.startswith("one training step retains ") and "not attributed" in last
+    assert all(cause in last for cause in kept)
+
+
+def test_the_bytes_that_a_neuron_keeps_stand_in_its_row():
+    net = Recurrent(between=nn.functional.silu)
+    net(torch.rand(BATCH, 16)).backward()
+    assert not rows(net)["below"].kept_bytes
+    assert rows(net)["above"].kept_bytes == {"silu": 2 * STEPS * LAYER}
+    assert "activations kept: silu 120.0 KiB" in str(explain(net))
+    assert explain(net).report is None and not explain(net).kept
+
+
+def test_small_tensors_are_counted():
+    net = nn.Sequential(nn.Linear(3, 4), leaky(), nn.Linear(4, 4), leaky())
+    with use_settings(recompute_min_bytes=1024):
+        explanation = explain(net, lambda: [net(torch.rand(2, 3)) for _ in range(5)][-1].sum())
+    assert explanation.kept["small tensors"] > 0

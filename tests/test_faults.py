@@ -160,15 +160,6 @@ def test_backward_through_a_sequence_already_walked_raises(kind: str) -> None:
 
 
 @EVERY_KIND
-def test_double_backward_raises(kind: str) -> None:
-    ours, options = KINDS[kind][0][1], KINDS[kind][1]
-    net, x = Net(ours, options), draw()
-    (grad,) = torch.autograd.grad(net(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"once_differentiable|differentiate twice"):
-        grad.square().sum().backward()
-
-
-@EVERY_KIND
 @pytest.mark.parametrize("which", ["conv.weight", "fc.weight", "learned"])
 @pytest.mark.parametrize("how", ["no_grad", "optimizer", "load_state_dict"])
 def test_a_parameter_changed_between_forward_and_backward_raises(

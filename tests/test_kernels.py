@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,20 +30,21 @@ from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevLIFNode
 from snn_revplugin.bptt.record import NeuronRecord
 from snn_revplugin.bptt.sequence import sequence
-from snn_revplugin.bptt.statistics import CallStatistics
 from snn_revplugin.bptt.step import step
 from snn_revplugin.kernels import backend, launch
-from snn_revplugin.kernels.backend import select_backend
-from snn_revplugin.kernels.kernel_spec import DTYPES, JUMPING, SURROGATES
-from snn_revplugin.kernels.triton_neuron import TritonNeuron
+from snn_revplugin.kernels.fuse import fuse
+from snn_revplugin.kernels.self_test import SampleStep, take_step
+from snn_revplugin.kernels.surrogate_constants import SURROGATES
+from snn_revplugin.kernels.triton_neuron import BackwardTensors, TritonNeuron
 from snn_revplugin.neurons.integrate_and_fire import (
     IntegrateAndFire,
     LeakyIntegrateAndFire,
     ParametricLeakyIntegrateAndFire,
 )
+from snn_revplugin.neurons.kernel_spec import KERNEL_DTYPES
 from snn_revplugin.neurons.leaky import Leaky
+from snn_revplugin.neurons.one_state import OneStateNeuron
 from snn_revplugin.neurons.surrogate import Surrogate, surrogate_of
-from snn_revplugin.neurons.transition import Dynamics
 from snn_revplugin.packed.spikes import PackedSpikes
 from snn_revplugin.replay import Normed
 
@@ -61,11 +61,13 @@ ATAN, SIGMOID = (
 # every operation
 SHORT = 0.1
 
-Make = Callable[[str, torch.dtype, int], Dynamics]  # device, dtype, neurons in the last dimension
+Make = Callable[
+    [str, torch.dtype, int], OneStateNeuron
+]  # device, dtype, neurons in the last dimension
 
 
 def _leaky(kind: str, delayed: bool, vectors: bool, graded: bool, learn: bool = True) -> Make:
-    def make(device: str, dtype: torch.dtype, last: int) -> Dynamics:
+    def make(device: str, dtype: torch.dtype, last: int) -> OneStateNeuron:
         def values(low: float, high: float) -> Tensor:
             each = (
                 torch.linspace(low, high, last)
@@ -81,7 +83,7 @@ def _leaky(kind: str, delayed: bool, vectors: bool, graded: bool, learn: bool = 
 
 
 def _spikingjelly(kind: type, v_reset: float | None, detached: bool, **options: Any) -> Make:
-    def make(device: str, dtype: torch.dtype, last: int) -> Dynamics:
+    def make(device: str, dtype: torch.dtype, last: int) -> OneStateNeuron:
         if kind is ParametricLeakyIntegrateAndFire:
             options["w"] = torch.tensor(-0.4, dtype=dtype, device=device, requires_grad=True)
         return kind(SIGMOID, 0.8, v_reset, detached, **options)
@@ -133,8 +135,8 @@ FEW = [
 ]
 
 
-def fused(dynamics: Dynamics) -> TritonNeuron:
-    return TritonNeuron(dynamics, backend.INTERPRETED)
+def fused(neuron: OneStateNeuron) -> TritonNeuron:
+    return fuse(neuron, backend.INTERPRETED)
 
 
 def draw(
@@ -146,19 +148,20 @@ def draw(
     return x.to(device, dtype), v.to(device, dtype)
 
 
-def assert_same_step(dynamics: Dynamics, x: Tensor, v: Tensor) -> Tensor:
+def assert_same_step(neuron: OneStateNeuron, x: Tensor, v: Tensor) -> Tensor:
     """One step forward by a kernel has the bits, dtypes and strides of the plain one; the plain
     spikes come back."""
+    with torch.no_grad(), use_settings(backend="torch"):
+        plain = take_step(neuron, x, (v,))
     with torch.no_grad():
-        fired, spikes, charged, after = dynamics.step(x, v)
-        packed, *ours = fused(dynamics).step(x, v)
-    for what, host, our in zip(
-        ("spikes", "charged", "after"), (spikes, charged, after), ours, strict=True
-    ):
-        assert_exact(what, host, our)
-    with use_settings(backend="torch"):
-        expected = PackedSpikes(fired.bool(), fired.dtype, dynamics.graded_factor)
-    assert isinstance(packed, PackedSpikes)
+        ours = take_step(fused(neuron), x, (v,))
+    assert_exact("spikes", plain.outputs, ours.outputs)
+    assert_exact("charged", plain.charged, ours.charged)
+    assert_exact("after", plain.after[0], ours.after[0])
+    if neuron.has_reset_signal:
+        assert torch.equal(plain.packed_signal.bits, ours.packed_signal.bits)
+    packed, expected = ours.packed, plain.packed
+    expected.factor = neuron.graded_factor
     assert torch.equal(packed.bits, expected.bits)
     assert (packed.shape, packed.strides, packed.dtype) == (
         expected.shape,
@@ -166,16 +169,14 @@ def assert_same_step(dynamics: Dynamics, x: Tensor, v: Tensor) -> Tensor:
         expected.dtype,
     )
     assert_exact("unpacked", expected.spikes(), packed.spikes())
-    return fired
+    return expected.fired()
 
 
-def moment_of(dynamics: Dynamics, h: Tensor) -> SimpleNamespace:
-    """A time step as :class:`snn_revplugin.trajectory.Moment` sees it, of which only the end is
-    known."""
+def view_of(neuron: OneStateNeuron, h: Tensor) -> SampleStep:
+    """A time step whose charged potential is ``h``."""
     with torch.no_grad():
-        fired = dynamics.fires(h)
-    state = SimpleNamespace(fired=PackedSpikes(fired.bool()), dynamics=dynamics)
-    return SimpleNamespace(state=state, charged=h, fired=fired)
+        fired = neuron.fires(h)
+    return SampleStep(h, (h,), fired, (h,), PackedSpikes(fired.bool()), h, None)
 
 
 # ------------------------------------------------------------------------------------------ forward
@@ -202,9 +203,9 @@ def test_a_step_forward_of_short_dtypes_is_the_plain_one(
 ) -> None:
     if "Leaky" not in name and dtypes[0] is not dtypes[1]:
         dtypes = (torch.float32, torch.float32)  # SpikingJelly's neurons take the host's path there
-    dynamics = CASES[name](device, dtypes[0], 205)
+    neuron = CASES[name](device, dtypes[0], 205)
     x, v = draw((5, 205), torch.float32, device)
-    assert_alive(assert_same_step(dynamics, x.to(dtypes[0]), v.to(dtypes[1])))
+    assert_alive(assert_same_step(neuron, x.to(dtypes[0]), v.to(dtypes[1])))
 
 
 @ON_EVERY_DEVICE
@@ -215,16 +216,16 @@ def test_potentials_on_the_threshold_and_one_ulp_beside_it(
 ) -> None:
     """Currents that go through the threshold in single ulps; and potentials that do, for the reset
     that was left to do."""
-    dynamics = CASES[name](device, torch.float32, 1)
-    dynamics = replace(dynamics, surrogate=replace(dynamics.surrogate, strict=strict))
+    neuron = CASES[name](device, torch.float32, 1)
+    neuron = replace(neuron, surrogate=replace(neuron.surrogate, strict=strict))
     ulps = torch.arange(-20, 21, device=device, dtype=torch.int32)
     x = (torch.tensor(0.83, device=device).view(torch.int32) + ulps).view(torch.float32)
     v = torch.full_like(x, 0.31)
     with torch.no_grad():
-        h = dynamics.charge(x, v, dynamics.reset_signal(v))[20]
-    threshold = h if isinstance(dynamics.threshold, Tensor) else h.item()
-    on_it = replace(dynamics, threshold=threshold)
-    if dynamics.has_reset_signal or not isinstance(dynamics, Leaky):
+        h = neuron.charge(x, v, neuron.reset_signal_at(v))[20]
+    threshold = h if isinstance(neuron.threshold, Tensor) else h.item()
+    on_it = replace(neuron, threshold=threshold)
+    if neuron.has_reset_signal or not isinstance(neuron, Leaky):
         fired = assert_same_step(on_it, x, v)
         assert 0 < fired.sum() < fired.numel()
     v = (
@@ -243,9 +244,9 @@ def test_what_lies_beside_the_last_neuron(device: str) -> None:
         torch.tensor(each, device=device, requires_grad=True) for each in (0.9, 1.0, 1.0)
     )
     h = torch.linspace(0.95, 1.05, 9, device=device)
-    view = moment_of(Leaky(steep, beta, threshold, one, "none"), h)
-    _, (_, expected, _) = view.state.dynamics.gradient_of_fire(h, view, (True,) * 3)
-    _, (_, ours, _) = fused(view.state.dynamics).gradient_of_fire(h, view, (True,) * 3)
+    leaky = Leaky(steep, beta, threshold, one, "none")
+    _, (_, expected, _) = leaky.vjp_of_fire(view_of(leaky, h), h, (True,) * 3)
+    _, (_, ours, _) = fused(leaky).vjp_of_fire(view_of(leaky, h), h, (True,) * 3)
     assert_close("threshold", expected, ours)
 
 
@@ -288,7 +289,7 @@ def test_every_layout(names: tuple[str, str], device: str) -> None:
 
 
 @ON_EVERY_DEVICE
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.bool, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [*KERNEL_DTYPES, torch.bool, torch.float64], ids=str)
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 1023, 1025, 4099])
 def test_packing(count: int, dtype: torch.dtype, device: str) -> None:
     torch.manual_seed(count)
@@ -315,31 +316,31 @@ def network(
 
 
 def layer(data: Tensor, weight: Tensor) -> Tensor:
-    """A convolution with one tap: what comes of it can be computed again."""
+    """A convolution with one tap: what comes of it can be recomputed."""
     return torch.conv1d(data.reshape(1, 1, -1), weight).view(data.shape)
 
 
 def steps(
-    dynamics: Dynamics,
+    neuron: OneStateNeuron,
     T: int,
     shape: tuple[int, ...],
     device: str,
     dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """A program of T single steps whose currents come from a layer, so that they can be had again
+    """A program of T single steps whose currents come from a layer, so that they can be recomputed
     and time be reversed."""
     data, weight, start = network(T, shape, device, dtype)
 
     def run() -> tuple[list[Tensor], list[Tensor]]:
         record, v, outputs = NeuronRecord(), start, []
         for x in data:
-            spikes, v = step(dynamics, layer(x, weight), v, record)
+            spikes, (v,) = step(neuron, layer(x, weight), (v,), record)
             outputs.append(spikes)
         return [*outputs, v], [
             weight,
             data,
             start,
-            *(each for each in dynamics.parameters if each.requires_grad),
+            *(each for each in neuron.parameters if each.requires_grad),
         ]
 
     return run
@@ -371,28 +372,31 @@ def test_steps_backward_of_short_dtypes(name: str, dtype: torch.dtype, device: s
 def test_time_is_reversed_in_the_kernel_that_takes_the_gradient(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No second launch, no torch code for the reversal: of 9 steps 8 hand their potential down."""
+    """No second launch, no torch code for the reversal of charge and reset: of 9 steps 8 hand their
+    potential down."""
     reversals = []
     original = TritonNeuron._launch_backward
 
-    def seen(self: TritonNeuron, part: str, *args: Any, **tensors: Any) -> Any:
-        reversals.append("charged_before" in tensors)
-        return original(self, part, *args, **tensors)
+    def seen(self: TritonNeuron, part: str, *args: Any) -> Any:
+        (given,) = (each for each in args if isinstance(each, BackwardTensors))
+        reversals.append(given.before_out is not None)
+        return original(self, part, *args)
 
     def forbidden(*_: Any) -> None:
         raise AssertionError("torch code reversed a step")
 
     monkeypatch.setattr(TritonNeuron, "_launch_backward", seen)
-    monkeypatch.setattr(IntegrateAndFire, "invert_charge", forbidden)
-    dynamics = IntegrateAndFire(SIGMOID, 0.8, None)
+    for name in ("invert_charge", "invert_reset", "charge", "reset"):
+        monkeypatch.setattr(IntegrateAndFire, name, forbidden)
+    neuron = IntegrateAndFire(SIGMOID, 0.8, None)
     with use_settings(backend="triton"):
-        outputs, _ = steps(dynamics, 9, (2, 5), device)()
+        outputs, _ = steps(neuron, 9, (2, 5), device)()
         sum(each.sum() for each in outputs).backward()
     assert reversals == [True] * 8 + [False]
 
 
 def whole(
-    dynamics: Dynamics,
+    neuron: OneStateNeuron,
     T: int,
     shape: tuple[int, ...],
     device: str,
@@ -402,17 +406,15 @@ def whole(
     with_path: bool = False,
     layout: Callable[[Tensor], Tensor] = lambda t: t,
 ) -> Any:
-    """A program of one call of T steps; ``scanned`` if its currents can be had again."""
+    """A program of one call of T steps; ``scanned`` if its currents can be recomputed."""
     data, weight, start = network(T, shape, device, dtype)
 
     def run() -> tuple[list[Tensor], list[Tensor]]:
         currents = layer(data, weight)
-        currents = layout(
-            currents if scanned else currents.sin() * 1.5
-        )  # a sine is no operation that can be done again
-        spikes, last, path = sequence(dynamics, currents, start, NeuronRecord(), with_path)
+        currents = layout(currents if scanned else currents.sin() * 1.5)  # a sine is not recomputed
+        spikes, (last,), path = sequence(neuron, currents, (start,), NeuronRecord(), with_path)
         return [spikes, last, *([path] if with_path else [])], [
-            weight, data, start, *(each for each in dynamics.parameters if each.requires_grad)
+            weight, data, start, *(each for each in neuron.parameters if each.requires_grad)
         ]  # fmt: skip
 
     return run
@@ -434,16 +436,16 @@ def whole(
 def test_a_sequence_is_the_plain_one(
     name: str, T: int, shape: tuple[int, ...], scanned: bool, with_path: bool, device: str
 ) -> None:
-    dynamics = CASES[name](device, torch.float32, shape[-1])
-    assert_trains_alike(whole(dynamics, T, shape, device, scanned=scanned, with_path=with_path))
+    neuron = CASES[name](device, torch.float32, shape[-1])
+    assert_trains_alike(whole(neuron, T, shape, device, scanned=scanned, with_path=with_path))
 
 
 @ON_EVERY_DEVICE
 @pytest.mark.parametrize(("T", "count"), product((1, 2, 9), (1, 7, 8, 1025)), ids=str)
 def test_the_bits_of_a_sequence(T: int, count: int, device: str) -> None:
     """A step's last byte is the next one's first unless the neurons fill whole bytes."""
-    dynamics, (x, _) = IntegrateAndFire(SIGMOID, 0.8, 0.0), draw((T, count), torch.float32, device)
-    packed, spikes, *_ = fused(dynamics).sequence(x, torch.zeros_like(x[0]), False, False)
+    neuron, (x, _) = IntegrateAndFire(SIGMOID, 0.8, 0.0), draw((T, count), torch.float32, device)
+    packed, spikes, *_ = fused(neuron).scan(x, (torch.zeros_like(x[0]),))
     with use_settings(backend="torch"):
         expected = PackedSpikes(spikes.bool())
     assert (packed.shape, packed.strides, packed.dtype) == (
@@ -455,7 +457,7 @@ def test_the_bits_of_a_sequence(T: int, count: int, device: str) -> None:
 
 
 def normed(
-    dynamics: Dynamics,
+    neuron: OneStateNeuron,
     T: int,
     shape: tuple[int, ...],
     device: str,
@@ -480,9 +482,9 @@ def normed(
 
     def run() -> tuple[list[Tensor], list[Tensor]]:
         currents = norm(layout(weigh(data.flatten(0, 1)) * 3 + 2)).unflatten(0, (T, shape[0]))
-        spikes, last, _ = sequence(dynamics, currents, start, NeuronRecord())
+        spikes, (last,), _ = sequence(neuron, currents, (start,), NeuronRecord())
         assert_alive(spikes)
-        leaves = [weigh.weight, *norm.parameters(), *dynamics.parameters]
+        leaves = [weigh.weight, *norm.parameters(), *neuron.parameters]
         return [spikes, last], [each for each in leaves if each.requires_grad]
 
     return run
@@ -507,7 +509,9 @@ def norms_read(monkeypatch: pytest.MonkeyPatch) -> list[Normed]:
 
 @ON_EVERY_DEVICE
 @pytest.mark.parametrize(
-    ("T", "shape"), [(1, (2, 4, 6)), (2, (2, 3, 4)), (9, (2, 4, 5)), (33, (4, 2, 1))], ids=str
+    ("T", "shape"),
+    [(1, (2, 4, 6)), (2, (2, 3, 4)), (9, (2, 4, 5)), (33, (4, 2, 1)), (4, (1, 3, 5))],
+    ids=str,
 )
 @pytest.mark.parametrize("name", [name for name in IN_SEQUENCES if "vectors" not in name])
 def test_a_sequence_reads_the_norms_input(
@@ -536,22 +540,25 @@ def test_a_sequence_reads_any_norms_input(
     assert len(norms_read) == 1
 
 
+JUMPING = {
+    "triangular": (2.5,),
+    "heaviside": (),
+    "sparse_fast_sigmoid": (25.0, 0.25),
+    "piecewise_leaky_relu": (0.5, 0.01),
+    "s2nn": (4.0, 2.0),
+    "leaky_k_relu": (0.1, 1.5),
+    "log_tailed_relu": (2.5,),
+    "rect": (2.5,),
+}
+
+
 @ON_EVERY_DEVICE
-@pytest.mark.parametrize("name", sorted(JUMPING))
+@pytest.mark.parametrize("name", JUMPING)
 def test_a_derivative_that_jumps_is_taken_at_the_very_potential(
     name: str, device: str, norms_read: list[Normed]
 ) -> None:
-    """... and so is anything where a step's spikes fill no whole bytes."""
-    given = {
-        "sparse_fast_sigmoid": (25.0, 0.25),
-        "piecewise_leaky_relu": (0.5, 0.01),
-        "s2nn": (4.0, 1.0),
-        "leaky_k_relu": (0.1, 1.5),
-        "heaviside": (),
-    }.get(name, (2.5,))
-    dynamics = IntegrateAndFire(Surrogate(name, given, strict=False), 0.8, 0.0)
-    assert_trains_alike(normed(dynamics, 4, (2, 4, 5), device))
-    assert_trains_alike(normed(IntegrateAndFire(SIGMOID, 0.8, 0.0), 4, (1, 3, 5), device))
+    neuron = IntegrateAndFire(Surrogate(name, JUMPING[name], strict=False), 0.8, 0.0)
+    assert_trains_alike(normed(neuron, 4, (2, 4, 5), device))
     assert not norms_read
 
 
@@ -567,7 +574,7 @@ def test_spikes_are_not_decided_again_by_the_norms_input(
         "channels",
         lambda self, known=Normed.channels: tuple(each * off for each in known(self)),
     )
-    dynamics = IntegrateAndFire(SIGMOID, 1.0, 0.0)
+    neuron = IntegrateAndFire(SIGMOID, 1.0, 0.0)
     norm, data = nn.BatchNorm1d(2, device=device).eval(), torch.ones(5, 4, 2, device=device)
     norm.running_var.fill_(1 - norm.eps)
 
@@ -575,9 +582,9 @@ def test_spikes_are_not_decided_again_by_the_norms_input(
         currents = norm(data.flatten(0, 1)).view_as(
             data
         )  # exactly one: every neuron fires at every step
-        return list(
-            sequence(dynamics, currents, torch.zeros_like(data[0]), NeuronRecord())[:2]
-        ), list(norm.parameters())
+        start = (torch.zeros_like(data[0]),)
+        spikes, (last,), _ = sequence(neuron, currents, start, NeuronRecord())
+        return [spikes, last], list(norm.parameters())
 
     assert_trains_alike(run)
 
@@ -598,8 +605,8 @@ def test_a_sequence_in_any_layout(name: str, device: str) -> None:
     def layout(currents: Tensor) -> Tensor:
         return LAYOUTS[name](currents.flatten(0, 1)).unflatten(0, (3, -1))
 
-    dynamics = LeakyIntegrateAndFire(SIGMOID, 0.8, 0.0)
-    assert_trains_alike(whole(dynamics, 3, (2, 4, 3, 5), device, layout=layout))
+    neuron = LeakyIntegrateAndFire(SIGMOID, 0.8, 0.0)
+    assert_trains_alike(whole(neuron, 3, (2, 4, 3, 5), device, layout=layout))
 
 
 @ON_EVERY_DEVICE
@@ -609,9 +616,8 @@ def test_currents_that_two_layers_share_are_not_written_into(device: str) -> Non
     def run() -> tuple[list[Tensor], list[Tensor]]:
         currents, outputs = layer(data, weight), []
         for threshold in (0.5, 0.9):
-            spikes, last, _ = sequence(
-                IntegrateAndFire(SIGMOID, threshold, 0.0), currents, start, NeuronRecord()
-            )
+            neuron = IntegrateAndFire(SIGMOID, threshold, 0.0)
+            spikes, (last,), _ = sequence(neuron, currents, (start,), NeuronRecord())
             outputs += [spikes, last]
         return outputs, [weight, data, start]
 
@@ -624,10 +630,10 @@ def test_currents_that_two_layers_share_are_not_written_into(device: str) -> Non
 def test_a_loss_on_spikes_or_on_the_last_potential_alone(
     name: str, wanted: str, device: str
 ) -> None:
-    dynamics = CASES[name](device, torch.float32, 9)
-    programs = [steps(dynamics, 3, (9,), device)]
+    neuron = CASES[name](device, torch.float32, 9)
+    programs = [steps(neuron, 3, (9,), device)]
     if name in IN_SEQUENCES:
-        programs.append(whole(dynamics, 3, (9,), device))
+        programs.append(whole(neuron, 3, (9,), device))
     for run in programs:
 
         def part(run: Any = run) -> tuple[list[Tensor], list[Tensor]]:
@@ -670,10 +676,10 @@ def test_surrogates(name: str, device: str) -> None:
         torch.zeros((), device=device),
         torch.ones((), device=device),
     )  # a threshold of zero, so that h is z
-    dynamics, learned = Leaky(surrogate, one, zero, one, "none", graded=False), (False,) * 3
-    view = moment_of(dynamics, z)
-    expected, _ = dynamics.gradient_of_fire(grad, view, learned)
-    ours, _ = fused(dynamics).gradient_of_fire(grad, view, learned)
+    neuron, learned = Leaky(surrogate, one, zero, one, "none", graded=False), (False,) * 3
+    view = view_of(neuron, z)
+    expected, _ = neuron.vjp_of_fire(view, grad, learned)
+    ours, _ = fused(neuron).vjp_of_fire(view, grad, learned)
     torch.testing.assert_close(ours, expected, rtol=3e-6, atol=1e-6)
 
 
@@ -687,15 +693,15 @@ def test_sums_are_the_same_every_time(device: str) -> None:
 # ----------------------------------------------------------------------------------------- decision
 
 
-def refusal(dynamics: Dynamics, x: Tensor, v: Tensor) -> str:
+def refusal(neuron: OneStateNeuron, x: Tensor, v: Tensor) -> str:
     with (
         use_settings(backend="triton"),
         pytest.raises(RuntimeError, match="'triton' was asked for") as refused,
     ):
-        select_backend(dynamics, x, v, CallStatistics())
-    statistics = CallStatistics()
-    assert select_backend(dynamics, x, v, statistics) is dynamics
-    assert statistics.backend.startswith("torch code: ")
+        NeuronRecord().backend.select(neuron, x, (v,))
+    record = NeuronRecord()
+    assert record.backend.select(neuron, x, (v,)) is neuron
+    assert record.statistics.backend.startswith("torch code: ")
     return str(refused.value)
 
 
@@ -710,7 +716,7 @@ def test_what_no_kernel_can_take(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "of the user's" in refusal(replace(lif, surrogate=users), x, v)
     assert "several dtypes" in refusal(lif, x.half(), v)
 
-    class Other(IntegrateAndFire):
+    class Other(IntegrateAndFire):  # a subclass may have equations of its own
         pass
 
     assert "no kernel for Other" in refusal(Other(SIGMOID, 1.0, None), x, v)
@@ -721,21 +727,17 @@ def test_what_no_kernel_can_take(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_setting_overrules() -> None:
-    dynamics, (x, v), statistics = (
-        IntegrateAndFire(SIGMOID, 1.0, None),
-        draw((4,), torch.float32, "cpu"),
-        CallStatistics(),
-    )
-    taken = select_backend(dynamics, x, v, statistics)
-    assert (
-        isinstance(taken, TritonNeuron)
-        and statistics.backend == "Triton kernels in the interpreter"
-    )
-    assert select_backend(dynamics, x, v, statistics) is taken, (
+    neuron, (x, v) = IntegrateAndFire(SIGMOID, 1.0, None), draw((4,), torch.float32, "cpu")
+    record = NeuronRecord()
+    backend_, statistics = record.backend, record.statistics
+    taken = backend_.select(neuron, x, (v,))
+    assert isinstance(taken, TritonNeuron)
+    assert statistics.backend == "Triton kernels in the interpreter"
+    assert backend_.select(neuron, x, (v,)) is taken, (
         "another instance would break the chain of time steps"
     )
     with use_settings(backend="torch"):
-        assert select_backend(dynamics, x, v, statistics) is dynamics
+        assert backend_.select(neuron, x, (v,)) is neuron
         assert "backend='torch'" in statistics.backend
     with (
         pytest.raises(ValueError, match=r"backend must be one of .*got 'cuda'"),
@@ -787,14 +789,14 @@ def test_compiling_ahead_of_time(
 ) -> None:
     """Each launch of a training step as it was made, compiled but not started; for one neuron up to
     more than 2**31."""
-    dynamics = CASES[name]("cpu", dtype, 8)
+    neuron = CASES[name]("cpu", dtype, 8)
 
     def run() -> None:
-        trained(steps(dynamics, 2, (2, 8), "cpu", dtype), "triton")
+        trained(steps(neuron, 2, (2, 8), "cpu", dtype), "triton")
         if name in IN_SEQUENCES:
-            trained(whole(dynamics, 2, (2, 8), "cpu", dtype=dtype, with_path=True), "triton")
+            trained(whole(neuron, 2, (2, 8), "cpu", dtype=dtype, with_path=True), "triton")
         if name in IN_SEQUENCES and dtype is torch.float32:
-            trained(normed(dynamics, 2, (3, 2, 8), "cpu"), "triton")
+            trained(normed(neuron, 2, (3, 2, 8), "cpu"), "triton")
         code = launch.kernels(True)
         bits = torch.empty(1, dtype=torch.uint8)
         launch.pack(code, torch.ones(8), bits)

@@ -49,6 +49,25 @@ class Quantised(nn.Linear):
         )
 
 
+class Computed(nn.Linear):
+    """A linear layer whose weight is a function of its parameter."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(FEATURES, FEATURES)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.function(self.weight), self.bias)
+
+
+def quantised(weight: Tensor) -> Tensor:
+    """To integers of 4 bits and back, straight-through, with a scale that follows the weight, as
+    quantisation-aware training does it."""
+    scale = weight.abs().max() / 7
+    scaled = (weight / scale).clamp(-8, 7)
+    return (scaled + (scaled.round() - scaled).detach()) * scale
+
+
 def linear() -> nn.Linear:
     return nn.Linear(FEATURES, FEATURES)
 
@@ -84,6 +103,9 @@ LAYERS = {
     "rounded in two ways in turn": (lambda: Quantised(FEATURES, (2.0, 3.0)), set()),
     "two layers, rounded": (lambda: nn.Sequential(Quantised(FEATURES), Quantised(FEATURES)), set()),
     "weight norm": (lambda: weight_norm(linear()), set()),
+    "over its largest magnitude": (lambda: Computed(lambda w: w / w.abs().max()), set()),
+    "over its largest element": (lambda: Computed(lambda w: w / (w.max() - w.min())), set()),
+    "quantised": (lambda: Computed(quantised), set()),
     "orthogonal": (lambda: orthogonal(linear()), set()),
     "spectral norm, which changes at each step": (lambda: spectral_norm(linear()), set()),
     "an old weight norm": (lambda: weight_norm(linear(), dim=None), set()),
@@ -110,7 +132,10 @@ def live_weights(build: Callable[[], nn.Module]) -> float:
     return live.now() / (FEATURES * FEATURES * 4)
 
 
-@pytest.mark.parametrize("name", ["rounded", "weight norm", "orthogonal"])
+@pytest.mark.parametrize(
+    "name",
+    ["rounded", "weight norm", "over its largest magnitude", "quantised", "orthogonal"],
+)
 def test_one_weight_serves_all_time_steps(name: str) -> None:
     """The host keeps one a step, and what made it. Orthogonal weights keep what their own
     operations saved."""

@@ -20,7 +20,9 @@ import snn_revplugin
 ROOT = Path(__file__).parents[1]
 HOSTS = "snntorch", "spikingjelly"
 HEAVY = (*HOSTS, "triton", "torchvision", "matplotlib", "sklearn", "typer", "rich")
-WITH_TRITON = [f"snn_revplugin.kernels.{name}" for name in ("coupled", "equations", "neuron")]
+WITH_TRITON = [
+    f"snn_revplugin.kernels.{name}" for name in ("coupled", "equations", "jit", "neuron")
+]
 LIBRARY = [
     each.name
     for each in pkgutil.walk_packages(snn_revplugin.__path__, "snn_revplugin.")

@@ -45,6 +45,9 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "convolution, batch norm": lambda: nn.Sequential(
         nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5)
     ),
+    "convolution, batch norm in evaluation": lambda: nn.Sequential(
+        nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5).eval()
+    ),
     "convolution, pooling": lambda: nn.Sequential(nn.Conv2d(3, 5, 3), nn.MaxPool2d(2)),
     "convolution, batch norm, pooling": lambda: nn.Sequential(
         nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5), nn.MaxPool2d(2)

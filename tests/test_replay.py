@@ -854,6 +854,35 @@ class TestChangedInPlace:
 
         agree(program, *NEURONS[style])
 
+    @pytest.mark.parametrize("edit", [None, "one step", "all steps"])
+    def test_steps_of_a_sequence_whose_bias_torch_adds_in_place(
+        self, style: str, edit: str | None
+    ) -> None:
+        """``nn.Linear`` does so where its input is not contiguous. The graph does not tell that
+        from an edit under ``no_grad``, so forward recomputes the sequence to compare: once, not
+        once per time step."""
+        products = []
+
+        def program(make: MakeNeuron) -> Observed:
+            first, second = linear(), linear()
+            below, *above = (Layer(make, style) for _ in range(3))
+            x_seq = data(steps=24).requires_grad_()
+            spikes = over_time(style, lambda x: below(first(x)), x_seq)
+            currents = second(torch.stack(list(spikes), 1).transpose(0, 1))
+            assert currents._version == 1  # not so inside of a dispatch mode, such as Calls
+            with torch.no_grad():
+                if edit is not None:
+                    currents[7 if edit == "one step" else slice(None)].mul_(0.5)
+            with Calls() as calls:
+                halves = zip(above, (currents[:12], currents[12:]), strict=True)
+                out = torch.cat([over_time(style, *each) for each in halves])
+            products.append(calls.count[torch.ops.aten.mm.default])
+            weighted(out).backward()
+            return Observed({"out": out}).see_gradients(first, second, x=x_seq)
+
+        agree(program, *NEURONS[style])
+        assert products in ([0, 0], [0, 1])
+
     def test_data_that_is_overwritten_at_each_step(self, style: str) -> None:
         """One buffer for all time steps is right where no gradient needs the data."""
 

@@ -7,6 +7,8 @@ in ``conftest.py``.
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import snntorch
 import torch
@@ -93,6 +95,32 @@ def test_a_few_neurons_on_many_spikes_are_worth_it() -> None:
     )
     run(layers, nodes, [torch.rand(1, 3)])
     assert [explain(each).rows[0].small_calls for each in nodes] == [0, 0]
+
+
+class Rounded(torch.autograd.Function):
+    """An operation outside of the table."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor) -> Tensor:
+        return weight.round()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad
+
+
+def test_a_few_neurons_behind_a_weight_that_each_step_computes_are_worth_it() -> None:
+    """The first step replaces nothing, but the next ones share its weight."""
+    layer, node = nn.Linear(64, 10), RevLeaky(beta=0.9, threshold=0.3)
+    spikes = RevLeaky(beta=0.9)(torch.rand(1, 64, requires_grad=True), torch.zeros(1, 64))[0]
+    potential, weights = node.reset_mem(), []
+    for _ in range(T):
+        weight = Rounded.apply(layer.weight)
+        _, potential = node(spikes @ weight.t(), potential)
+        weights.append(weakref.ref(weight.untyped_storage()))
+        del weight
+    assert explain(node).rows[0].small_calls == 0
+    assert sum(each() is not None for each in weights) == 1
 
 
 def test_a_small_net_keeps_no_more_than_the_hosts() -> None:

@@ -1,19 +1,74 @@
-"""Anchors of a reversed potential."""
+"""Anchors: the membrane potentials that stop the rounding error of reversed time.
+
+Reversing a step loses a rounding, and dividing by the decay lets the error grow. So an *anchor*
+stands every few steps (:func:`steps_between_anchors`). Where the reset can be inverted, an anchor
+is a :class:`Residue`: the reversed potential is nearly right, so the last 16 bits of the right one
+are enough to correct it. Elsewhere an anchor is the potential itself, and the potentials above it
+are rebuilt forward.
+"""
 
 from __future__ import annotations
 
 import math
+import sys
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..neurons.transition import Dynamics
+from ..neurons.transition import States, Transition
+from ..settings import get_settings
+from ..torch_internals import capture
 
-# thresholds of a layer, and a threshold and the layer's largest potential, may differ by this
-# factor
+# Thresholds of a layer, and a threshold and the layer's largest potential, may differ by this much.
 SMALLEST_ON_GRID = 16.0
 LARGEST_REVERSED = 128.0  # in thresholds: beyond it a rounding error could outgrow a residue
+# The steepness of the surrogate derivative, in units of 1 / threshold, up to which the error of
+# reversed potentials changes a gradient by about 2e-5 (measured in float32, at 4 lost bits; 3e-5 in
+# the worst of 12 random nets). A batch norm subtracts most of the gradient, and so magnifies the
+# relative error of the rest.
+GENTLE, GENTLE_BEHIND_NORM = 50.0, 12.0
+NEVER = sys.maxsize  # an interval of a chain that needs no anchor
+REVERSIBLE_DTYPES = (torch.float32, torch.float64)  # shorter mantissas have no bits to lose
+
+
+class Anchoring(NamedTuple):
+    """Where the anchors of a chain stand. Decided in forward: the settings of this thread do not
+    hold in autograd's threads.
+
+    Attributes:
+        interval: the time steps between two anchors.
+        is_reversed: whether time is reversed between them; else potentials are rebuilt forward.
+        rebuild_interval: the rebuilt states that one backward pass holds at a time, at least.
+    """
+
+    interval: int
+    is_reversed: bool
+    rebuild_interval: int
+
+
+def anchoring_of(transition: Transition, states: States, behind_norm: bool = False) -> Anchoring:
+    """Where anchors stand in a chain of these states, under the settings that hold.
+
+    Args:
+        behind_norm: whether a batch norm made the neuron's input.
+    """
+    settings = get_settings()
+    rebuild = settings.rebuild_interval
+    if transition.from_outputs:  # what its steps are repeated from is kept anyway
+        return Anchoring(NEVER, False, rebuild)
+    # A decay or a largest potential is a value that a device is asked for.
+    reverses = transition.invertible and all(
+        each.dtype in REVERSIBLE_DTYPES and capture.may_synchronise(each) for each in states
+    )
+    if reverses:
+        most = settings.max_anchor_interval
+        lost_bits = bits_to_lose(settings.lost_bits, transition, behind_norm)
+        interval = steps_between_anchors(transition.decay, lost_bits, most)
+        if interval:
+            return Anchoring(interval, True, rebuild)
+    return Anchoring(rebuild, False, rebuild)
 
 
 class Residue:
@@ -43,39 +98,77 @@ class Residue:
         return (potential / self.grid).round_().to(wide)
 
 
-def is_moderate(potential: Tensor, dynamics: Dynamics) -> bool:
-    """Whether no potential is so large, or NaN, that rounding has swallowed those before it."""
-    return _magnitude(potential) <= LARGEST_REVERSED * dynamics.thresholds[1]
+def is_moderate(states: States, transition: Transition) -> bool:
+    """Whether no state is so large, or NaN, that rounding has swallowed those before it."""
+    limit = LARGEST_REVERSED * transition.thresholds[1]
+    return all(_magnitude(each) <= limit for each in states)
 
 
-def fits_residue(potential: Tensor, dynamics: Dynamics) -> bool:
-    """Whether a residue on the threshold's grid is fine enough for these potentials and coarse
-    enough for their errors."""
-    least, most = dynamics.thresholds
+def residues_of(states: States, transition: Transition) -> tuple[Residue, ...] | None:
+    """The residues of some states; None where the threshold's grid is too coarse for them, or too
+    fine for their errors."""
+    least, most = transition.thresholds
     if not (math.isfinite(most) and 0 < most <= SMALLEST_ON_GRID * least):
-        return False
-    return most / SMALLEST_ON_GRID <= _magnitude(potential) <= LARGEST_REVERSED * most
+        return None
+    for each in states:
+        if not most / SMALLEST_ON_GRID <= _magnitude(each) <= LARGEST_REVERSED * most:
+            return None
+    return tuple(Residue(each, most) for each in states)
 
 
-def _magnitude(potential: Tensor) -> float:
-    return potential.abs().max().item() if potential.numel() else 0.0
+def _magnitude(state: Tensor) -> float:
+    return state.abs().max().item() if state.numel() else 0.0
+
+
+def is_gentle(transition: Transition) -> bool:
+    """Whether the surrogate derivative is so flat that a batch norm makes no difference."""
+    steepness = transition.surrogate.steepness * transition.thresholds[1]
+    return steepness <= GENTLE_BEHIND_NORM
+
+
+def bits_to_lose(lost_bits: float, transition: Transition, behind_norm: bool = False) -> float:
+    """How many mantissa bits of a potential reversal may lose under the setting ``lost_bits``.
+
+    The gradient has the surrogate derivative at the reversed potential as a factor. A steep
+    derivative multiplies the potential's error, so each doubling of the steepness beyond ``GENTLE``
+    costs a bit.
+
+    Args:
+        behind_norm: whether a batch norm made the neuron's current.
+
+    Returns:
+        The bits: negative where the steepness leaves none, minus infinity where the derivative
+        jumps.
+
+    >>> from snn_revplugin.neurons.integrate_and_fire import IntegrateAndFire
+    >>> from snn_revplugin.neurons.surrogate import Surrogate
+    >>> [
+    ...     round(bits_to_lose(4, IntegrateAndFire(Surrogate(*surrogate), 1.0, None)), 1)
+    ...     for surrogate in (("atan", (2.0,)), ("fast_sigmoid", (25.0,)), ("rect", (1.0,)))
+    ... ]
+    [4.0, 4.0, -inf]
+    """
+    steepness = transition.surrogate.steepness * transition.thresholds[1]
+    gentle = GENTLE_BEHIND_NORM if behind_norm else GENTLE
+    return lost_bits - math.log2(max(1.0, steepness / gentle))
 
 
 @lru_cache(maxsize=1024)
 def steps_between_anchors(decay: float, lost_bits: float, most: int) -> int:
-    """How many steps a potential may be reversed before an anchor has to stop its rounding error.
+    """How many steps a potential may be reversed before an anchor must correct its rounding error.
 
-    A step forward rounds once, and every step back multiplies what was rounded by ``1/a``. After K
-    steps back the roundings of those steps, taken as independent, add up to ``sqrt(a**-2 + a**-4 +
-    ... + a**-2K)`` of one; K is the largest for which that stays below ``2**lost_bits``.
+    A step forward rounds once, and each step back multiplies that rounding error by ``1/a``. After
+    K steps back the K rounding errors, taken as independent, add up to ``sqrt(a**-2 + a**-4 + ... +
+    a**-2K)`` times one of them. K is the largest number for which this is at most ``2**lost_bits``.
 
     Args:
-        decay: a, the smallest of the layer, in [0, 1].
-        lost_bits: how many of the potential's mantissa bits rebuilding may cost.
+        decay: a, the smallest decay of the layer, in [0, 1].
+        lost_bits: how many mantissa bits of the potential reversal may lose, see
+            :func:`bits_to_lose`.
         most: the largest K wanted.
 
     Returns:
-        K, or 0 if not even one step can be taken back.
+        K, or 0 if not even one step may be reversed.
 
     >>> [steps_between_anchors(a, lost_bits=4, most=64) for a in (0.0, 0.5, 0.9, 0.95, 1.0)]
     [0, 3, 18, 31, 64]

@@ -1,351 +1,474 @@
-"""The membrane potential's path through time: what is held of it, and how the rest is had again.
+"""Which states of a neuron are stored, and how backward reconstructs the others.
 
-A :class:`State` is the potential after one time step and a link to the state before. Of a chain of
-states only the last one's potential is held. Backward walks down the chain; each step hands the
-potential of the step before down to it, by reversal:
+A :class:`ChainLink` stands for the states after one time step and refers to the link before it. Of
+a chain only the last link holds its states. Backward walks down the chain; each step hands the
+states before it down, by reversal:
 
-    v[t-1] = uncharge(unreset(v[t], s[t]), x[t])
+    v[t-1] = invert_charge(invert_reset(v[t], s[t]), x[t])
 
-Reversal loses a rounding a step, and dividing by the decay lets it grow. So every few steps stands
-an *anchor* (:func:`snn_revplugin.dynamics.steps_between_anchors`). Where the reset can be inverted,
-an anchor is a :class:`Residue`: the reversed potential is nearly right, so the last 16 bits of the
-right one are enough to mend it. Elsewhere it is the potential.
-
-A potential that cannot be reached from above (a loss on some steps only, a branch, a reset that
-cannot be inverted, a potential next to which rounding swallows others, a tensor that somebody wrote
-into) is rebuilt forward from the nearest one held below, in the forward's own arithmetic and so
-exactly.
+with an anchor every few steps (:mod:`.anchors`). States that are not handed down (a loss on some
+steps only, a branch, a reset that cannot be inverted, a potential beside which rounding swallows
+others, a tensor that was written into) are rebuilt forward from the nearest states below that are
+held, in the arithmetic of forward and so exactly. Both read the spikes from their bits; no spike is
+decided again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
+import weakref
 
+import torch
 from torch import Tensor
 
-from ..neurons.transition import Dynamics
+from ..neurons.transition import GraphNodes, States, StepParts, Transition
 from ..packed.spikes import PackedSpikes
-from ..replay import Recomputable
+from ..replay import HeldTensor, Recomputable
 from ..torch_internals import capture
 from ..torch_internals.pass_cache import pass_cache
 from ..torch_internals.versioned import Versioned
-from .anchors import Residue, fits_residue, is_moderate
+from .anchors import Anchoring, Residue, is_moderate, residues_of
 
+LINK = "snn_revplugin_link"  # where the graph node that gave states out offers their link
 INITIAL = "the membrane potentials (the one that the sequence started from)"
-OVERWRITTEN = -1  # in the place of a version, where somebody has written without one
+OVERWRITTEN = -1  # in the place of a version, where a write has left none
+FIRST = Anchoring(1, False, 1)
+Sums = tuple[float, ...] | None
 
 
-def initial(potential: Tensor) -> Tensor:
-    """An alias of the potential that a chain starts from; four bytes where it is the same
-    everywhere, as after a reset."""
-    potential = potential.detach()
-    if potential.numel() > 1 and capture.may_synchronise(potential):
-        first = potential[(0,) * potential.dim()]
-        if bool((potential == first).all()):
-            return first.clone().expand_as(potential)
-    return potential
-
-
-def still_held(held: Versioned | None, can_be_rebuilt: bool) -> Tensor | None:
-    """A potential that a state holds, or None where it holds none or somebody has written into it
-    since.
-
-    Raises:
-        RuntimeError: somebody has, and nothing is left to rebuild it from.
-    """
-    if held is None or (can_be_rebuilt and not held.unchanged()):
-        return None
-    return held.get(INITIAL)
+def initial(state: Tensor) -> Tensor:
+    """An alias of a state that a chain starts from; one element where all are equal, as after a
+    reset."""
+    state = state.detach()
+    if state.numel() > 1 and capture.may_synchronise(state):
+        first = state[(0,) * state.dim()]
+        if bool((state == first).all()):
+            return first.clone().expand_as(state)
+    return state
 
 
 class ChainLink:
-    """The membrane potential after a time step.
+    """The states after a time step.
 
     Args:
-        before: the state that the step started from; None for the first of a chain.
-        dynamics: the equations of the step that leads here.
-        current: its input current as it can be had again, or None if it cannot.
-        stretch: the steps between anchors.
-        invertible: whether time may be reversed over the step; otherwise its potential is rebuilt
-            forward.
+        before: the link that the step started from; None for the first of a chain.
+        transition: the equations of the step that leads here; None for the first.
+        current: its input, as backward recomputes it, or None.
+        anchoring: where anchors stand.
 
     Attributes:
         fired: the step's spikes.
-        ahead: what a fused kernel has computed already for those of the step's graph nodes that are
-            still to come.
-        repeats: whether the step is sure to have seen the very current that the step before saw.
-        spare: memory of the spikes' shape that the charge needs no more.
-        output, version: which output of its graph node the potential is, and the version of the
-            tensor that was given out.
+        reset_signal: what a delayed reset acted on in the step, if anything.
+        outputs: the outputs, of a neuron that is recomputed from them.
+        parts: the step under way, between its graph nodes.
+        repeats: whether the step is sure to have seen the input of the step before.
     """
 
     __slots__ = (
         "__weakref__",
         "_held",
-        "_kept_charged",
-        "ahead",
-        "anchor_interval",
+        "_sums",
+        "_versions",
+        "anchoring",
         "before",
         "current",
-        "dynamics",
         "fired",
         "index",
-        "invertible",
         "is_anchor",
-        "output",
+        "kept_charged",
+        "outputs",
+        "parts",
         "repeats",
-        "residue",
-        "spare",
-        "version",
+        "reset_signal",
+        "residues",
+        "transition",
     )
 
     def __init__(
         self,
         before: ChainLink | None,
-        dynamics: Dynamics | None,
+        transition: Transition | None,
         current: Recomputable | None,
-        anchor_interval: int,
-        invertible: bool,
+        anchoring: Anchoring,
     ) -> None:
-        self.before, self.dynamics, self.current = before, dynamics, current
-        self.anchor_interval, self.invertible = anchor_interval, invertible
+        self.before, self.transition, self.current = before, transition, current
+        self.anchoring = anchoring
         self.index = 0 if before is None else before.index + 1
-        self._held: Versioned | None = None
-        self._kept_charged: Tensor | None = None
         self.fired: PackedSpikes | None = None
-        self.residue: Residue | None = None
-        self.spare: Tensor | None = None
+        self.reset_signal: PackedSpikes | None = None
+        self.outputs: Recomputable | None = None
+        self.parts: StepParts | None = None
         self.repeats = False
-        self.ahead: Any = None
-        self.output = self.version = 0
-        # A step whose current cannot be had again cannot be stepped over, in either direction.
-        self.is_anchor = before is None or current is None or self.index % anchor_interval == 0
+        self.residues: tuple[Residue, ...] | None = None
+        self._held: tuple[Versioned, ...] | None = None
+        self.kept_charged: Tensor | None = None
+        self._versions: tuple[int, ...] = ()
+        self._sums: Sums = None
+        # A step that cannot be repeated cannot be stepped over, in either direction.
+        self.is_anchor = (
+            before is None or not self.can_be_repeated or self.index % anchoring.interval == 0
+        )
 
     @classmethod
-    def first(cls, potential: Tensor) -> ChainLink:
-        """The state that a chain starts from."""
-        link = cls(None, None, None, 1, False)
-        link._held = Versioned(potential)
+    def first(cls, states: States) -> ChainLink:
+        """The link that a chain starts from."""
+        link = cls(None, None, None, FIRST)
+        link._held = tuple(Versioned(initial(each)) for each in states)
         return link
 
-    def reach(self, potential: Tensor, charged: Tensor, output: int) -> None:
-        """The step has been taken.
-
-        Args:
-            potential: the potential that is given out, as ``output`` of the step's graph node.
-            charged: the potential before the reset.
-        """
-        self._held, self.output, self.version = (
-            Versioned(potential.detach()),
-            output,
-            potential._version,
-        )
-        if self.current is not None:
-            return
-        if not self.invertible and charged is not potential:
-            self._kept_charged = charged.detach()
-            if not self.dynamics.reset_needs_signal:
-                self.is_anchor = False  # the potential follows from what is kept
-        else:
-            # Nothing could be rebuilt if somebody wrote into the potential that is given out.
-            self._held = Versioned(self._held.tensor.clone())
-
-    def overwritten(self) -> None:
-        """Somebody has written into the potential that was given out, and no version tells: nothing
-        goes on from here."""
-        self.version = OVERWRITTEN
-        if self._can_be_rebuilt:
-            self._held = None
-
-    def continued(self, can_be_undone: bool) -> None:
-        """A step has started from here: from now on only an anchor is needed, if backward can come
-        back over that step."""
-        if self._held is None or not can_be_undone:
-            return
-        if self.is_anchor:
-            if (
-                self.current is None
-                or not self.invertible
-                or not fits_residue(self._held.tensor, self.dynamics)
-            ):
-                return
-            self.residue = Residue(self._held.tensor, self.dynamics.thresholds[1])
-        self._held = None
-
     @property
-    def held(self) -> Tensor | None:
-        """The potential, if it is held and nobody has written into it since."""
-        return still_held(self._held, self._can_be_rebuilt)
+    def can_be_repeated(self) -> bool:
+        return self.current is not None or self.transition.from_outputs
 
     @property
     def _can_be_rebuilt(self) -> bool:
-        return self.before is not None and (self.current is not None or self.keeps_charged)
+        return self.before is not None and (self.can_be_repeated or self.kept_charged is not None)
+
+    def reach(self, states: States, parts: StepParts) -> None:
+        """The step has been taken.
+
+        Args:
+            states: as they are given out.
+            parts: the step; its charged potential is read only where it has to be kept.
+        """
+        self._held = tuple(Versioned(each.detach()) for each in states)
+        self._versions = tuple(each._version for each in states)
+        self._sums = _sums_of(states)
+        if self.can_be_repeated:
+            return
+        if not self.anchoring.is_reversed and parts.charged is not states[0]:
+            self.kept_charged = parts.charged.detach()
+            self.is_anchor = False  # the states follow from what is kept
+        else:
+            # Nothing could be rebuilt after a write into the states that are given out.
+            self._held = tuple(Versioned(each.tensor.clone()) for each in self._held)
+
+    def gave_out(self, states: States) -> bool:
+        """Whether these states are the ones that the step gave out, unmodified."""
+        first = self.transition.nodes is GraphNodes.ONE  # its output 0 are the spikes
+        node = states[0].grad_fn
+        if len(states) != len(self._versions):
+            return False
+        for i, (each, version) in enumerate(zip(states, self._versions, strict=True), first):
+            if each.grad_fn is not node or each.output_nr != i or each._version != version:
+                return False
+        if not _same_sums(self._sums, states):
+            self.mark_overwritten()
+            return False
+        return True
+
+    def mark_overwritten(self) -> None:
+        """The states that were given out were written into, and no version tells: no chain
+        continues from here."""
+        self._versions = (OVERWRITTEN,) * len(self._versions)
+        if self._can_be_rebuilt:
+            self._held = None
+
+    def continue_with(self, link: ChainLink) -> None:
+        """The step of ``link`` starts from here: from now on only an anchor is needed, if backward
+        can come back over that step."""
+        if self._held is None or not link.can_be_repeated:
+            return
+        if self.is_anchor:
+            if self.current is None or not self.anchoring.is_reversed:
+                return
+            self.residues = residues_of(tuple(h.tensor for h in self._held), self.transition)
+            if self.residues is None:
+                return
+        self._held = None
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes that this step has made stay: of its own charged potential, and of the anchor
-        below."""
-        before, nbytes = self.before, 0 if self._kept_charged is None else self._kept_charged.nbytes
-        if before.residue is not None:
-            nbytes += before.residue.bits.nbytes
-        elif before.is_anchor and before.before is not None:
-            nbytes += before.held.nbytes
+        """Bytes that the step has made stay: its own charged potential, and the anchor below."""
+        before, nbytes = self.before, 0
+        if type(self.current) is HeldTensor:
+            nbytes = self.current.held.tensor.nbytes
+        if self.kept_charged is not None:
+            nbytes += self.kept_charged.nbytes
+        if before.residues is not None:
+            return nbytes + sum(each.bits.nbytes for each in before.residues)
+        if before.is_anchor and before.before is not None:
+            return nbytes + sum(each.nbytes for each in before.held)
         return nbytes
 
     @property
-    def keeps_charged(self) -> bool:
-        return self._kept_charged is not None
+    def held(self) -> States | None:
+        """The states, if they are held and unmodified.
+
+        Raises:
+            RuntimeError: they were written into, and nothing is left to rebuild them from.
+        """
+        held = self._held
+        if held is None:
+            return None
+        if self._can_be_rebuilt and not all(each.unchanged() for each in held):
+            return None
+        states = tuple(each.get(INITIAL) for each in held)
+        if self._can_be_rebuilt and not _same_sums(self._sums, states):
+            return None
+        return states
 
     @property
-    def charged(self) -> Tensor | None:
-        """The potential before the reset, where it is kept or where this backward pass has left
-        it."""
-        if self._kept_charged is not None:
-            return self._kept_charged
-        view = pass_cache().get(self)
-        return None if view is None else view.__dict__.get("charged")
+    def is_available(self) -> bool:
+        """Whether the states follow without another step."""
+        if self.kept_charged is not None:
+            return True
+        view: StepView | None = pass_cache().get(self)
+        if view is not None and (view.left_charged is not None or view.left_states is not None):
+            return True
+        return self.held is not None
 
-    @charged.setter
-    def charged(self, h: Tensor) -> None:
-        StepView.of(self).charged = h
-
-    @property
-    def at_hand(self) -> bool:
-        return self.charged is not None or self.held is not None
-
-    def potential(self) -> Tensor:
-        """The potential after the step: held, handed down, or rebuilt forward. Not to be written
-        into."""
+    def states(self) -> States:
+        """The states after the step: held, handed down, or rebuilt. Not to be written into."""
         held = self.held
         if held is not None:
             return held
-        if self.charged is None:
+        if not self.is_available:
             self._rebuild()
-        reset_signal = (
-            self.dynamics.reset_signal(self.before.potential())
-            if self.dynamics.reset_needs_signal
-            else None
-        )
-        return self.dynamics.reset(self.charged, self.fired.binary(), reset_signal)
+        view = StepView.of(self)
+        if view.left_states is not None:
+            return view.left_states
+        return self.transition.states_of(view.charged, view)
 
     def _rebuild(self) -> None:
-        """Take the steps that lead here again, from the nearest potential at hand below."""
+        """Repeat the steps that lead here, from the nearest available states below.
+
+        The states of a step that will not be reversed stay in the pass's cache, with those of the
+        step before it: all of the topmost ones, and further down every few.
+        """
         path, link = [], self
-        while not link.at_hand:
+        while not link.is_available:
             path.append(link)
             link = link.before
-        v, charged = link.potential(), link.charged
-        for link in reversed(path):
-            dynamics, charged_before = link.dynamics, charged
-            reset_signal = dynamics.reset_signal(v)
-            charged = dynamics.charge(link.current.compute(), v, reset_signal)
-            v = dynamics.reset(charged, link.fired.binary(), reset_signal)
-            if not (link.invertible and is_moderate(v, dynamics)):  # it will not be reversed
-                link.charged = charged
-                if not link.before.at_hand:
-                    link.before.charged = charged_before
-        self.charged = charged
+        # States that are held below carry no charged potential; those that were left have theirs.
+        states, charged = link.states(), None
+        apart = max(self.anchoring.rebuild_interval, math.isqrt(len(path)))
+        for left in range(len(path) - 1, -1, -1):
+            link, before = path[left], (charged, states)
+            view = StepView.repeating(link)
+            charged, states = link.transition.again(view, states)
+            reversed_later = link.anchoring.is_reversed and is_moderate(states, link.transition)
+            stays = not reversed_later and (left < apart or left % apart == 0)
+            if stays or left == 0:
+                StepView.of(link).leave(charged, states)
+            if stays and not link.before.is_available:
+                StepView.of(link.before).leave(*before)
 
 
-class once:
-    """A property that is computed when it is first asked for (``functools.cached_property`` without
-    its lock, which costs more than the rest of a small layer's time step)."""
+def _sums_of(states: States) -> Sums:
+    """Sums that tell of a write through ``.data``, which leaves no version; None on another device
+    than a CPU, which would have to be waited for."""
+    if not states[0].is_cpu:
+        return None
+    return tuple(each.sum().item() for each in states)
 
-    def __init__(self, compute: Callable[[Any], Tensor | None]) -> None:
-        self.compute, self.name = compute, compute.__name__
-        self.__doc__ = compute.__doc__
 
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        value = instance.__dict__[self.name] = self.compute(instance)
-        return value
+def _same_sums(sums: Sums, states: States) -> bool:
+    if sums is None:
+        return True
+    return all(a == b or (a != a and b != b) for a, b in zip(sums, _sums_of(states), strict=True))
 
 
 class StepView:
-    """One time step as backward sees it; each part of it is had once, when it is first asked
-    for."""
+    """One time step as backward sees it. Each part is computed when it is first read, and held
+    until the step's last graph node closes the view."""
+
+    __slots__ = (
+        "_after",
+        "_anchored",
+        "_before",
+        "_charged",
+        "_current",
+        "_fired",
+        "_invertible",
+        "_outputs",
+        "_reads_current",
+        "_reset_signal",
+        "link",
+        "transition",
+    )
 
     def __init__(self, link: ChainLink) -> None:
-        self.link, self.dynamics = link, link.dynamics
-        self.read_current = False
+        self.link, self.transition = link, link.transition
+        self._after: States | None = None
+        self._before: States | None = None
+        self._charged: Tensor | None = None
+        self._current: Tensor | None = None
+        self._fired: Tensor | None = None
+        self._outputs: Tensor | None = None
+        self._reset_signal: Tensor | None = None
+        self._anchored: bool | None = None
+        self._invertible: bool | None = None
+        self._reads_current = False
 
     @classmethod
     def of(cls, link: ChainLink) -> StepView:
-        """The one that the nodes of a time step share in this backward pass."""
+        """The one that the graph nodes of a time step share in this backward pass."""
         values = pass_cache()
         view = values.get(link)
         if view is None:
             view = values[link] = cls(link)
         return view
 
-    @once
-    def anchored(self) -> bool:
-        """Whether the potential before is at hand without this step."""
-        return self.link.before.at_hand
+    @classmethod
+    def repeating(cls, link: ChainLink) -> StepView:
+        """One for a repetition of the step, which counts as no reader of the input."""
+        view = cls(link)
+        if link.current is not None:
+            view._current = link.current.compute()
+        return view
 
-    @once
+    def leave(self, charged: Tensor | None, states: States) -> None:
+        """Leave what a repetition or a reversal of steps has computed. The states follow from the
+        charged potential, but not the other way round."""
+        if charged is None:
+            self._after = states
+        else:
+            self._charged = charged
+
+    @property
+    def left_charged(self) -> Tensor | None:
+        """The charged potential, if it has been computed."""
+        return self._charged
+
+    @property
+    def left_states(self) -> States | None:
+        """The states after the step, if they have been left."""
+        return self._after
+
+    @property
+    def anchored(self) -> bool:
+        """Whether the states before are available without this step."""
+        if self._anchored is None:
+            self._anchored = self.link.before.is_available
+        return self._anchored
+
+    @property
     def invertible(self) -> bool:
-        """Whether the step can be reversed. A potential handed down from above has been judged at
-        the last anchor."""
-        link = self.link
-        return link.invertible and (
-            "charged" in self.__dict__
-            or self.anchored
-            or is_moderate(link.potential(), self.dynamics)
+        """Whether the step can be reversed. States that were handed down were judged at the last
+        anchor."""
+        if self._invertible is None:
+            self._invertible = self.link.anchoring.is_reversed and (
+                self._charged is not None
+                or self._after is not None
+                or self.anchored
+                or is_moderate(self.link.states(), self.transition)
+            )
+        return self._invertible
+
+    @property
+    def reverses(self) -> bool:
+        """Whether the states before follow from reversing this step, and nothing corrects them."""
+        return (
+            self._before is None
+            and self.invertible
+            and not self.anchored
+            and self.link.before.residues is None
         )
 
-    @once
-    def fired(self) -> Tensor:
-        return self.link.fired.binary()
+    @property
+    def has_charged(self) -> bool:
+        """Whether the charged potential is kept, or computed already."""
+        return self.link.kept_charged is not None or self._charged is not None
 
-    @once
+    @property
+    def packed(self) -> PackedSpikes:
+        return self.link.fired
+
+    @property
+    def fired(self) -> Tensor:
+        if self._fired is None:
+            self._fired = self.link.fired.binary()
+        return self._fired
+
+    @property
     def silent(self) -> Tensor:
         return 1.0 - self.fired
 
-    @once
+    @property
     def current(self) -> Tensor | None:
-        self.read_current = True
-        return None if self.link.current is None else self.link.current.value()
+        if self._current is None and self.link.current is not None:
+            self._reads_current = True
+            self._current = self.link.current.value()
+        return self._current
 
-    @once
+    @property
+    def outputs(self) -> Tensor:
+        if self._outputs is None:
+            self._outputs = self.link.outputs.value()
+        return self._outputs
+
+    @property
+    def after(self) -> States:
+        return self.link.states() if self._after is None else self._after
+
+    @property
     def charged(self) -> Tensor:
-        link = self.link
-        if link.keeps_charged:
-            return link.charged
-        if self.invertible or self.dynamics.charged_is_kept:
-            return self.dynamics.invert_reset(link.potential(), link.fired)
-        return self.dynamics.charge(self.current, self.before, self.reset_signal)
+        if self._charged is None:
+            kept = self.link.kept_charged
+            self._charged = self.transition.charged_of(self) if kept is None else kept
+            self._after = None  # they follow from it
+        return self._charged
 
-    @once
-    def before(self) -> Tensor:
+    @property
+    def before(self) -> States:
+        if self._before is None:
+            self._before = self._states_before()
+        return self._before
+
+    def _states_before(self) -> States:
         before = self.link.before
-        if self.invertible and not self.anchored:
-            v = self.dynamics.invert_charge(self.charged, self.current, self.reset_signal)
-            return v if before.residue is None else before.residue.corrected(v)
-        return before.potential()
+        if not self.invertible or self.anchored:
+            return before.states()
+        states = self.transition.invert(self)
+        if before.residues is None:
+            return states
+        return tuple(r.corrected(v) for r, v in zip(before.residues, states, strict=True))
 
-    @once
+    @property
+    def packed_signal(self) -> PackedSpikes | None:
+        return self.link.reset_signal
+
+    @property
     def reset_signal(self) -> Tensor | None:
-        """A delayed reset acts on what the step before fired: its bits, never a decision on a
-        reversed potential."""
-        before = self.link.before
-        if not self.dynamics.has_reset_signal:
-            return None
-        if self.dynamics.delayed and before.fired is not None:
-            return before.fired.binary()
-        return self.dynamics.reset_signal(self.before)
+        signal = self.link.reset_signal
+        if self._reset_signal is None and signal is not None:
+            self._reset_signal = signal.binary()
+        return self._reset_signal
 
     def hand_down(self) -> None:
-        """Leave the potential for the step before."""
-        before = self.link.before
+        """Reverse the step, leave the states for the step before, and release what that took."""
         if self.invertible and not self.anchored:
-            before.charged = self.dynamics.invert_reset(self.before, before.fired)
-            if not self.dynamics.gradient_reads_current:
-                self.__dict__.pop("current", None)
-            self.__dict__.pop("reset_signal", None)
+            self.leave_before(self.before)
+
+    def leave_before(self, states: States) -> None:
+        """Leave the states before, reversed, for the step before."""
+        self._before = states
+        StepView.of(self.link.before).leave(None, states)
+        if not self.transition.reads_input:
+            self._current = None
+        self._reset_signal = None
 
     def close(self) -> None:
-        """Let go of what was had for this step."""
-        if not self.read_current and self.link.current is not None:
+        """Release what was computed for this step."""
+        if not self._reads_current and self.link.current is not None:
             self.link.current.drop_reader()
         pass_cache().pop(self.link, None)
+
+
+def link_of(states: States) -> ChainLink | None:
+    """The link that a step left with the states it returned, unless they were written into."""
+    link = getattr(states[0].grad_fn, LINK, None)
+    if type(link) is weakref.ref:
+        link = link()
+    return link if link is not None and link.gave_out(states) else None
+
+
+def start_from(states: States, transition: Transition) -> ChainLink:
+    """The link whose states these are, if the same transition led there; else the first of a new
+    chain."""
+    link = link_of(states)
+    if link is not None and link.transition is transition:
+        return link
+    with torch.no_grad():
+        return ChainLink.first(states)

@@ -4,37 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from ..neurons.transition import Dynamics
+from ..kernels import BackendChoice
+from ..neurons.transition import Transition
 from ..replay import RecipeCache
 from .statistics import CallStatistics
 
 
 class NeuronRecord:
     """The part of a neuron that the host does not know about. Copies and pickles of a neuron start
-    with a fresh one."""
+    with a fresh one.
+
+    Attributes:
+        statistics: what the neuron's calls kept and recomputed.
+        cache: what the walks below the neuron share from one time step to the next.
+        backend: what computes its arithmetic.
+    """
 
     def __init__(self) -> None:
         self.statistics = CallStatistics()
         self.cache = RecipeCache()
-        self._dynamics: tuple[tuple, Dynamics | None] | None = None
+        self.backend = BackendChoice(self.statistics)
+        self._key: TransitionKey | None = None
+        self._transition: Transition | None = None
 
-    def dynamics(
-        self, key: tuple, build: Callable[[], Dynamics | None], anew: bool = False
-    ) -> Dynamics | None:
-        """The dynamics built for ``key``: everything that they depend on. Time steps with the same
-        dynamics form a chain.
+    def transition(
+        self, key: TransitionKey, build: Callable[[], Transition | None], starts: bool = False
+    ) -> Transition | None:
+        """The equations for ``key``. Time steps with the same equations form a chain.
 
         Args:
-            anew: build them in any case. What they remember of their parameters' values does not
-                follow from ``key`` where those were written through ``.data``, or gathered by FSDP,
-                which moves no version.
+            key: all that the equations are made of.
+            build: makes them.
+            starts: whether a chain of time steps starts. Then tensors are compared by value too:
+                a write through ``.data``, or FSDP, leaves no version.
         """
-        known = self._dynamics
-        if anew or known is None or known[0] != key:
-            known = self._dynamics = (key, build())
-        return known[1]
+        if self._key is None or not key.is_same(self._key, starts):
+            self._key, self._transition = key.held(), build()
+        return self._transition
+
+    @property
+    def latest_transition(self) -> Transition | None:
+        """The equations of the last reversible call."""
+        return self._transition
 
     def __deepcopy__(self, memo: dict) -> NeuronRecord:
         return NeuronRecord()
@@ -43,9 +57,50 @@ class NeuronRecord:
         return NeuronRecord, ()
 
 
-def version_key(*tensors: Tensor) -> tuple:
-    """What tells one state of some tensors from another."""
-    key = []
-    for each in tensors:
-        key += id(each), each._version, each.requires_grad
-    return tuple(key)
+class TransitionKey:
+    """All that a neuron's equations are made of: tensors, and other objects.
+
+    A key holds what it is made of, so that no later object takes the identity of an earlier one.
+    Tensors are compared by their values too, where they lie on a CPU: a write through ``.data``
+    leaves no version.
+    """
+
+    __slots__ = ("_copies", "_marks", "others", "tensors")
+
+    def __init__(self, tensors: tuple[Tensor, ...], *others: object) -> None:
+        self.tensors, self.others = tensors, others
+        self._marks = [_mark(each) for each in tensors]
+        self._copies: list[Tensor | None] = []
+
+    def held(self) -> TransitionKey:
+        """The key with copies of values that are no single numbers, to compare later keys with."""
+        self._copies = [
+            each.detach().clone() if each.numel() != 1 and each.device.type == "cpu" else None
+            for each in self.tensors
+        ]
+        return self
+
+    def is_same(self, earlier: TransitionKey, starts: bool) -> bool:
+        """Whether these are the equations of an earlier key that was :meth:`held`.
+
+        Args:
+            starts: whether a chain starts. Values on another device are not compared, which would
+                wait for it; where a chain starts they count as new.
+        """
+        if self._marks != earlier._marks or self.others != earlier.others:
+            return False
+        for tensor, before, copy in zip(
+            self.tensors, earlier.tensors, earlier._copies, strict=True
+        ):
+            if tensor is not before or (starts and tensor.device.type != "cpu"):
+                return False
+            if copy is not None and not torch.equal(tensor.detach(), copy):
+                return False
+        return True
+
+
+def _mark(tensor: Tensor) -> tuple:
+    """What tells one state of a tensor from another."""
+    number = tensor.numel() == 1 and tensor.device.type == "cpu"
+    value = tensor.item() if number and not tensor.is_meta else None
+    return tensor._version, tensor.requires_grad, tensor.data_ptr(), value

@@ -1,18 +1,18 @@
-"""A layer that sees the same data at every time step, an image that is shown T times, is
+"""A layer that sees the same data at every time step, such as an image shown T times, is
 differentiated once.
 
 Its derivative J is the same at every step, and linear in the gradient:
 
     J g[0] + J g[1] + ... + J g[T-1]  =  J (g[0] + g[1] + ... + g[T-1])
 
-So in a backward pass its graph nodes hand their gradients on to the last of them: that one runs
-with the sum, the others with none. Nobody can see more of it than the rounding: hooks on the
-layer's outputs have run by then, and those on a parameter run when it has the gradients of all
+So in a backward pass its graph nodes hand their gradients on to the last node. That node runs with
+the sum, the others run without a gradient. User code sees no difference but rounding: hooks on the
+layer's outputs have run by then, and hooks on a parameter run when it has the gradients of all
 steps.
 
 A layer is a weight layer together with what lies between it and the neuron (pooling, a batch norm),
-as far as the tensors in between are unseen: when the neuron was called, nobody but autograd had
-them, so that nobody can have a hook on them.
+as far as autograd alone holds the tensors in between when the neuron is called: then no other code
+can have a hook on them.
 """
 
 from __future__ import annotations
@@ -27,14 +27,12 @@ from ..replay import UNSEEN, operation_of
 from ..torch_internals import backward_pass, graph
 from ..torch_internals.graph import Edge, Node
 
-SUMMED = (
-    torch.float32,
-    torch.float64,
-)  # in shorter dtypes T gradients together may overflow where none does
+# in shorter dtypes the sum of T gradients may overflow where no gradient does
+SUMMED = (torch.float32, torch.float64)
 
 
 def differentiate_once(currents: list[Edge], largest: int) -> None:
-    """Have the layer below a neuron differentiated once in the backward pass under way.
+    """Differentiate the layer below a neuron once in the backward pass under way.
 
     Args:
         currents: the neuron's input currents, as edges of the graph: at each time step the same
@@ -65,31 +63,29 @@ def _sum_up(nodes: list[Node]) -> None:
 
 
 class _Sum:
-    """Takes the gradients that some nodes are about to be run with, and gives the sum of all to the
-    last of them."""
+    """Takes the gradients with which some nodes are about to run, and gives the sum to the last of
+    them."""
 
     __slots__ = ("is_ours", "left", "pass_id", "total")
 
     def __init__(self, nodes: int) -> None:
         self.left, self.pass_id = nodes, backward_pass.current_pass()
         self.total: Tensor | None = None
-        self.is_ours = False  # whether nobody else has the tensor that the total is in
+        self.is_ours = False  # whether no other code holds the total
 
     def __call__(self, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
         if backward_pass.current_pass() != self.pass_id:  # an exception ended that one
             return None
-        grad, *others = grads  # of other outputs, such as the indices of a maximum, there are none
+        grad, *others = grads  # other outputs, such as the indices of a maximum, have none
         self.left -= 1
         if self.total is None:
             self.total = grad
         elif grad is not None:
-            self.total, self.is_ours = (
-                self.total.add_(grad) if self.is_ours else self.total + grad,
-                True,
-            )
+            self.total = self.total.add_(grad) if self.is_ours else self.total + grad
+            self.is_ours = True
         if self.left:
             return None, *others
-        total, self.total = self.total, None  # whoever holds a potential holds these nodes
+        total, self.total = self.total, None  # a potential that is kept holds these nodes
         return total, *others
 
 
@@ -109,9 +105,8 @@ def _layer_below(current: Edge, other: Edge) -> _Layer | None:
         apart = [pair for pair in zip(edges, others, strict=True) if not _are_same(*pair)]
         if not apart:
             operation = operation_of(node)
-            return (
-                _Layer(top, node) if operation is not None and operation.recompute_on_data else None
-            )
+            is_layer = operation is not None and operation.kind.recompute_on_data
+            return _Layer(top, node) if is_layer else None
         if len(apart) > 1:
             return None
         unseen = node.metadata.get(UNSEEN)

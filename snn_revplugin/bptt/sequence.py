@@ -1,294 +1,251 @@
 """T time steps of a reversible neuron in one autograd Function: for SpikingJelly's step mode 'm'.
 
-Nothing of the membrane potential's path is kept but its first value. Backward has the current of
-all steps from its recipe, scans forward once more (exact, whatever the reset), and walks back in
-closed form, writing each step's gradient over the potential that it has just used.
+Of the path of the states only the first is kept. Backward recomputes the inputs of all steps (or
+reads the outputs, of a neuron that is recomputed from them), scans forward once more, exactly
+whatever the reset, and walks back in closed form (:meth:`..neurons.transition.Transition.scan`).
 
-Where somebody else's hooks decide how tensors are saved (a checkpoint, ``save_on_cpu``), recipes
-cannot be left. There the charged potentials are saved, through those hooks, and nothing else: 4
-bytes a neuron-step in float32, where SpikingJelly's neurons on a CPU save 4 (soft reset), 8
-(detached) or 12.
+Inside saved-tensor hooks of another tool (a checkpoint, ``save_on_cpu``) no recipe can be attached.
+There the charged potentials are saved, through those hooks, and nothing else: 4 bytes per neuron
+and step in float32, where SpikingJelly's neurons on a CPU save 4 (soft reset), 8 (detached) or 12.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..kernels import select_backend
-from ..neurons.transition import Dynamics
+from ..neurons.differentiable import differentiable_sequence
+from ..neurons.transition import (
+    Gradients,
+    KeptSequence,
+    SequenceGradients,
+    States,
+    Transition,
+)
 from ..packed.spikes import PackedSpikes
-from ..replay import FIRED, Recomputable, Spikes, attach_recipes
+from ..replay import FIRED, HeldTensor, Recomputable, attach_inverse_recipe, attach_recipes
 from ..torch_internals import graph, saved_tensors
-from ..torch_internals.function import once_differentiable, release_saved
+from ..torch_internals.function import release_saved
 from ..torch_internals.versioned import Versioned
-from .chain import INITIAL, initial, once
+from .chain import INITIAL, initial
+from .double_backward import differentiate_with_graph, save_edges
+from .outputs import HeldOutputs, offer, recovered_input
 from .record import NeuronRecord
 from .step import SECOND_PASS
 
 
-class Call(NamedTuple):
-    """What a sequence is given besides tensors."""
+@dataclass(eq=False)
+class SequenceCall:
+    """A call of T time steps, and what is kept of it.
 
-    dynamics: Dynamics
-    currents: Recomputable | None
+    Attributes:
+        transition: the neuron's equations.
+        inputs: the inputs, as backward recomputes them; None where the charged potentials are kept.
+        with_path: whether the first state after every step is given out too.
+        hooked: whether hooks of another tool decide how tensors are saved.
+        record: the neuron's own.
+    """
+
+    transition: Transition
+    inputs: Recomputable | None
     with_path: bool
+    hooked: bool
     record: NeuronRecord
-    hooked: bool  # whether somebody else's hooks decide how tensors are saved
+    start: tuple[Versioned, ...] = ()
+    packed: PackedSpikes | None = None
+    outputs: HeldOutputs | None = None
+    charged: Tensor | None = None
+
+    def kept(self, dtype: torch.dtype) -> KeptSequence:
+        """What backward has."""
+        start = tuple(each.get(INITIAL) for each in self.start)
+        outputs = None if self.outputs is None else self.outputs.value()
+        return KeptSequence(start, dtype, self.inputs, self.charged, self.packed, outputs)
 
 
 def sequence(
-    dynamics: Dynamics,
+    transition: Transition,
     currents: Tensor,
-    potential: Tensor,
+    states: States,
     record: NeuronRecord,
     with_path: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, States, Tensor | None]:
     """T time steps.
 
     Args:
-        dynamics: the neuron's equations.
-        currents: the input currents, ``[T, ...]`` with T at least 1, floating point.
-        potential: the membrane potential before the first step, of the shape of one current.
-        reversal: the neuron's own.
-        with_path: whether the potentials after every step are wanted too.
+        transition: the neuron's equations.
+        currents: the inputs, ``[T, ...]`` with T at least 1, floating point.
+        states: the states before the first step, of the shape of one input.
+        record: the neuron's own.
+        with_path: whether the first state after every step is wanted too.
 
     Returns:
-        The spikes ``[T, ...]``, the membrane potential after the last step, and either None or the
-        potentials ``[T, ...]``.
+        The outputs ``[T, ...]``, the states after the last step, and the first states ``[T, ...]``
+        or None. The outputs of a neuron that is recomputed from them must not be written into
+        before backward.
+
+    Raises:
+        ValueError: the neuron takes single steps only, or the shape does not suit it.
     """
-    if dynamics.reset_needs_signal:
+    if transition.single_steps_only:
         raise ValueError(
-            f"dynamics: {type(dynamics).__name__} with a reset at once that looks back is for"
-            " single steps only"
+            f"transition: {type(transition).__name__} with an immediate reset that reads the state"
+            " before takes single steps only"
         )
     hooked, value = saved_tensors.saved_tensor_hooks_active(), None
     if not hooked:
-        value = attach_recipes(currents, record, whole_sequence=not dynamics.has_reset_signal)
-        dynamics = select_backend(dynamics, currents, potential, record.statistics)
-        if dynamics.fused:
-            value = dynamics.had_again(value, currents, potential)
-    call = Call(dynamics, value, with_path, record, hooked)
-    outputs = _Sequence.apply(currents, potential, call, *dynamics.parameters)
-    return outputs if with_path else (*outputs, None)
+        if not transition.from_outputs:
+            value = _inputs_of(transition, currents, record)
+        transition = record.backend.select(transition, currents, states)
+        value = transition.inputs_for_scan(value, currents, states)
+    call = SequenceCall(transition, value, with_path, hooked, record)
+    parameters = transition.parameters
+    outputs, *after = _Sequence.apply(currents, call, len(states), *states, *parameters)
+    path = after.pop() if with_path else None
+    if not hooked:
+        save_edges(after[0], _InputsOfSequence(call), *_states_of_sequence(call))
+    if transition.from_outputs and not hooked:
+        inverse = recovered_input(transition, call.outputs, call.packed, time=True)
+        attach_inverse_recipe(currents, inverse, record)
+    return outputs, tuple(after), path
 
 
-@graph.with_slots("call", "potential", "types", "charged", FIRED)
+def _inputs_of(
+    transition: Transition, currents: Tensor, record: NeuronRecord
+) -> Recomputable | None:
+    """How backward recomputes the inputs of a sequence; None if they are not known from spikes."""
+    value = attach_recipes(currents, record, whole_sequence=not transition.has_reset_signal)
+    if value is None and transition.reads_input:
+        return HeldTensor(currents.detach().clone())  # from which all else follows
+    return value
+
+
+class _InputsOfSequence:
+    """Recomputes the inputs of a sequence, for a gradient that is differentiated again."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: SequenceCall) -> None:
+        self.call = call
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        call, plain = self.call, self.call.transition.plain
+        if call.inputs is not None:
+            return call.inputs.compute()
+        if plain.from_outputs:
+            return plain.recover_inputs(call.packed, True, call.outputs.value())
+        v, currents, steps = call.start[0].get(INITIAL), [], call.packed.steps()
+        for t, h in enumerate(call.charged):
+            signal = plain.reset_signal_at(v)
+            currents.append(plain.recover_current(h, v, signal))
+            v = plain.reset(h, steps.binary(t), signal)
+        return torch.stack(currents)
+
+
+class _StateOfSequence:
+    """Gives one of the states before a sequence, likewise."""
+
+    __slots__ = ("call", "index")
+
+    def __init__(self, call: SequenceCall, index: int) -> None:
+        self.call, self.index = call, index
+
+    def __call__(self) -> Tensor:
+        return self.call.start[self.index].get(INITIAL)
+
+
+def _states_of_sequence(call: SequenceCall) -> tuple[_StateOfSequence, ...]:
+    return tuple(_StateOfSequence(call, i) for i in range(len(call.start)))
+
+
+@graph.with_slots("call", "types", FIRED)
 class _Sequence(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, currents: Tensor, potential: Tensor, call: Call, *parameters: Tensor
+        ctx: Any, currents: Tensor, call: SequenceCall, count: int, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        dynamics = call.dynamics
-        packed, spikes, last, charged, path = forward(
-            dynamics, currents, potential, call.currents is None, call.with_path
-        )
-        if call.currents is not None:
-            call.currents.add_reader()
         ctx.set_materialize_grads(False)
-        if not dynamics.spikes_carry_gradient:
-            ctx.mark_non_differentiable(spikes)
-        ctx.call, ctx.types = call, (currents.dtype, potential.dtype)
-        if call.hooked:
-            ctx.save_for_backward(charged, potential if dynamics.gradient_reads_before else None)
-            call.record.statistics.took_sequence_through_hooks(charged)
-        else:
-            ctx.potential = Versioned(initial(potential))
-            ctx.charged = charged  # kept in the place of currents that cannot be had again
-            setattr(ctx, FIRED, Spikes(packed, spikes))
-            call.record.statistics.took_sequence(packed, ctx.charged)
-        return (spikes, last, path) if call.with_path else (spikes, last)
+        transition, states = call.transition, tensors[:count]
+        keeps_inputs = transition.from_outputs or transition.reads_input
+        keep_charged = call.inputs is None and not keeps_inputs
+        scan = transition.scan(currents, states, keep_charged, call.with_path)
+        if call.inputs is not None:
+            call.inputs.add_reader()
+        if not transition.spikes_carry_gradient:
+            ctx.mark_non_differentiable(scan.outputs)
+        ctx.call, ctx.types = call, (currents.dtype, tuple(each.dtype for each in states))
+        _keep(ctx, call, scan, currents, states)
+        return (scan.outputs, *scan.states, *((scan.path,) if call.with_path else ()))
 
     @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any,
-        grad_spikes: Tensor | None,
-        grad_last: Tensor | None,
-        grad_path: Tensor | None = None,
-    ) -> tuple[Tensor | None, ...]:
-        call: Call = ctx.call
+    def backward(ctx: Any, grad_outputs: Tensor | None, *others: Tensor | None) -> Gradients:
+        call: SequenceCall = ctx.call
         if call is None:
             raise RuntimeError(SECOND_PASS)
-        if grad_spikes is None and grad_last is None and grad_path is None:
+        if grad_outputs is None and not any(each is not None for each in others):
             return (None,) * len(ctx.needs_input_grad)
-        call.dynamics.check_unchanged()
-        charged, start = (
-            ctx.saved_tensors if call.hooked else (ctx.charged, ctx.potential.get(INITIAL))
+        call.transition.check_unchanged()
+        call.transition.check_values()
+        grad_states, grad_path = (others[:-1], others[-1]) if call.with_path else (others, None)
+        if torch.is_grad_enabled():
+            return _differentiate_again(ctx, call, (grad_outputs, *others))
+        count = len(grad_states)
+        gradients = SequenceGradients(grad_outputs, grad_states, grad_path)
+        needed = ctx.needs_input_grad[3 + count :]
+        grad_x, grad_before, grads = call.transition.vjp_of_scan(
+            _kept_by(ctx, call), gradients, needed
         )
-        gradients, learned = (grad_spikes, grad_last, grad_path), ctx.needs_input_grad[3:]
-        packed = None if call.hooked else getattr(ctx, FIRED).packed
-        grad_currents, grad_v, totals = backward(
-            call.dynamics, call.currents, charged, start, ctx.types[0], gradients, learned, packed
-        )
-        release_saved(ctx, "call", "charged", "potential", FIRED)
-        return grad_currents, grad_v.to(ctx.types[1]), None, *totals
+        release_saved(ctx, "call", FIRED)
+        grad_before = (g.to(dtype) for g, dtype in zip(grad_before, ctx.types[1], strict=True))
+        return grad_x, None, None, *grad_before, *grads
 
 
-def forward(
-    dynamics: Dynamics, currents: Tensor, v: Tensor, keeps_charged: bool, with_path: bool
-) -> tuple[PackedSpikes, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """The packed spikes, the spikes, the last potential, and if they are wanted the charged
-    potentials and the path."""
-    if dynamics.fused:
-        if dynamics.takes_sequence(v, currents.dtype):
-            return dynamics.sequence(currents, v, keeps_charged, with_path)
-        dynamics = dynamics.plain
-    fired_of, charged_of, path, fired, slots = [], [], [], None, [None] * len(currents)
-    if currents.is_contiguous() and currents.dtype == v.dtype:
-        fired = torch.empty_like(currents, dtype=dynamics.surrogate.dtype_of_spikes(currents))
-        slots = fired.unbind(0)
-    for x, slot in zip(currents.unbind(0), slots, strict=True):
-        reset_signal = dynamics.reset_signal(v)
-        charged = dynamics.charge(x, v, reset_signal)
-        fired_of.append(dynamics.fires(charged, out=slot))
-        v = dynamics.reset(charged, fired_of[-1], reset_signal)
-        if keeps_charged:
-            charged_of.append(charged)
-        if with_path:
-            path.append(v)
-    if fired is None:
-        fired = torch.stack(fired_of)
-    spikes = dynamics.spikes(fired)
-    packed = PackedSpikes(fired.bool(), fired.dtype, dynamics.graded_factor)
-    kept = torch.stack(charged_of) if charged_of else None
-    return (
-        (packed, spikes, v.clone(), kept, torch.stack(path))
-        if with_path
-        else (packed, spikes, v, kept, None)
+def _keep(ctx: Any, call: SequenceCall, scan: Any, currents: Tensor, states: States) -> None:
+    """Keep what backward needs: in the call, or through the hooks of another tool."""
+    transition, statistics = call.transition, call.record.statistics
+    if call.hooked:
+        kept = currents if transition.reads_input else scan.charged
+        first = states if transition.reads_before or transition.reads_input else ()
+        ctx.save_for_backward(kept, *first)
+        statistics.took_sequence_through_hooks(kept)
+        return
+    ctx.save_for_backward(currents, *states)
+    call.start = tuple(Versioned(initial(each)) for each in states)
+    call.packed, call.charged = scan.fired, scan.charged
+    offered = offer(transition, scan.fired, scan.outputs)
+    if transition.from_outputs:
+        call.outputs = offered
+    setattr(ctx, FIRED, offered)
+    statistics.took_sequence(scan.fired, scan.charged, transition.from_outputs)
+
+
+def _kept_by(ctx: Any, call: SequenceCall) -> KeptSequence:
+    """What backward has, from the call or from the hooks of another tool."""
+    if not call.hooked:
+        return call.kept(ctx.types[0])
+    kept, *start = ctx.saved_tensors
+    if call.transition.reads_input:
+        return KeptSequence(tuple(start), ctx.types[0], inputs=HeldTensor(kept))
+    return KeptSequence(tuple(start) or (None,), ctx.types[0], charged=kept)
+
+
+def _differentiate_again(ctx: Any, call: SequenceCall, grads: Gradients) -> Gradients:
+    """The derivative with a graph of its own, for a gradient that is differentiated again."""
+    if call.hooked:
+        raise RuntimeError(
+            "create_graph=True is not supported for a reversible neuron inside saved-tensor hooks"
+            " (a checkpoint, save_on_cpu): set reversible=False for it, or take it out of them"
+        )
+
+    def run(transition: Transition, currents: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        outputs, after, path = differentiable_sequence(transition, currents, states)
+        return (outputs, *after, *((path,) if call.with_path else ()))
+
+    at_inputs, at_parameters = differentiate_with_graph(
+        run, call.transition, ctx.saved_tensors, grads
     )
-
-
-def backward(
-    dynamics: Dynamics,
-    currents: Recomputable | None,
-    charged: Tensor | None,
-    start: Tensor | None,
-    dtype: torch.dtype,
-    gradients: tuple[Tensor | None, Tensor | None, Tensor | None],
-    learned: tuple[bool, ...],
-    packed: PackedSpikes | None,
-) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
-    """The gradients at the currents (in ``dtype``), at the first potential and at the parameters.
-
-    Args:
-        start: may be None where the charged potentials are given and no derivative reads the one
-            before the first step.
-        packed: the spikes, for currents that come back up to rounding and so must not decide them
-            again.
-    """
-    exact = currents is None or currents.exact
-    if dynamics.fused:
-        if (exact or dynamics.takes_inexact(currents)) and dynamics.takes_sequence(start, dtype):
-            return dynamics.gradient_of_sequence(
-                currents, charged, start, dtype, *gradients, learned, packed
-            )
-        dynamics = dynamics.plain
-    grad_spikes, grad_v, grad_path = gradients
-    ours = currents is not None
-    fired = None if exact else packed.fired()
-    if ours:
-        charged = _scan(dynamics, *currents.consume(), start, fired)
-    # A step's gradient takes the place of the potential that it was computed from.
-    overwrite = ours and charged.dtype == dtype
-    grad_currents = charged if overwrite else torch.empty_like(charged, dtype=dtype)
-    fits = grad_currents.dtype == charged.dtype
-    totals: list[Tensor | None] = [None] * len(learned)
-    for t in range(len(charged) - 1, -1, -1):
-        if grad_path is not None:
-            grad_v = grad_path[t] if grad_v is None else grad_v + grad_path[t]
-        grad_s = None if grad_spikes is None else grad_spikes[t]
-        if grad_s is None and grad_v is None:
-            grad_currents[t] = 0
-            continue
-        view = StepView(dynamics, charged, start, t, fired)
-        slot = grad_currents[t]
-        grad_x, grad_v, grads = dynamics.gradient(
-            grad_s, grad_v, view, learned, out=slot if fits else None
-        )
-        if grad_x is not slot:
-            slot.copy_(grad_x)
-        totals = [
-            b if a is None else a if b is None else a + b
-            for a, b in zip(totals, grads, strict=True)
-        ]
-    return grad_currents, grad_v, totals
-
-
-def _scan(
-    dynamics: Dynamics, currents: Tensor, owned: bool, v: Tensor, fired: Tensor | None
-) -> Tensor:
-    """The charged potentials ``[T, ...]`` of a sequence, over the currents themselves where those
-    may be written into.
-
-    Args:
-        fired: where the neurons fired, bool; None where the potentials decide it as they did in
-            forward.
-    """
-    in_place = owned and v.dtype == currents.dtype and 0 not in currents.stride()
-    charged = (
-        currents if in_place else torch.empty_like(currents, dtype=torch.result_type(currents, v))
-    )
-    for t, (x, h) in enumerate(zip(currents.unbind(0), charged.unbind(0), strict=True)):
-        reset_signal = dynamics.reset_signal(v)
-        after_charge = dynamics.charge(x, v, reset_signal, out=h)
-        if after_charge is not h:
-            h.copy_(after_charge)
-        v = (
-            dynamics.fire_and_reset(h, reset_signal)
-            if fired is None
-            else dynamics.reset(h, fired[t].to(h.dtype), reset_signal)
-        )
-    return charged
-
-
-class StepView:
-    """One time step of a sequence whose charged potentials are all at hand; satisfies
-    :class:`.dynamics.Moment`."""
-
-    current = None  # the charged potentials may have been written over the currents
-
-    def __init__(
-        self,
-        dynamics: Dynamics,
-        charged: Tensor,
-        start: Tensor | None,
-        t: int,
-        bits: Tensor | None = None,
-    ) -> None:
-        self.dynamics, self.path, self.start, self.t, self.bits = dynamics, charged, start, t, bits
-
-    @once
-    def charged(self) -> Tensor:
-        return self.path[self.t]
-
-    @once
-    def fired(self) -> Tensor:
-        return self.dynamics.fires(self.charged) if self.bits is None else self._fired_at(self.t)
-
-    @once
-    def silent(self) -> Tensor:
-        if self.bits is None:
-            return self.dynamics.surrogate.silent(self.charged, self.dynamics.threshold)
-        return 1.0 - self.fired
-
-    @once
-    def before(self) -> Tensor:
-        if self.t == 0:
-            return self.start
-        h = self.path[self.t - 1]
-        return (
-            self.dynamics.fire_and_reset(h)
-            if self.bits is None
-            else self.dynamics.reset(h, self._fired_at(self.t - 1))
-        )
-
-    def _fired_at(self, t: int) -> Tensor:
-        return self.bits[t].to(self.path.dtype)
-
-    @once
-    def reset_signal(self) -> Tensor | None:
-        return self.dynamics.reset_signal(self.before)
+    return at_inputs[0], None, None, *at_inputs[1:], *at_parameters

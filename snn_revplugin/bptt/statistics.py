@@ -39,34 +39,40 @@ class CallStatistics:
     )
     operations: Counter[str] = field(default_factory=Counter)  # computed again, with how many calls
     boundaries: Counter[str] = field(default_factory=Counter)  # not known, so what they saved stays
+    # bytes of the activations that autograd keeps, by what keeps them
+    kept_bytes: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)  # for taking the host's own path
 
-    def took_step(self, packed: PackedSpikes, anchor_interval: int, potential_bytes: int) -> None:
+    def took_step(
+        self, packed: PackedSpikes, anchor_interval: int, potential_bytes: int, keeps_outputs: bool
+    ) -> None:
         """A time step was taken.
 
         Args:
             potential_bytes: of the potentials, or residues, that are kept from this step on.
+            keeps_outputs: whether the step is recomputed from its outputs.
         """
         self.steps += 1
         self._took(packed)
-        self.anchor_interval = anchor_interval
+        self.keeps_outputs = keeps_outputs
+        self.anchor_interval = None if keeps_outputs else anchor_interval
         self.potential_bytes += potential_bytes
 
-    def took_sequence(self, packed: PackedSpikes, charged: Tensor | None) -> None:
+    def took_sequence(
+        self, packed: PackedSpikes, charged: Tensor | None, keeps_outputs: bool
+    ) -> None:
+        """T time steps were taken; ``charged`` are the charged potentials, if they are kept."""
         self.steps += packed.shape[0]
         self._took(packed)
+        self.keeps_outputs = keeps_outputs
         self.anchor_interval = None if charged is None else 1
         if charged is not None:
             self.potential_bytes += charged.nbytes
 
-    def took_sequence_through_hooks(self, charged: Tensor) -> None:
+    def took_sequence_through_hooks(self, kept: Tensor) -> None:
+        """A sequence was taken whose potentials hooks of another tool keep."""
         self.hooked_calls += 1
-        self.hooked_bytes += charged.nbytes
-
-    def took_coupled(self, packed: PackedSpikes, steps: int) -> None:
-        self.steps += steps
-        self.keeps_outputs = True
-        self._took(packed)
+        self.hooked_bytes += kept.nbytes
 
     def _took(self, packed: PackedSpikes) -> None:
         self.calls += 1

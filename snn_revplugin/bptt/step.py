@@ -1,14 +1,13 @@
 """One time step of a reversible neuron in autograd Functions: for snnTorch, and for SpikingJelly's
 step mode 's'.
 
-A gradient can be taken, or changed by a hook, wherever the host's graph has an edge. SpikingJelly
-2's step is one node with two outputs; snnTorch's spikes are computed from the potential that it
-gives out, and SpikingJelly 0.0.0.0.14's potential from the spikes, so there charge, fire and reset
-are nodes of their own.
+A gradient can be taken, or changed by a hook, wherever the host's graph has an edge. So a step is
+one, two or three nodes, as it is in the host (:class:`..neurons.transition.GraphNodes`).
 
-Forward keeps the spikes as bits, the input current as a recipe and a link in the chain of states.
-Backward has the step's potential from the chain, applies the derivative in closed form, and hands
-the potential of the step before down. No graph of the node is built again.
+Forward keeps the spikes as bits, the input as a recipe (or the outputs, of a neuron that is
+recomputed from them) and a link in the chain of states. Backward has the step's states from the
+chain, applies the derivative in closed form, and hands the states before the step down. No graph
+of the neuron is built, unless the gradient is to be differentiated again.
 """
 
 from __future__ import annotations
@@ -19,22 +18,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import select_backend
-from ..neurons.transition import Dynamics
+from ..neurons.differentiable import differentiable_fire, differentiable_step
+from ..neurons.transition import Gradients, GraphNodes, States, StepParts, Transition
 from ..packed.spikes import PackedSpikes
-from ..replay import FIRED, Recomputable, Spikes, attach_recipes
+from ..replay import FIRED, HeldTensor, Recomputable, attach_inverse_recipe, attach_recipes
 from ..settings import get_settings
-from ..torch_internals import capture, graph, heap
-from ..torch_internals.function import once_differentiable, release_saved
+from ..torch_internals import graph, heap
+from ..torch_internals.function import release_saved
 from ..torch_internals.pass_cache import pass_cache
-from .anchors import steps_between_anchors
-from .chain import ChainLink, StepView, initial
+from .anchors import anchoring_of, is_gentle
+from .chain import LINK, ChainLink, StepView, start_from
+from .double_backward import (
+    ChargedOfStep,
+    InputOfStep,
+    SpikesOfStep,
+    StateOfStep,
+    differentiate_with_graph,
+    save_edges,
+)
+from .outputs import offer, recovered_input
 from .record import NeuronRecord
 from .repeated_input import differentiate_once
 
-# where the graph node that gave a potential out offers its link of the chain
-LINK = "snn_revplugin_link"
 STEP = "snn_revplugin_step"  # where the node that fired has the link of its time step
+NORM_WITHIN = 6  # graph nodes below a neuron in which a batch norm is looked for
 REPEATED = "time steps whose layer is differentiated with that of later ones"
 SECOND_PASS = (
     "Trying to backward through a reversible neuron's time step a second time (or its spikes were"
@@ -44,174 +51,180 @@ SECOND_PASS = (
 
 
 def step(
-    dynamics: Dynamics, current: Tensor, potential: Tensor, record: NeuronRecord
-) -> tuple[Tensor, Tensor]:
+    transition: Transition, current: Tensor, states: States, record: NeuronRecord
+) -> tuple[Tensor, States]:
     """One time step.
 
     Args:
-        dynamics: the neuron's equations.
-        current: the input current x, floating point, of any shape.
-        potential: the membrane potential v, of the same shape. If it is what an earlier step of the
-            same ``dynamics`` returned, unmodified, the two steps form a chain; anything else starts
-            a new one.
-        reversal: the neuron's own.
+        transition: the neuron's equations.
+        current: the input x, floating point, of any shape.
+        states: the states before, of the same shape. If they are what an earlier step of the same
+            ``transition`` returned, unmodified, the two steps form a chain; other states start one.
+        record: the neuron's own.
 
     Returns:
-        The spikes and the membrane potential after the step, as the host's neuron would have them,
-        bit for bit.
+        The outputs and the states after the step, bit for bit those of the host's neuron. The
+        outputs of a neuron that is recomputed from them must not be written into before backward.
+
+    Raises:
+        ValueError: the shape does not suit the neuron.
     """
-    value = attach_recipes(current, record)
-    dynamics = select_backend(dynamics, current, potential, record.statistics)
-    before = _start_from(potential, dynamics)
-    link = ChainLink(before, dynamics, value, *anchor_interval_of(dynamics, potential))
-    parameters = dynamics.parameters
-    if not dynamics.in_parts:
-        spikes, after = _Step.apply(current, potential, link, *parameters)
-    else:
-        charged = after = _Charge.apply(current, potential, link, *parameters)
-        spikes = _Fire.apply(charged, link, *parameters)
-        if not dynamics.charged_is_kept:
-            after = _Reset.apply(charged, spikes, link, potential.detach(), *parameters)
-    heap.chain_has_come_to(link.index, potential)
+    value = None if transition.from_outputs else _input_of(transition, current, record)
+    transition = record.backend.select(transition, current, states)
+    before = start_from(states, transition)
+    anchoring = anchoring_of(transition, states, _magnifies_errors(transition, current))
+    link = ChainLink(before, transition, value, anchoring)
+    outputs, after = _take(transition, current, states, link)
+    link.parts = None
+    heap.chain_has_come_to(link.index, current)
     link.repeats = _repeats(value, before)
-    before.continued(can_be_undone=value is not None)
-    if value is not None:
+    before.continue_with(link)
+    if transition.from_outputs:
+        inverse = recovered_input(transition, link.outputs, link.fired)
+        attach_inverse_recipe(current, inverse, record)
+    elif value is not None:
         value.add_reader()
-    record.statistics.took_step(
-        link.fired, link.anchor_interval if value is not None else 1, link.kept_bytes
-    )
-    return spikes, after
+    interval = link.anchoring.interval if link.can_be_repeated else 1
+    record.statistics.took_step(link.fired, interval, link.kept_bytes, transition.from_outputs)
+    return outputs, after
 
 
-def anchor_interval_of(dynamics: Dynamics, potential: Tensor) -> tuple[int, bool]:
-    """The time steps between two anchors under the settings that hold, and whether those between
-    are reversed."""
-    settings = get_settings()
-    # Shorter mantissas have no bits to lose, and a decay or a largest potential is a value to be
-    # asked for.
-    if (
-        dynamics.invertible
-        and potential.dtype in (torch.float32, torch.float64)
-        and capture.may_synchronise(potential)
-    ):
-        anchor_interval = steps_between_anchors(
-            dynamics.decay, settings.lost_bits, settings.max_anchor_interval
-        )
-        if anchor_interval:
-            return anchor_interval, True
-    return settings.rebuild_interval, False
+def _input_of(transition: Transition, current: Tensor, record: NeuronRecord) -> Recomputable | None:
+    """How backward recomputes a step's input; None if it is not known from spikes or data."""
+    value = attach_recipes(current, record)
+    if value is None and transition.reads_input:
+        return HeldTensor(current.detach().clone())  # from which all else follows
+    return value
 
 
-def link_of(potential: Tensor) -> ChainLink | None:
-    """The state that a step left with the potential it returned, unless somebody has written into
-    that since."""
-    link = getattr(potential.grad_fn, LINK, None)
-    if type(link) is weakref.ref:
-        link = link()
-    if link is None or potential.output_nr != link.output or potential._version != link.version:
-        return None
-    return link
+def _magnifies_errors(transition: Transition, current: Tensor) -> bool:
+    """Whether a batch norm made the input, at most a few operations (views, pooling, a sum) before;
+    asked of steep surrogates, which alone have to know."""
+    if not transition.invertible or is_gentle(transition):
+        return False
+    node = current.grad_fn
+    for _ in range(NORM_WITHIN):
+        if node is None or hasattr(node, FIRED):
+            return False
+        if "BatchNorm" in graph.name_of(node):
+            return True
+        node = node.next_functions[0][0] if node.next_functions else None
+    return False
 
 
-def _start_from(potential: Tensor, dynamics: Dynamics) -> ChainLink:
-    """The state that ``potential`` is, or the first of a new chain."""
-    link = link_of(potential)
-    if link is not None and link.dynamics is dynamics:
-        return link
-    with torch.no_grad():
-        return ChainLink.first(initial(potential))
+def _take(
+    transition: Transition, current: Tensor, states: States, link: ChainLink
+) -> tuple[Tensor, States]:
+    """The step as one, two or three graph nodes."""
+    parameters = transition.parameters
+    if transition.nodes is GraphNodes.ONE:
+        outputs, *after = _Step.apply(current, link, len(states), *states, *parameters)
+        save_edges(after[0], *_edges_of_step(link, len(states)))
+        return outputs, tuple(after)
+    charged = _Charge.apply(current, link, len(states), *states, *parameters)
+    save_edges(charged, *_edges_of_step(link, len(states)))
+    outputs = _Fire.apply(charged, link, *parameters)
+    save_edges(outputs, ChargedOfStep(link))
+    if transition.nodes is GraphNodes.FIRE:
+        return outputs, (charged,)
+    after = _Reset.apply(charged, outputs, link, *parameters)
+    save_edges(after, ChargedOfStep(link), SpikesOfStep(link))
+    return outputs, (after,)
+
+
+def _edges_of_step(link: ChainLink, states: int) -> tuple[InputOfStep | StateOfStep, ...]:
+    return InputOfStep(link), *(StateOfStep(link, i) for i in range(states))
 
 
 @graph.with_slots(LINK, FIRED)
 class _Step(torch.autograd.Function):
-    """Charge, fire and reset as one node with two outputs."""
+    """Charge, fire and reset as one node."""
 
     @staticmethod
     def forward(
-        ctx: Any, current: Tensor, potential: Tensor, link: ChainLink, *parameters: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, current: Tensor, link: ChainLink, count: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        dynamics = link.dynamics
-        taken = (
-            dynamics.take(link, current, potential)
-            if dynamics.fused
-            else dynamics.step(current, potential)
-        )
-        fired, spikes, charged, after = taken
-        _fire(ctx, link, fired, spikes)
-        link.reach(after, charged, output=1)
+        states, transition = tensors[:count], link.transition
+        ctx.save_for_backward(current, *states)
+        parts = transition.begin(current, states)
+        fired, outputs = parts.fire()
+        after = parts.states()
+        _keep_reset_signal(link, parts)
+        _keep_spikes(ctx, link, fired, outputs)
+        link.reach(after, parts)
         setattr(ctx, LINK, link)
-        return spikes, after
+        return outputs, *after
 
     @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, grad_spikes: Tensor | None, grad_potential: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_outputs: Tensor | None, *grad_states: Tensor | None) -> Gradients:
         link = _alive(getattr(ctx, LINK))
-        if grad_spikes is None and grad_potential is None:
+        count, transition = len(grad_states), link.transition
+        if grad_outputs is None and not any(each is not None for each in grad_states):
             return (None,) * len(ctx.needs_input_grad)
+        if torch.is_grad_enabled():
+            given = grad_outputs, *grad_states
+            at_inputs, grads = differentiate_with_graph(
+                _whole_step, transition, ctx.saved_tensors, given
+            )
+            return at_inputs[0], None, None, *at_inputs[1:], *grads
         _differentiate_layer_once(ctx, link)
-        grad_spikes = _laid_out(grad_spikes, link)
+        grad_outputs = _laid_out(grad_outputs, link)
         view = StepView.of(link)
-        if not link.dynamics.fused:
-            # first, so that what reversing takes is gone before the gradients come
-            view.hand_down()
-        grad_x, grad_v, grads = link.dynamics.gradient(
-            grad_spikes, grad_potential, view, ctx.needs_input_grad[3:]
-        )
+        needed = ctx.needs_input_grad[3 + count :]
+        grad_x, grad_before, grads = transition.vjp(view, grad_outputs, grad_states, needed)
         view.close()
-        heap.chain_has_come_to(link.index, grad_v)
+        heap.chain_has_come_to(link.index, grad_x)
         release_saved(ctx, LINK, FIRED)
-        return grad_x, grad_v, None, *grads
+        return grad_x, None, None, *grad_before, *grads
+
+
+def _whole_step(transition: Transition, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+    outputs, after = differentiable_step(transition, x, states)
+    return outputs, *after
 
 
 @graph.with_slots(LINK)
 class _Charge(torch.autograd.Function):
-    """The current and the potential, to the charged potential: the first of the nodes that stand
-    for one time step of a host whose spikes are computed from the potential that it gives out, or
-    the other way round."""
+    """The input and the states before, to the charged potential: the first node of a step of
+    several."""
 
     @staticmethod
-    def forward(
-        ctx: Any, current: Tensor, potential: Tensor, link: ChainLink, *parameters: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, current: Tensor, link: ChainLink, count: int, *tensors: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        dynamics = link.dynamics
-        if dynamics.fused:
-            charged = dynamics.begin(link, current, potential)
-        else:
-            reset_signal = dynamics.reset_signal(potential)
-            charged = dynamics.charge(current, potential, reset_signal)
-            fits = (
-                reset_signal is not None
-                and reset_signal.shape == charged.shape
-                and reset_signal.stride() == charged.stride()
-            )
-            if fits and reset_signal.dtype == dynamics.surrogate.dtype_of_spikes(charged):
-                link.spare = reset_signal
-        if dynamics.charged_is_kept:
-            link.reach(charged, charged, output=0)
+        states, transition = tensors[:count], link.transition
+        ctx.save_for_backward(current, *states)
+        link.parts = parts = transition.begin(current, states)
+        _keep_reset_signal(link, parts)
+        if transition.nodes is GraphNodes.FIRE:
+            link.reach(parts.states(), parts)
         setattr(ctx, LINK, link)
-        return charged
+        return parts.charged
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_charged: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_charged: Tensor | None) -> Gradients:
         link = _alive(getattr(ctx, LINK))
         if grad_charged is None:
             return (None,) * len(ctx.needs_input_grad)
+        if torch.is_grad_enabled():
+            at_inputs, grads = differentiate_with_graph(
+                _charge, link.transition, ctx.saved_tensors, (grad_charged,)
+            )
+            return at_inputs[0], None, None, *at_inputs[1:], *grads
         _differentiate_layer_once(ctx, link)
-        view = StepView.of(link)
-        if not link.dynamics.fused:
-            view.hand_down()
-        grad_x, grad_v, grads = link.dynamics.gradient_of_charge(
-            grad_charged, view, ctx.needs_input_grad[3:]
-        )
+        view, needed = StepView.of(link), ctx.needs_input_grad
+        needed = needed[len(needed) - len(link.transition.parameters) :]
+        grad_x, grad_before, grads = link.transition.vjp_of_charge(view, grad_charged, needed)
         view.close()
-        heap.chain_has_come_to(link.index, grad_v)
+        heap.chain_has_come_to(link.index, grad_x)
         release_saved(ctx, LINK)
-        return grad_x, grad_v, None, *grads
+        return grad_x, None, None, *grad_before, *grads
+
+
+def _charge(transition: Transition, x: Tensor, v: Tensor) -> tuple[Tensor]:
+    with torch.no_grad():
+        signal = transition.reset_signal_at(v)
+    return (transition.charge(x, v, signal),)
 
 
 @graph.with_slots(STEP, FIRED)
@@ -221,100 +234,119 @@ class _Fire(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, charged: Tensor, link: ChainLink, *parameters: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        dynamics = link.dynamics
-        if dynamics.fused:
-            fired, spikes = dynamics.fire(link)
-        else:
-            spare, link.spare = link.spare, None
-            fired = dynamics.fires(charged, out=spare)
-            spikes = dynamics.spikes(fired)
-        _fire(ctx, link, fired, spikes)
+        ctx.save_for_backward(charged)
+        fired, outputs = link.parts.fire()
+        _keep_spikes(ctx, link, fired, outputs)
         setattr(ctx, STEP, link)
-        return spikes
+        return outputs
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_spikes: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_outputs: Tensor | None) -> Gradients:
         link = _alive(getattr(ctx, STEP))
-        if grad_spikes is None:
+        if grad_outputs is None:
             return (None,) * len(ctx.needs_input_grad)
-        grad_spikes = _laid_out(grad_spikes, link)
-        grad_h, grads = link.dynamics.gradient_of_fire(
-            grad_spikes, StepView.of(link), ctx.needs_input_grad[2:]
-        )
+        if torch.is_grad_enabled():
+            (grad_charged,), grads = differentiate_with_graph(
+                _fire, link.transition, ctx.saved_tensors, (grad_outputs,)
+            )
+            return grad_charged, None, *grads
+        view, needed = StepView.of(link), ctx.needs_input_grad[2:]
+        grad_outputs = _laid_out(grad_outputs, link)
+        grad_charged, grads = link.transition.vjp_of_fire(view, grad_outputs, needed)
         release_saved(ctx, STEP, FIRED)
-        return grad_h, None, *grads
+        return grad_charged, None, *grads
+
+
+def _fire(transition: Transition, charged: Tensor) -> tuple[Tensor]:
+    return (transition.spikes(differentiable_fire(transition, charged)),)
 
 
 @graph.with_slots(LINK)
 class _Reset(torch.autograd.Function):
-    """The charged potential and the spikes, to the potential after a reset at once."""
+    """The charged potential and the spikes, to the potential after an immediate reset."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        charged: Tensor,
-        spikes: Tensor,
-        link: ChainLink,
-        potential: Tensor,
-        *parameters: Tensor,
+        ctx: Any, charged: Tensor, outputs: Tensor, link: ChainLink, *parameters: Tensor
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        dynamics = link.dynamics
-        if dynamics.fused:
-            after = dynamics.finish(link)
-        else:
-            after = dynamics.reset(charged, link.fired.binary(), dynamics.reset_signal(potential))
-        link.reach(after, charged, output=0)
-        setattr(
-            ctx, LINK, weakref.ref(link)
-        )  # the nodes below hold it; no loss may ever come by here and let go of it
+        ctx.save_for_backward(charged, outputs)
+        (after,) = link.parts.states()
+        link.reach((after,), link.parts)
+        # The nodes below hold it; no loss may ever reach this node, which would release it.
+        setattr(ctx, LINK, weakref.ref(link))
         return after
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_potential: Tensor | None) -> tuple[Tensor | None, ...]:
-        link = getattr(ctx, LINK)
-        link = _alive(link and link())
-        if grad_potential is None:
+    def backward(ctx: Any, grad_after: Tensor | None) -> Gradients:
+        reference = getattr(ctx, LINK)
+        link = _alive(reference and reference())
+        if grad_after is None:
             return (None,) * len(ctx.needs_input_grad)
-        learned = ctx.needs_input_grad[4:]
-        grad_h, grad_spikes, grads = link.dynamics.gradient_of_reset(
-            grad_potential, StepView.of(link), learned
+        if torch.is_grad_enabled():
+            signal = StepView.of(link).reset_signal
+            at_inputs, grads = differentiate_with_graph(
+                lambda transition, h, s: _reset(transition, h, s, signal),
+                link.transition,
+                ctx.saved_tensors,
+                (grad_after,),
+            )
+            return *at_inputs, None, *grads
+        view, needed = StepView.of(link), ctx.needs_input_grad[3:]
+        grad_charged, grad_outputs, grads = link.transition.vjp_of_reset(
+            view, (grad_after,), needed
         )
         release_saved(ctx, LINK)
-        return grad_h, grad_spikes, None, None, *grads
+        return grad_charged, grad_outputs, None, *grads
 
 
-def _fire(ctx: Any, link: ChainLink, fired: Tensor | PackedSpikes, spikes: Tensor) -> None:
-    """Keep the spikes as bits, for the layers above to find at the node that fired them."""
+def _reset(
+    transition: Transition, charged: Tensor, outputs: Tensor, signal: Tensor | None
+) -> tuple[Tensor]:
+    factor = transition.graded_factor
+    fired = outputs if factor is None else outputs / transition.factor
+    return (transition.reset(charged, fired, signal),)
+
+
+def _keep_reset_signal(link: ChainLink, parts: StepParts) -> None:
+    """Keep what a delayed reset acted on: no reset is decided again."""
+    transition, before = link.transition, link.before
+    if not transition.has_reset_signal:
+        return
+    if transition.reset_follows_spikes and before.fired is not None:
+        link.reset_signal = before.fired
+    else:
+        signal = parts.reset_signal
+        link.reset_signal = PackedSpikes(signal.bool(), signal.dtype)
+
+
+def _keep_spikes(ctx: Any, link: ChainLink, fired: Tensor | PackedSpikes, outputs: Tensor) -> None:
+    """Keep the spikes as bits, and offer the outputs to the layers above at the node that fired."""
     if not isinstance(fired, PackedSpikes):  # a kernel packs them itself
-        fired = PackedSpikes(
-            fired.bool(), fired.dtype, link.dynamics.graded_factor, link.before.fired
-        )
+        dtype = outputs.dtype if fired.dtype is torch.bool else fired.dtype
+        factor = link.transition.graded_factor
+        fired = PackedSpikes(fired.bool(), dtype, factor, link.before.fired)
     link.fired = fired
-    if not link.dynamics.spikes_carry_gradient:
-        ctx.mark_non_differentiable(spikes)
-    setattr(ctx, FIRED, Spikes(link.fired, spikes))
+    if not link.transition.spikes_carry_gradient:
+        ctx.mark_non_differentiable(outputs)
+    offered = offer(link.transition, fired, outputs)
+    if link.transition.from_outputs:
+        link.outputs = offered
+    setattr(ctx, FIRED, offered)
 
 
 def _repeats(value: Recomputable | None, before: ChainLink) -> bool:
     """Whether a step is sure to see what the step before saw, so that both can be differentiated as
     one."""
-    if (
-        value is None
-        or before.current is None
-        or value.identity is None
-        or get_settings().match_host_order
-    ):
+    if value is None or before.current is None or value.identity is None:
         return False
-    return value.identity == before.current.identity
+    return not get_settings().match_host_order and value.identity == before.current.identity
 
 
 def _differentiate_layer_once(node: Any, link: ChainLink) -> None:
     """Where the steps up to this one have all seen the same, in the backward of the last of them:
-    its node, its state."""
-    if not link.repeats or torch.is_grad_enabled():
+    its node, its link."""
+    if not link.repeats:
         return
     below, met = link, pass_cache().setdefault(REPEATED, set())
     if link in met:
@@ -329,25 +361,25 @@ def _differentiate_layer_once(node: Any, link: ChainLink) -> None:
     differentiate_once(currents, largest=link.fired.shape.numel())
 
 
-def _laid_out(grad_spikes: Tensor | None, link: ChainLink) -> Tensor | None:
+def _laid_out(grad_outputs: Tensor | None, link: ChainLink) -> Tensor | None:
     """The gradient at contiguous spikes, contiguous too: element by element, two memory formats at
     a time are slow. (The layer above may have read the spikes in another one.)"""
-    if grad_spikes is None or grad_spikes.dim() != 4 or link.fired.strides is not None:
-        return grad_spikes
-    return (
-        grad_spikes.contiguous()
-        if grad_spikes.is_contiguous(memory_format=torch.channels_last)
-        else grad_spikes
-    )
+    if grad_outputs is None or grad_outputs.dim() != 4 or link.fired.strides is not None:
+        return grad_outputs
+    if grad_outputs.is_contiguous(memory_format=torch.channels_last):
+        return grad_outputs.contiguous()
+    return grad_outputs
 
 
 def _alive(link: ChainLink | None) -> ChainLink:
-    """The state of a node's time step.
+    """The link of a node's time step.
 
     Raises:
-        RuntimeError: a backward has let go of it, or a parameter has been written into since.
+        RuntimeError: a backward has released it, or a parameter was written into since.
     """
     if link is None:
         raise RuntimeError(SECOND_PASS)
-    link.dynamics.check_unchanged()
+    link.transition.check_unchanged()
+    if link.index == 1:  # once per chain
+        link.transition.check_values()
     return link

@@ -1,73 +1,63 @@
-"""The exact neurons as operators, for ``torch.compile``: opaque where bits matter, open where the
-compiler may compute again.
+"""The neurons as operators, for ``torch.compile``: opaque where bits matter, open where the
+compiler may recompute.
 
-A compiled graph is not walked, as :mod:`.replay` walks that of autograd: the compiler decides what
-is kept for backward and what is computed again. So each neuron is an operator of two layers:
+A compiled graph is not walked, as :mod:`..replay` walks that of autograd: the compiler decides what
+is kept for backward and what is recomputed. So each neuron is an operator of two layers:
 
 * what the compiler sees through: spikes unpacked from bits, or compared with the threshold; reset;
   in single steps the derivative. These are plain torch operations, so a spike that the next layer's
-  backward reads is made again from its bit.
+  backward reads is recomputed from its bit.
 * what it does not: the charge of a time step, and T time steps forward and backward. They are
   computed by the code that runs without a compiler, with the same bits, however a compiler would
   have rounded (a fused multiply-add moves a spike).
 
 What backward reads, and so at most what is kept:
 
-    T steps         the currents and the first potential; potentials are scanned again. The next
-    layer: the spikes' bits a time step     the charged potential, from which spikes and reset
-    follow; with learned parameters the potential before
+    T steps         spikes as bits, the first state, and the inputs (of a neuron that is recomputed
+                    from its outputs, these); the states are scanned once more
+    a time step     the charged potential, from which spikes and reset follow; with learned
+                    parameters the potential before
 
-In the graph a neuron's equations are words and numbers, see :class:`Equations`; tensors, learned or
-not, are ``parameters``. Compilers remember graphs on disk by the names of operators, not by what is
-traced through them: whoever changes what these do gives them new names.
+A time step of a neuron that is recomputed from its outputs is a sequence of one step. In the graph
+a neuron's equations are :class:`.equations.Equations`; tensors, learned or not, are ``parameters``.
+Compilers keep graphs on disk by the names of operators, not by what is traced through them: a
+change of what these do needs new names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import CustomOpDef, custom_op
 
-from ..bptt.sequence import StepView, backward, forward
-from ..bptt.statistics import CallStatistics
-from ..kernels import select_backend
-from ..neurons.integrate_and_fire import (
-    IntegrateAndFire,
-    LeakyIntegrateAndFire,
-    ParametricLeakyIntegrateAndFire,
-)
-from ..neurons.leaky import Leaky
-from ..neurons.surrogate import Surrogate
-from ..neurons.transition import Dynamics
+from ..neurons.transition import KeptSequence, SequenceGradients, States, Transition
 from ..packed.codec import BITS, unpack_bits
+from ..packed.spikes import PackedSpikes
 from ..replay import HeldTensor
 from ..torch_internals import transforms
 from ..torch_internals.function import once_differentiable
 from ..torch_internals.tensors import PLAIN_TENSORS
+from .equations import KINDS, Equations, backend_of, transition_of
 
 NAMESPACE = "snn_revplugin"
-IMMEDIATE_RESET = "immediate_reset"
-STEP_KEEPS = "the charged potential of each time step, unless the compiler computes it again"
-SCAN_KEEPS = (
-    "spikes as bits, the first potential and the currents, unless the compiler computes those again"
+STEP_KEEPS = "the charged potential of each time step, unless the compiler recomputes it"
+SEQUENCE_KEEPS = (
+    "spikes as bits, the first potential and the inputs, unless the compiler recomputes those"
 )
+OUTPUTS_KEEP = "its outputs, spikes as bits and the first potential"
 
-# How torch's schemas call the types of arguments. (torch 2.6 does not read these annotations
-# itself.)
+# How torch's schemas call the types of arguments. (torch does not read these annotations itself:
+# they are strings here.)
 SCHEMA = {
     "Tensor": "Tensor",
     "Tensor | None": "Tensor?",
     "list[Tensor]": "Tensor[]",
     "list[float]": "float[]",
-    "float | None": "float?",
     "str": "str",
     "bool": "bool",
-    "int": "int",
 }
 
 
@@ -76,118 +66,12 @@ def opaque(function: Callable[..., tuple[Tensor, ...]]) -> CustomOpDef:
     into."""
     kinds = dict(function.__annotations__)
     results = ", ".join(["Tensor"] * kinds.pop("return").count("Tensor"))
-    schema = (
-        f"({', '.join(f'{SCHEMA[kind]} {name}' for name, kind in kinds.items())}) -> ({results})"
-    )
-    return custom_op(f"{NAMESPACE}::{function.__name__}", mutates_args=(), schema=schema)(function)
+    arguments = ", ".join(f"{SCHEMA[kind]} {name}" for name, kind in kinds.items())
+    name, schema = f"{NAMESPACE}::{function.__name__}", f"({arguments}) -> ({results})"
+    return custom_op(name, mutates_args=(), schema=schema)(function)
 
 
-class Equations(NamedTuple):
-    """A neuron's equations as an operator takes them: numbers and words, no objects.
-
-    Attributes:
-        kind: ``"leaky"`` (snnTorch; parameters beta in [0, 1], threshold, factor) followed by its
-            reset and, if that does not wait for the next step, by ``at_once``; or ``"if"``,
-            ``"lif"``, ``"plif"`` (parameter w), followed by ``soft`` or ``hard`` and, where they
-            hold, by ``detached`` and ``decay_input``.
-        constants: threshold, v_reset and tau of SpikingJelly's; those that a kind does not have are
-            0.
-        surrogate, slopes: of :class:`~snn_revplugin.surrogate.Surrogate`.
-    """
-
-    kind: str
-    constants: list[float]
-    surrogate: str
-    slopes: list[float]
-
-
-def equations_of_leaky(
-    reset: str, immediate_reset: bool, surrogate: str, slopes: list[float]
-) -> Equations:
-    """Those of :class:`~snn_revplugin.dynamics.Leaky`."""
-    return Equations(
-        f"leaky {reset} {IMMEDIATE_RESET}" if immediate_reset else f"leaky {reset}",
-        [],
-        surrogate,
-        slopes,
-    )
-
-
-def equations_of_node(
-    kind: str,
-    v_threshold: float,
-    v_reset: float | None,
-    detach_reset: bool,
-    tau: float,
-    decay_input: bool,
-    surrogate: str,
-    slopes: list[float],
-) -> Equations:
-    """Those of :class:`~snn_revplugin.dynamics.IntegrateAndFire` and what follows from it; ``kind``
-    is if, lif or plif."""
-    words = f"{kind} {'soft' if v_reset is None else 'hard'}"
-    if detach_reset:
-        words += " detached"
-    if decay_input:
-        words += " decay_input"
-    constants = [float(v_threshold), 0.0 if v_reset is None else float(v_reset), float(tau)]
-    return Equations(words, constants, surrogate, slopes)
-
-
-@dataclass(eq=False)
-class _ClampedLeaky(Leaky):
-    """Of a beta that is clamped already, so that nobody need look at its value."""
-
-    slope_of_clamp = 1.0
-
-    @property
-    def decays(self) -> Tensor:
-        return self.beta
-
-
-def dynamics_of(equations: Equations, parameters: list[Tensor], traced: bool = False) -> Dynamics:
-    """The equations as dynamics.
-
-    Args:
-        traced: whether a compiler traces what is done with them, so that tensors have no values.
-    """
-    words = equations.kind.split()
-    if words[0] == "leaky":
-        surrogate = Surrogate(
-            equations.surrogate, tuple(equations.slopes), strict=True, keeps_dtype=False
-        )
-        kind = _ClampedLeaky if traced else Leaky
-        return kind(
-            surrogate, *parameters, words[1], delayed=IMMEDIATE_RESET not in words, graded=True
-        )
-    constants, slopes = tuple(equations.constants), tuple(equations.slopes)
-    if parameters:
-        return _node(equations.kind, constants, equations.surrogate, slopes, parameters[0])
-    return _node_of_constants(equations.kind, constants, equations.surrogate, slopes)
-
-
-def _node(
-    kind: str,
-    constants: tuple[float, ...],
-    name: str,
-    slopes: tuple[float, ...],
-    w: Tensor | None = None,
-) -> Dynamics:
-    words, (threshold, v_reset, tau) = kind.split(), constants
-    surrogate = Surrogate(name, slopes, strict=False)
-    common = surrogate, threshold, None if "soft" in words else v_reset, "detached" in words
-    if words[0] == "if":
-        return IntegrateAndFire(*common)
-    if words[0] == "lif":
-        return LeakyIntegrateAndFire(*common, tau=tau, decay_input="decay_input" in words)
-    return ParametricLeakyIntegrateAndFire(*common, decay_input="decay_input" in words, w=w)
-
-
-_node_of_constants = lru_cache(maxsize=256)(_node)
-_unread = CallStatistics()  # the operators do not know whose they are
-
-
-# ------------------------------------------------------------ a time step
+# -------------------------------------------------------------------------------------- a time step
 
 
 @opaque
@@ -195,35 +79,54 @@ def charge(
     x: Tensor,
     v: Tensor,
     parameters: list[Tensor],
-    kind: str,
+    equations: str,
     constants: list[float],
     surrogate: str,
     slopes: list[float],
 ) -> tuple[Tensor, Tensor]:
-    """The charged potential of one time step, in the strides of ``x``; and for ``leaky ...
-    at_once`` the potential after the reset, whose rounding depends on more than zeros and ones.
-    Elsewhere that is empty."""
-    plain = dynamics_of(Equations(kind, constants, surrogate, slopes), parameters)
-    dynamics = select_backend(plain, x, v, _unread)
-    if dynamics.fused:
-        _, _, h, after = dynamics.step(x, v)
-    else:
-        reset_signal = plain.reset_signal(v)
-        h = plain.charge(x, v, reset_signal)
-        after = plain.reset(h, plain.fires(h), reset_signal) if plain.reset_needs_signal else None
-    return _in_strides_of(x, h), (
-        _in_strides_of(x, after) if plain.reset_needs_signal else x.new_empty(0)
-    )
+    """The charged potential of one time step, in the strides of ``x``; and, of an immediate reset
+    that reads the state before, the potential after it, whose rounding depends on more than zeros
+    and ones. Elsewhere that is empty."""
+    plain, backend = backend_of(Equations(equations, constants, surrogate, slopes), parameters)
+    parts = backend.select(plain, x, (v,)).begin(x, (v,))
+    if not KINDS[equations].reset_reads_signal:
+        return _in_strides_of(x, parts.charged), x.new_empty(0)
+    parts.fire()
+    (after,) = parts.states()
+    return _in_strides_of(x, parts.charged), _in_strides_of(x, after)
 
 
 @charge.register_fake
-def _(x, v, parameters, kind, constants, surrogate, slopes):
-    return torch.empty_like(x), torch.empty_like(x) if IMMEDIATE_RESET in kind else x.new_empty(0)
+def _(x, v, parameters, equations, constants, surrogate, slopes):
+    has_after = KINDS[equations].reset_reads_signal
+    return torch.empty_like(x), torch.empty_like(x) if has_after else x.new_empty(0)
 
 
 def _in_strides_of(x: Tensor, tensor: Tensor) -> Tensor:
     like = torch.empty_like(x)
     return tensor if tensor.stride() == like.stride() else like.copy_(tensor)
+
+
+class _TracedView:
+    """A time step as a derivative sees it (:class:`..neurons.transition.StepView`) while the
+    compiler traces it."""
+
+    current = None
+
+    def __init__(self, transition: Transition, charged: Tensor, x: Tensor, before: States) -> None:
+        self.transition, self.charged, self.current, self.before = transition, charged, x, before
+
+    @property
+    def fired(self) -> Tensor:
+        return self.transition.fires(self.charged)
+
+    @property
+    def silent(self) -> Tensor:
+        return 1.0 - self.fired
+
+    @property
+    def reset_signal(self) -> Tensor | None:
+        return self.transition.reset_signal_at(self.before[0])
 
 
 class _Step(torch.autograd.Function):
@@ -235,19 +138,20 @@ class _Step(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         h, after = torch.ops.snn_revplugin.charge(x, v, parameters, *equations)
-        dynamics = dynamics_of(equations, list(parameters), traced=True)
+        transition = transition_of(equations, parameters, traced=True)
         with transforms.recomputed_when_compiled():
-            fired = dynamics.fires(h)
-            spikes = dynamics.spikes(fired)
-        if not dynamics.reset_needs_signal:
-            after = dynamics.reset(h, fired)
-        if not dynamics.spikes_carry_gradient:
+            fired = transition.fires(h)
+            spikes = transition.spikes(fired)
+        if not KINDS[equations.id].reset_reads_signal:
+            after = transition.reset(h, fired, None)
+        if not transition.spikes_carry_gradient:
             ctx.mark_non_differentiable(spikes)
-        reads_before = any(ctx.needs_input_grad[3:]) or (
-            dynamics.has_reset_signal and equations.kind != "leaky subtract"
-        )
-        ctx.equations, ctx.reads_before = equations, reads_before
-        ctx.save_for_backward(h, *parameters, *((v,) if reads_before else ()))
+        learns = any(ctx.needs_input_grad[3:])
+        ctx.reads_before = learns or _reads_signal(equations.id)
+        ctx.reads_input = learns and transition.reads_input
+        ctx.equations = equations
+        read = (v,) * ctx.reads_before + (x,) * ctx.reads_input
+        ctx.save_for_backward(h, *parameters, *read)
         return spikes, after
 
     @staticmethod
@@ -258,16 +162,23 @@ class _Step(torch.autograd.Function):
         if grad_spikes is None and grad_v is None:
             return (None,) * len(ctx.needs_input_grad)
         h, *parameters = ctx.saved_tensors
+        x = parameters.pop() if ctx.reads_input else None
         before = parameters.pop() if ctx.reads_before else None
-        dynamics = dynamics_of(ctx.equations, parameters, traced=True)
-        view = StepView(dynamics, (h,), before, 0)
-        grad_x, grad_before, grads = dynamics.gradient(
+        transition = transition_of(ctx.equations, parameters, traced=True)
+        view = _TracedView(transition, h, x, (before,))
+        grad_x, grad_before, grads = transition.gradient(
             grad_spikes, grad_v, view, ctx.needs_input_grad[3:]
         )
         return grad_x, grad_before, None, *grads
 
 
-# ------------------------------------------------------------ T time steps
+def _reads_signal(id: str) -> bool:
+    """Whether the derivative of a step reads the reset signal, and so the potential before."""
+    kind = KINDS[id]
+    return kind.reset == "zero" or (kind.reset == "subtract" and kind.option == "immediate")
+
+
+# ------------------------------------------------------------------------------------- T time steps
 
 
 @opaque
@@ -275,69 +186,74 @@ def scan(
     x_seq: Tensor,
     v: Tensor,
     parameters: list[Tensor],
-    kind: str,
+    equations: str,
     constants: list[float],
     surrogate: str,
     slopes: list[float],
     with_path: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """T time steps from currents ``[T, ...]``: the spikes' bits, the last potential, and with
-    ``with_path`` the potentials ``[T, ...]`` (empty without). All contiguous."""
-    plain = dynamics_of(Equations(kind, constants, surrogate, slopes), parameters)
-    dynamics = select_backend(plain, x_seq, v, _unread)
-    packed, _, last, _, path = forward(dynamics, x_seq, v, keeps_charged=False, with_path=with_path)
-    return packed.bits, last.contiguous(), path.contiguous() if with_path else x_seq.new_empty(0)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """T time steps from inputs ``[T, ...]``: the spikes' bits; the outputs, of a neuron that is
+    recomputed from them (empty elsewhere); the last potential; with ``with_path`` the potentials
+    ``[T, ...]`` (empty without). All contiguous."""
+    plain, backend = backend_of(Equations(equations, constants, surrogate, slopes), parameters)
+    x_seq = x_seq.contiguous() if plain.from_outputs else x_seq
+    taken = backend.select(plain, x_seq, (v,)).scan(x_seq, (v,), with_path=with_path)
+    outputs = taken.outputs.contiguous() if plain.from_outputs else x_seq.new_empty(0)
+    path = taken.path.contiguous() if with_path else x_seq.new_empty(0)
+    return taken.fired.bits, outputs, taken.states[0].contiguous(), path
 
 
 @scan.register_fake
-def _(x_seq, v, parameters, kind, constants, surrogate, slopes, with_path):
+def _(x_seq, v, parameters, equations, constants, surrogate, slopes, with_path):
     bits = x_seq.new_empty((x_seq.numel() + BITS - 1) // BITS, dtype=torch.uint8)
-    return bits, v.new_empty(v.shape), v.new_empty(x_seq.shape if with_path else 0)
+    outputs = x_seq.new_empty(x_seq.shape if KINDS[equations].from_outputs else 0)
+    return bits, outputs, v.new_empty(v.shape), v.new_empty(x_seq.shape if with_path else 0)
 
 
 @opaque
 def scan_backward(
-    grad_spikes: Tensor | None,
+    grad_outputs: Tensor | None,
     grad_last: Tensor | None,
     grad_path: Tensor | None,
-    x_seq: Tensor,
+    kept: Tensor,
+    bits: Tensor,
     v: Tensor,
     parameters: list[Tensor],
-    kind: str,
+    equations: str,
     constants: list[float],
     surrogate: str,
     slopes: list[float],
     learned: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients at currents, first potential and parameter (empty where that is not
-    ``learned``) of :func:`scan`."""
-    plain = dynamics_of(Equations(kind, constants, surrogate, slopes), parameters)
-    dynamics = select_backend(plain, x_seq, v, _unread)
-    wanted = (learned,) * len(parameters)
-    gradients = grad_spikes, grad_last, grad_path
-    grad_x, grad_v, totals = backward(
-        dynamics, HeldTensor(x_seq), None, v, x_seq.dtype, gradients, wanted, None
+    """The gradients at inputs, first potential and parameter (empty where that is not ``learned``)
+    of :func:`scan`; ``kept`` are the inputs, or the outputs."""
+    plain, backend = backend_of(Equations(equations, constants, surrogate, slopes), parameters)
+    transition = backend.select(plain, kept, (v,))
+    packed = PackedSpikes.of_bits(bits, kept.shape, _contiguous_strides(kept), kept.dtype)
+    held = KeptSequence((v,), kept.dtype, packed=packed)
+    if plain.from_outputs:
+        held.outputs = kept
+    else:
+        held.inputs = transition.inputs_for_scan(HeldTensor(kept), kept, (v,))
+    gradients = SequenceGradients(grad_outputs, (grad_last,), grad_path)
+    grad_x, (grad_v,), totals = transition.vjp_of_scan(
+        held, gradients, (learned,) * len(plain.parameters)
     )
-    grad_w = totals[0] if learned else x_seq.new_empty(0)
+    grad_w = totals[0] if learned else kept.new_empty(0)
     return grad_x.contiguous(), grad_v.clone(memory_format=torch.contiguous_format), grad_w
 
 
 @scan_backward.register_fake
 def _(
-    grad_spikes,
-    grad_last,
-    grad_path,
-    x_seq,
-    v,
-    parameters,
-    kind,
-    constants,
-    surrogate,
-    slopes,
-    learned,
-):
-    grad_w = torch.empty_like(parameters[0]) if learned else x_seq.new_empty(0)
-    return x_seq.new_empty(x_seq.shape), v.new_empty(v.shape), grad_w
+    grad_outputs, grad_last, grad_path, kept, bits, v, parameters, equations, constants, surrogate,
+    slopes, learned,
+):  # fmt: skip
+    grad_w = torch.empty_like(parameters[0]) if learned else kept.new_empty(0)
+    return kept.new_empty(kept.shape), v.new_empty(v.shape), grad_w
+
+
+def _contiguous_strides(tensor: Tensor) -> tuple[int, ...]:
+    return torch.empty(tensor.shape, device="meta").stride()
 
 
 class _Sequence(torch.autograd.Function):
@@ -345,41 +261,43 @@ class _Sequence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x_seq: Tensor,
-        v: Tensor,
-        equations: Equations,
-        with_path: bool,
-        *parameters: Tensor,
+        ctx: Any, x_seq: Tensor, v: Tensor, equations: Equations, with_path: bool, *parameters: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        bits, last, path = torch.ops.snn_revplugin.scan(x_seq, v, parameters, *equations, with_path)
-        with transforms.recomputed_when_compiled():
-            spikes = unpack_bits(bits, x_seq.numel(), x_seq.dtype).view(x_seq.shape)
-            # What an opaque operator reads in backward the compiler would keep. A copy may be made
-            # again, and so may whatever fuses with it, a batch norm say; and no pass knows that
-            # negating twice is one.
-            kept = x_seq if type(x_seq) in PLAIN_TENSORS else x_seq.neg().neg()
-        dynamics = dynamics_of(equations, list(parameters), traced=True)
-        if not dynamics.spikes_carry_gradient:
-            ctx.mark_non_differentiable(spikes)
+        bits, outputs, last, path = torch.ops.snn_revplugin.scan(
+            x_seq, v, parameters, *equations, with_path
+        )
+        kind, carries_gradient = KINDS[equations.id], True
+        if kind.from_outputs:
+            kept = outputs
+        else:
+            with transforms.recomputed_when_compiled():
+                outputs = unpack_bits(bits, x_seq.numel(), x_seq.dtype).view(x_seq.shape)
+                # What an opaque operator reads in backward the compiler would keep. A copy may be
+                # recomputed, and so may what fuses with it, a batch norm for example; and no pass
+                # knows that negating twice is a copy.
+                kept = x_seq if type(x_seq) in PLAIN_TENSORS else x_seq.neg().neg()
+            transition = transition_of(equations, parameters, traced=True)
+            carries_gradient = transition.spikes_carry_gradient
+        if not carries_gradient:
+            ctx.mark_non_differentiable(outputs)
         if not with_path:
             ctx.mark_non_differentiable(path)
         ctx.equations = equations
-        ctx.save_for_backward(kept, v, *parameters)
-        return spikes, last, path
+        ctx.save_for_backward(kept, bits, v, *parameters)
+        return outputs, last, path
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | None, grad_path: Tensor | None
+        ctx: Any, grad_outputs: Tensor | None, grad_last: Tensor | None, grad_path: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        if grad_spikes is None and grad_last is None and grad_path is None:
+        if grad_outputs is None and grad_last is None and grad_path is None:
             return (None,) * len(ctx.needs_input_grad)
-        x_seq, v, *parameters = ctx.saved_tensors
+        kept, bits, v, *parameters = ctx.saved_tensors
         learned = any(ctx.needs_input_grad[4:])
         grad_x, grad_v, grad_w = torch.ops.snn_revplugin.scan_backward(
-            grad_spikes, grad_last, grad_path, x_seq, v, parameters, *ctx.equations, learned
+            grad_outputs, grad_last, grad_path, kept, bits, v, parameters, *ctx.equations, learned
         )
         return grad_x, grad_v, None, None, *((grad_w if learned else None,) * len(parameters))
 
@@ -387,7 +305,7 @@ class _Sequence(torch.autograd.Function):
 # ------------------------------------------------------------------ the operators that neurons call
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
-_EQUATIONS = "Tensor[] parameters, str kind, float[] constants, str surrogate, float[] slopes"
+_EQUATIONS = "Tensor[] parameters, str equations, float[] constants, str surrogate, float[] slopes"
 _library.define(f"step(Tensor x, Tensor v, {_EQUATIONS}) -> (Tensor, Tensor)")
 _library.define(
     f"sequence(Tensor x_seq, Tensor v, {_EQUATIONS}, bool with_path) -> (Tensor, Tensor, Tensor)"
@@ -395,22 +313,18 @@ _library.define(
 
 
 def _step(x: Tensor, v: Tensor, parameters: list[Tensor], *equations: Any) -> tuple[Tensor, Tensor]:
-    return _Step.apply(x, v, Equations(*equations), *parameters)
+    called = Equations(*equations)
+    if KINDS[called.id].from_outputs:
+        outputs, last, _ = _Sequence.apply(x.unsqueeze(0), v, called, False, *parameters)
+        return outputs[0], last
+    return _Step.apply(x, v, called, *parameters)
 
 
 def _sequence(
-    x_seq: Tensor,
-    v: Tensor,
-    parameters: list[Tensor],
-    kind: str,
-    constants: list[float],
-    surrogate: str,
-    slopes: list[float],
-    with_path: bool,
+    x_seq: Tensor, v: Tensor, parameters: list[Tensor], *equations_and_path: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _Sequence.apply(
-        x_seq, v, Equations(kind, constants, surrogate, slopes), with_path, *parameters
-    )
+    *equations, with_path = equations_and_path
+    return _Sequence.apply(x_seq, v, Equations(*equations), with_path, *parameters)
 
 
 # Composite: the compiler goes through them, autograd Functions and all, down to the opaque ones

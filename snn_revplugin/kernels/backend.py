@@ -1,11 +1,11 @@
 """The one place that decides: a neuron's arithmetic in fused Triton kernels, or in plain torch
 code.
 
-Triton is taken where the tensors are on CUDA, a kernel knows the neuron, its surrogate and its
-dtypes, and has agreed with the plain code on a sample there (:mod:`.proof`); torch code everywhere
-else. The setting ``backend`` overrules, see :class:`snn_revplugin.Settings`. With
+Kernels are used where the tensors are on CUDA, a kernel exists for the neuron, its surrogate and
+its dtypes, and it agrees with the plain code on a sample there (:mod:`.self_test`); torch code
+elsewhere. The setting ``backend`` overrides this, see :class:`snn_revplugin.Settings`. With
 ``TRITON_INTERPRET=1`` in the environment before this package is imported, Triton's interpreter
-stands in for CUDA, on any device: slow, and for tests.
+replaces CUDA, on any device: slow, and for tests.
 """
 
 from __future__ import annotations
@@ -13,21 +13,12 @@ from __future__ import annotations
 import importlib.util
 import os
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import Tensor
 
+from ..neurons.transition import States, Transition
 from ..settings import get_settings
-
-if TYPE_CHECKING:
-    from ..bptt.statistics import CallStatistics
-    from ..neurons.coupled import Coupled
-    from ..neurons.transition import Dynamics
-    from .triton_coupled import TritonCoupled
-    from .triton_neuron import TritonNeuron
-
-    Equations = Dynamics | Coupled
-    Kernels = TritonNeuron | TritonCoupled
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON = "Triton kernels"
@@ -35,41 +26,86 @@ BY_SETTING = "torch code: the setting backend='torch'"
 NO_CUDA = "torch code: the tensors are not on CUDA"
 
 
-def select_backend(
-    dynamics: Equations, current: Tensor, potential: Tensor, statistics: CallStatistics
-) -> Equations | Kernels:
-    """What computes a neuron's time steps: the dynamics themselves, or kernels behind the same
-    interface.
+class BackendNotes(Protocol):
+    """Where a choice notes what computes a neuron's time steps, and why."""
+
+    backend: str
+
+
+class BackendChoice:
+    """What computes one neuron's arithmetic: its equations in plain torch code, or fused kernels
+    behind the same interface.
+
+    The kernels for the last equations are kept: chains of time steps continue by identity.
 
     Args:
-        current, potential: of the step, or of the first of a sequence.
-        ledger: is told what was taken and why.
-
-    Raises:
-        RuntimeError: the setting asks for Triton, and it cannot be had.
+        notes: where the choice and its reason are noted.
     """
-    wanted = get_settings().backend
-    if wanted != "triton":
+
+    __slots__ = ("_notes", "_plain", "_reasons", "_triton")
+
+    def __init__(self, notes: BackendNotes) -> None:
+        self._notes = notes
+        self._plain: Transition | None = None
+        self._triton: Transition | None = None
+        self._reasons: dict[tuple, str | None] = {}
+
+    def select(self, transition: Transition, current: Tensor, states: States) -> Transition:
+        """The equations themselves, or kernels for them.
+
+        Args:
+            current, states: of the step, or the inputs and first states of a sequence.
+
+        Raises:
+            RuntimeError: the setting asks for Triton, and it is not available.
+        """
+        wanted = get_settings().backend
         if wanted == "torch":
-            statistics.backend = BY_SETTING
-            return dynamics
-        if not (current.is_cuda or INTERPRETED):  # soon said, on a CPU
-            statistics.backend = NO_CUDA
-            return dynamics
-    reason = why_not(current) or _why_not_for(
-        dynamics, current, potential, on_trust=wanted == "triton" or INTERPRETED
-    )
-    if reason is None:
-        statistics.backend = TRITON + (" in the interpreter" if INTERPRETED else "")
-        return _fused(dynamics)
-    if wanted == "triton":
-        raise RuntimeError(f"backend: 'triton' was asked for by the settings, but {reason}")
-    statistics.backend = f"torch code: {reason}"
-    return dynamics
+            self._notes.backend = BY_SETTING
+            return transition
+        if wanted == "auto" and not (current.is_cuda or INTERPRETED):  # the usual case on a CPU
+            self._notes.backend = NO_CUDA
+            return transition
+        reason = why_not(current) or self._why_not_for(
+            transition, current, states, on_trust=wanted == "triton" or INTERPRETED
+        )
+        if reason is None:
+            self._notes.backend = TRITON + (" in the interpreter" if INTERPRETED else "")
+            return self._kernels_for(transition)
+        if wanted == "triton":
+            raise RuntimeError(f"backend: 'triton' was asked for by the settings, but {reason}")
+        self._notes.backend = f"torch code: {reason}"
+        return transition
+
+    def _why_not_for(
+        self, transition: Transition, current: Tensor, states: States, on_trust: bool
+    ) -> str | None:
+        from .self_test import CAPTURING, failure
+        from .surrogate_constants import why_no_derivative
+
+        if transition is not self._plain:
+            self._plain, self._triton, self._reasons = transition, None, {}
+        dtypes = tuple((each.dtype, each.device) for each in (current, *states))
+        key = *dtypes, on_trust
+        reason = self._reasons.get(key, CAPTURING)
+        if reason == CAPTURING:  # the next call may test it
+            reason = transition.why_no_kernel(current, states)
+            reason = reason or why_no_derivative(transition.surrogate)
+            if reason is None and not on_trust:
+                reason = failure(transition, current, states)
+            self._reasons[key] = reason
+        return reason
+
+    def _kernels_for(self, transition: Transition) -> Transition:
+        from .fuse import fuse
+
+        if self._triton is None or self._triton.interpreted is not INTERPRETED:
+            self._triton = fuse(transition, INTERPRETED)
+        return self._triton
 
 
 def why_not(tensor: Tensor | None = None) -> str | None:
-    """Why Triton cannot be had here (for a tensor), or None if it can."""
+    """Why Triton is not available here (for a tensor), or None if it is."""
     if not _installed():
         return (
             "Triton is not installed (it comes with builds of torch for CUDA; pip install triton)"
@@ -96,33 +132,3 @@ def takes_triton(tensor: Tensor) -> bool:
 @cache
 def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None
-
-
-def _why_not_for(
-    dynamics: Equations, current: Tensor, potential: Tensor, on_trust: bool
-) -> str | None:
-    from .kernel_spec import why_no_kernel
-    from .self_test import NOT_YET, failure
-
-    key = current.dtype, potential.dtype, current.device, potential.device, on_trust
-    known = dynamics.__dict__.setdefault("_why_no_kernel", {})
-    reason = known.get(key, NOT_YET[0])
-    if reason in NOT_YET:
-        reason = why_no_kernel(dynamics, current, potential)
-        if reason is None and not on_trust:
-            reason = failure(dynamics, current, potential)
-        known[key] = reason
-    return reason
-
-
-def _fused(dynamics: Equations) -> Kernels:
-    """One for each dynamics, as chains of time steps go by identity."""
-    from ..neurons.coupled import Coupled
-    from .triton_coupled import TritonCoupled
-    from .triton_neuron import TritonNeuron
-
-    known = dynamics.__dict__.get("_fused")
-    if known is None or known.plain is not dynamics or known.interpreted is not INTERPRETED:
-        kind = TritonCoupled if isinstance(dynamics, Coupled) else TritonNeuron
-        known = dynamics.__dict__["_fused"] = kind(dynamics, INTERPRETED)
-    return known

@@ -1,14 +1,13 @@
-"""The split-coupled neuron of :mod:`snn_revplugin.coupled` in Triton: one kernel for steps forward
-and for steps taken again, one for the inverse, one backward.
+"""The split-coupled neuron of :mod:`..neurons.coupled` in Triton: one kernel for time steps forward
+and for their repetition, one for the inverse, one backward.
 
-A program takes pairs of neurons, one of either half: ``half`` elements of the first half of the
+A program takes pairs of neurons, one of each half: ``half`` elements of the first half of the
 split dimension lie in a row of memory, then as many of the second. ``N`` neurons are ``N / 2``
 pairs. Spikes are bits where ``half`` fills whole bytes (``BITS``), and bytes otherwise. The
-equations are named as there, and how they round is told in :mod:`.equations`; ``leak``,
-``weight1``, ``weight2``, ``alpha``, ``beta``, ``threshold`` and ``v_reset`` are numbers.
+equations have the names that they have there, and :mod:`.equations` says how they round;
+``leak``, ``weight1``, ``weight2``, ``alpha``, ``beta``, ``threshold`` and ``v_reset`` are numbers.
 """
 
-import triton
 import triton.language as tl
 
 from .equations import (
@@ -24,12 +23,13 @@ from .equations import (
     tile_of,
     unpacked,
 )
+from .jit import jit
 
 
-@triton.jit
+@jit
 def pairs_of(N, half, ROWS: tl.constexpr, BITS: tl.constexpr, WIDE: tl.constexpr):
-    """This program's pairs of neurons: where the first of each pair stands, where the bytes of
-    their rows do, and which of both are there."""
+    """This program's pairs of neurons: the offsets of the first of each pair and of the bytes of
+    their rows, and the masks of both."""
     first, rows, tile, mask, row_mask = tile_of(N // 2, ROWS)
     if BITS:  # the eight of a row stand in a row of memory
         pair = first + rows * 8
@@ -45,7 +45,7 @@ def pairs_of(N, half, ROWS: tl.constexpr, BITS: tl.constexpr, WIDE: tl.constexpr
         return place, place, mask, mask
 
 
-@triton.jit
+@jit
 def load_fired(pointer, rows, mask, BITS: tl.constexpr):
     if BITS:
         return unpacked(pointer, rows, mask)
@@ -53,7 +53,7 @@ def load_fired(pointer, rows, mask, BITS: tl.constexpr):
         return tl.load(pointer + rows, mask=mask, other=0).to(tl.float32)
 
 
-@triton.jit
+@jit
 def store_fired(pointer, rows, s, there, mask, ROWS: tl.constexpr, BITS: tl.constexpr):
     if BITS:
         tl.store(pointer + rows, packed(tl.where(there, s, 0.0), ROWS), mask=mask)
@@ -61,31 +61,31 @@ def store_fired(pointer, rows, s, there, mask, ROWS: tl.constexpr, BITS: tl.cons
         tl.store(pointer + rows, s.to(tl.uint8), mask=mask)
 
 
-@triton.jit
+@jit
 def plus_weighted(a, b, weight, NEURON: tl.constexpr):
     """``a + weight b``"""
     return rounded(a + rounded(b * weight, NEURON.charged), NEURON.charged)
 
 
-@triton.jit
+@jit
 def passed_on(x, beta, NEURON: tl.constexpr):
     """``beta x``, rounded so that it comes back from a sum with a spike."""
     return rounded(plus_weighted(1.0, x, beta, NEURON) - 1.0, NEURON.charged)
 
 
-@triton.jit
+@jit
 def charge(v, x, leak, weight, NEURON: tl.constexpr):
     """``leak v + weight x``"""
     return plus_weighted(rounded(v * leak, NEURON.charged), x, weight, NEURON)
 
 
-@triton.jit
+@jit
 def after(m, s, other, alpha, threshold, v_reset, NEURON: tl.constexpr):
     """``R(m, s) + alpha other``"""
     return plus_weighted(reset(m, s, 0.0, threshold, 1.0, v_reset, NEURON), other, alpha, NEURON)
 
 
-@triton.jit
+@jit
 def gradient_of_pair(
     grad_y1, grad_y2, grad_v1, grad_v2, m1, m2, s1, s2,
     leak, per_tau, alpha, beta, threshold, v_reset, c0, c1, c2, NEURON: tl.constexpr,
@@ -112,7 +112,7 @@ def gradient_of_pair(
     )
 
 
-@triton.jit(do_not_specialize=["T"])
+@jit(do_not_specialize=["T"])
 def forward_kernel(
     given_ptr,
     v_ptr,
@@ -137,8 +137,8 @@ def forward_kernel(
 ):
     """T time steps: ``x`` [T, N] and ``v`` [N] to ``y``, spikes, and the last ``v'``.
 
-    With ``AGAIN`` they are steps that have been taken: given are ``y`` and the spikes, and ``v'``
-    alone is written.
+    With ``AGAIN`` the steps are repeated: ``y`` and the spikes are given, and only ``v'`` is
+    written.
     """
     place, rows, mask, row_mask = pairs_of(N, half, ROWS, BITS, WIDE)
     leak, weight1, weight2, alpha, beta = (
@@ -182,7 +182,7 @@ def forward_kernel(
     store(after_ptr + half, place, v2, mask)
 
 
-@triton.jit(do_not_specialize=["T"])
+@jit(do_not_specialize=["T"])
 def inverse_kernel(
     y_ptr,
     fired_ptr,
@@ -235,15 +235,15 @@ def inverse_kernel(
         fired_ptr += N // 8 if BITS else N
 
 
-@triton.jit(do_not_specialize=["T"])
+@jit(do_not_specialize=["T"])
 def backward_kernel(
     y_ptr, fired_ptr, start_ptr, grad_y_ptr, grad_last_ptr,
     leak, weight1, weight2, alpha, beta, threshold, v_reset, c0, c1, c2, grad_x_ptr, grad_start_ptr,
     T, N, half, NEURON: tl.constexpr, BITS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """T time steps backward: up by ``y`` and the spikes to the charged potentials, which wait in
-    ``grad_x``, and down again to the gradients that take their place. Those of the last step, or of
-    the only one, never leave registers."""
+    """T time steps backward: forward once more, from ``y`` and the spikes, to the charged
+    potentials, which are written to ``grad_x``, and back to the gradients, which overwrite them.
+    The charged potentials of the last step stay in registers."""
     place, rows, mask, row_mask = pairs_of(N, half, ROWS, BITS, WIDE)
     leak, weight1, weight2, alpha, beta = (
         number(leak),
@@ -254,7 +254,7 @@ def backward_kernel(
     )
     threshold, v_reset = number(threshold), number(v_reset)
     half_rows = half // 8 if BITS else half
-    bytes_a_step = N // 8 if BITS else N
+    bytes_per_step = N // 8 if BITS else N
     v1, v2 = load(start_ptr, place, mask), load(start_ptr + half, place, mask)
     m1, m2 = v1, v2
     for t in range(T):
@@ -270,9 +270,9 @@ def backward_kernel(
             store(grad_x_ptr, place, m1, mask)
             store(grad_x_ptr + half, place, m2, mask)
             grad_x_ptr += N
-            fired_ptr += bytes_a_step
+            fired_ptr += bytes_per_step
         y_ptr += N
-    tl.debug_barrier()  # a block's threads may meet again what others of them wrote
+    tl.debug_barrier()  # a thread may read below what another one of its block wrote
 
     zero = tl.full((ROWS, 8), 0.0, tl.float32)
     grad_v1, grad_v2 = zero, zero
@@ -295,7 +295,7 @@ def backward_kernel(
         store(grad_x_ptr + half, place, grad_x2, mask)
         if t < T - 1:
             grad_x_ptr -= N
-            fired_ptr -= bytes_a_step
+            fired_ptr -= bytes_per_step
             m1, m2 = load(grad_x_ptr, place, mask), load(grad_x_ptr + half, place, mask)
     store(grad_start_ptr, place, grad_v1, mask)
     store(grad_start_ptr + half, place, grad_v2, mask)

@@ -1,9 +1,9 @@
 """What the kernels are made of: tiles of neurons in memory, rounding, and the equations of
-:mod:`snn_revplugin.dynamics` on them, forward and backward.
+:mod:`..neurons` on them, forward and backward.
 
-Every kernel walks a flat stretch of N neurons in tiles of ``ROWS`` by 8, so that a row of a tile is
-one byte of packed spikes. What a neuron does is told by ``NEURON``, a :class:`.form.Form`: each
-branch on it is taken when the kernel is compiled.
+A kernel processes a flat stretch of N neurons in tiles of ``ROWS`` by 8, so that a row of a tile is
+one byte of packed spikes. ``NEURON``, a :class:`..neurons.kernel_spec.KernelSpec`, says which
+equations a neuron has: branches on it are decided when the kernel is compiled.
 
 Arithmetic is in float32, in the host's order of operations; after every operation that torch would
 round to a shorter dtype, :func:`rounded` rounds to it. A scalar that meets a shorter dtype is
@@ -13,25 +13,26 @@ contracted (launch with ``enable_fp_fusion=False``), or a potential next to its 
 here and not there.
 
 Offsets of a tile are 32 bits from a 64-bit base, so a tensor may have more than 2**31 elements.
-Only Triton's builtins are used, no function of its library: the interpreter runs those whether or
-not Triton itself was imported for it.
+Only Triton's builtins are used, no function of its library: the interpreter runs builtins whatever
+the environment was when Triton was imported.
 """
 
-import triton
 import triton.language as tl
 
+from .jit import jit
 
-@triton.jit
+
+@jit
 def tile_of(N, ROWS: tl.constexpr):
-    """This program's part of N neurons: the first of them, the rows of its tile, the tile, and
-    which of both are there."""
+    """This program's part of N neurons: the first of them, the rows of its tile, the tile, and the
+    masks of the tile and of its rows."""
     first = tl.program_id(0).to(tl.int64) * (ROWS * 8)
     rows = tl.arange(0, ROWS)
     tile = rows[:, None] * 8 + tl.arange(0, 8)[None, :]
     return first, rows, tile, tile < N - first, rows * 8 < N - first
 
 
-@triton.jit
+@jit
 def rounded(value, DTYPE: tl.constexpr):
     """A float32 as ``DTYPE`` would hold it, to nearest even."""
     if tl.bfloat16 == DTYPE:  # by hand: Triton's interpreter cuts off where the hardware rounds
@@ -41,28 +42,26 @@ def rounded(value, DTYPE: tl.constexpr):
     return value.to(DTYPE).to(tl.float32)
 
 
-@triton.jit
+@jit
 def load(pointer, tile, mask):
     return tl.load(pointer + tile, mask=mask, other=0.0).to(tl.float32)
 
 
-@triton.jit
+@jit
 def store(pointer, tile, value, mask):
     DTYPE: tl.constexpr = pointer.dtype.element_ty
     tl.store(pointer + tile, rounded(value, DTYPE).to(DTYPE), mask=mask)
 
 
-@triton.jit
+@jit
 def number(given):
-    """A number of Python's: the interpreter would hand on a float with more bits than the
-    hardware's."""
+    """A Python number as a float32: the interpreter would compute with all of its 64 bits."""
     return tl.full((), given, tl.float32)
 
 
-@triton.jit
+@jit
 def parameter(given, index, mask, IS_NUMBER: tl.constexpr, IS_SCALAR: tl.constexpr):
-    """A decay, threshold or factor: the number itself, one in memory for all neurons, or one for
-    each."""
+    """A decay, threshold or factor: a number, one value in memory, or one for each neuron."""
     if IS_NUMBER:
         return number(given)
     elif IS_SCALAR:
@@ -71,17 +70,17 @@ def parameter(given, index, mask, IS_NUMBER: tl.constexpr, IS_SCALAR: tl.constex
         return tl.load(given + index, mask=mask, other=1.0).to(tl.float32)
 
 
-@triton.jit
+@jit
 def index_of_parameter(first, tile, inner, size, WIDE: tl.constexpr):
-    """Where the parameters of a tile's neurons stand: ``size`` of them, each for ``inner`` neurons
-    in a row, over and over."""
+    """The indices of the parameters of a tile's neurons. There are ``size`` parameters; each holds
+    for ``inner`` neurons in a row, and after the last comes the first again."""
     neuron = first + tile
     if not WIDE:
         neuron = neuron.to(tl.int32)
     return (neuron // inner) % size
 
 
-@triton.jit
+@jit
 def parameters(
     decay,
     threshold,
@@ -108,23 +107,34 @@ def parameters(
     return a, theta, f, number(v_reset), number(rest)
 
 
-@triton.jit
+@jit
 def packed(fired, ROWS: tl.constexpr):
     """A tile of ones and zeros to a column of bytes, lowest bit first."""
     shifted = fired.to(tl.int32) << tl.arange(0, 8)[None, :]
     return tl.reduce(shifted, 1, tl.standard._sum_combine).to(tl.uint8)
 
 
-@triton.jit
+@jit
 def unpacked(pointer, rows, mask):
     """A column of bytes in memory to a tile of ones and zeros."""
     octets = tl.load(pointer + rows, mask=mask, other=0).to(tl.int32)
     return ((octets[:, None] >> tl.arange(0, 8)[None, :]) & 1).to(tl.float32)
 
 
-@triton.jit
-def give_total(pointer, first, tile, mask, value, EACH: tl.constexpr):
-    """A parameter's gradient: of every neuron, or summed over the block."""
+@jit
+def unpacked_of_step(pointer, at, rows, tile, row_mask, mask, WHOLE: tl.constexpr):
+    """The tile of ones and zeros that starts at bit ``at``, a multiple of 8 where ``WHOLE``."""
+    if WHOLE:
+        return unpacked(pointer + at // 8, rows, row_mask)
+    else:
+        bit = at + tile
+        octets = tl.load(pointer + bit // 8, mask=mask, other=0).to(tl.int32)
+        return ((octets >> (bit % 8).to(tl.int32)) & 1).to(tl.float32)
+
+
+@jit
+def store_total(pointer, first, tile, mask, value, EACH: tl.constexpr):
+    """A parameter's gradient: of each neuron, or summed over the block."""
     if EACH:
         tl.store(pointer + first + tile, value, mask=mask)
     else:
@@ -135,15 +145,15 @@ def give_total(pointer, first, tile, mask, value, EACH: tl.constexpr):
 # ------------------------------------------------------------ equations
 
 
-@triton.jit
+@jit
 def above(h, threshold, DTYPE: tl.constexpr, NEURON: tl.constexpr):
-    """``h - threshold`` in ``DTYPE``; it rounds to zero for equal numbers alone."""
+    """``h - threshold`` in ``DTYPE``; it rounds to zero only if the two are equal."""
     if NEURON.threshold_held != "number" or not NEURON.on_cuda:
         threshold = rounded(threshold, DTYPE)
     return rounded(h - threshold, DTYPE)
 
 
-@triton.jit
+@jit
 def fires(z, NEURON: tl.constexpr):
     if NEURON.strict:
         return (z > 0).to(tl.float32)
@@ -151,7 +161,7 @@ def fires(z, NEURON: tl.constexpr):
         return (z >= 0).to(tl.float32)
 
 
-@triton.jit
+@jit
 def leak(difference, rate, NEURON: tl.constexpr):
     if NEURON.divides:  # rate is tau, and the host divides by it
         return rounded(tl.div_rn(difference, rate), NEURON.charged)
@@ -159,13 +169,13 @@ def leak(difference, rate, NEURON: tl.constexpr):
         return rounded(difference * rate, NEURON.charged)
 
 
-@triton.jit
+@jit
 def clamped(beta):
     beta = tl.where(beta < 0, 0.0, beta)
     return tl.where(beta > 1, 1.0, beta)
 
 
-@triton.jit
+@jit
 def charge(x, v, r, decay, threshold, rest, NEURON: tl.constexpr):
     if NEURON.charge == "leaky":
         beta = rounded(clamped(decay), NEURON.decayed)
@@ -189,10 +199,10 @@ def charge(x, v, r, decay, threshold, rest, NEURON: tl.constexpr):
     return h
 
 
-@triton.jit
+@jit
 def still_due(s, r, factor, NEURON: tl.constexpr):
-    """What snnTorch's reset at once has left to do: the spikes less those that the charge has seen
-    to."""
+    """What snnTorch's immediate reset has left to do: the spikes, less those that the charge has
+    reset already."""
     if NEURON.graded:
         if NEURON.on_cuda:
             factor = rounded(factor, NEURON.spikes)
@@ -201,7 +211,7 @@ def still_due(s, r, factor, NEURON: tl.constexpr):
     return s - r
 
 
-@triton.jit
+@jit
 def reset(h, s, r, threshold, factor, v_reset, NEURON: tl.constexpr):
     if NEURON.delayed or NEURON.reset == "none":
         return h
@@ -209,7 +219,7 @@ def reset(h, s, r, threshold, factor, v_reset, NEURON: tl.constexpr):
         return rounded(h - rounded(s * threshold, NEURON.charged), NEURON.charged)
     elif NEURON.reset == "hard":
         if NEURON.charge == "coupled":
-            kept = h - h * s  # of an infinite potential NaN is left, as by torch's addcmul
+            kept = h - h * s  # an infinite potential becomes NaN, as by torch's addcmul
         else:
             kept = rounded((1 - s) * h, NEURON.charged)
         if not NEURON.to_zero:
@@ -225,7 +235,7 @@ def reset(h, s, r, threshold, factor, v_reset, NEURON: tl.constexpr):
         )
 
 
-@triton.jit
+@jit
 def invert_charge(h, x, r, decay, threshold, NEURON: tl.constexpr):
     """The potential before the charge, of the neurons whose reset can be inverted."""
     if NEURON.charge == "leaky":
@@ -246,13 +256,12 @@ def invert_charge(h, x, r, decay, threshold, NEURON: tl.constexpr):
             return tl.div_rn(h - x, kept)
 
 
-@triton.jit
+@jit
 def surrogate_gradient(grad, z, c0, c1, c2, NEURON: tl.constexpr):
-    """:data:`snn_revplugin.surrogate.GRADIENTS` in closed form, with the constants of
-    :data:`.form.SURROGATES`."""
-    NAME: tl.constexpr = (
-        NEURON.surrogate
-    )  # here, as Triton 3.6 hands no word on from kernel to kernel
+    """The derivatives of :data:`..neurons.surrogate.GRADIENTS`, with the constants of
+    :data:`.surrogate_constants.SURROGATES`."""
+    # A constant of this function: Triton 3.6 passes no string from kernel to kernel.
+    NAME: tl.constexpr = NEURON.surrogate
     if NAME == "atan":
         y = z * c0
         return grad / (y * y + c1)
@@ -311,19 +320,19 @@ def surrogate_gradient(grad, z, c0, c1, c2, NEURON: tl.constexpr):
         tl.static_assert(False, "the surrogate has no kernel")
 
 
-@triton.jit
+@jit
 def gradient_of_fire(grad_spikes, z, factor, c0, c1, c2, NEURON: tl.constexpr):
     if NEURON.graded:
         grad_spikes = grad_spikes * factor
     return surrogate_gradient(grad_spikes, z, c0, c1, c2, NEURON)
 
 
-@triton.jit
+@jit
 def gradient_of_step(
     grad_spikes, grad_v, h, z, s, threshold, factor, v_reset, c0, c1, c2, NEURON: tl.constexpr
 ):
-    """Fire, and a reset that needs no signal of the step before: the gradient at ``h``, and that
-    through the spikes alone."""
+    """Fire, and a reset that reads no signal of the step before: the gradient at ``h``, and the
+    part of it that comes through the spikes."""
     grad_h = grad_v
     if NEURON.reset == "soft":
         if not NEURON.detached:
@@ -336,7 +345,7 @@ def gradient_of_step(
     return grad_z + grad_h, grad_z
 
 
-@triton.jit
+@jit
 def gradient_of_charge(grad_h, r, decay, NEURON: tl.constexpr):
     """The gradients at the current and at the potential before."""
     if NEURON.charge == "leaky":
@@ -357,17 +366,14 @@ def gradient_of_charge(grad_h, r, decay, NEURON: tl.constexpr):
             return grad_h, grad_h - leaked
 
 
-@triton.jit
-def decay_of(h, v, r, x, rest, HAS_CURRENT: tl.constexpr, NEURON: tl.constexpr):
-    """What the gradient at ``h`` is multiplied with for that of the decay (of ``h - v``, ``rate``
-    is left to divide by)."""
+@jit
+def decay_of(v, r, x, rest, NEURON: tl.constexpr):
+    """The derivative of ``h`` by the decay; of a leak, by its rate."""
     if NEURON.charge == "leaky":
         if NEURON.reset == "zero":
             v = (1 - r) * v
         return v
     elif NEURON.charge == "decay":
         return rest - v
-    elif HAS_CURRENT:
-        return x - (v - rest)
     else:
-        return h - v
+        return x - (v - rest)

@@ -1,14 +1,13 @@
-"""Launchers: tensors in one dense layout become flat memory, outputs are made, and a kernel walks
-over them.
+"""Launchers: tensors in one dense layout are flat memory to a kernel.
 
-A *layout* is a tuple of strides that fills one stretch of memory, in whatever order of dimensions.
-All tensors of a launch have the same one; whatever has not is copied.
+A *layout* is a tuple of strides that fill one stretch of memory, in any order of dimensions. All
+tensors of a launch have the same one; a tensor with another one is copied.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .kernel_spec import KernelSpec
+from ..neurons.kernel_spec import KernelNumbers, KernelSpec
 
-ROWS = 128  # bytes of spikes, and so eight times as many neurons, that one program takes
+INTERPRETED, COMPILED = "interpreted", "compiled"  # packages of kernels, see :mod:`.jit`
+ROWS = 128  # bytes of spikes that one program takes, so eight times as many neurons
 WARPS = 4
 BITS = 8
 Layout = tuple[int, ...]
@@ -32,24 +32,13 @@ Layout = tuple[int, ...]
 
 @cache
 def kernels(interpreted: bool, name: str = "neuron") -> ModuleType:
-    """A module of kernels, compiled or run by Triton's interpreter. Triton decides that when a
-    kernel is defined, so the modules are executed once for each, in a package of their own."""
-    package = f"{__package__}.{'interpreted' if interpreted else 'compiled'}"
+    """A module of kernels, compiled or run by Triton's interpreter. A kernel is one or the other
+    from its definition on (:mod:`.jit`), so each module is imported once into either package."""
+    package = f"{__package__}.{INTERPRETED if interpreted else COMPILED}"
     if package not in sys.modules:
         sys.modules[package] = ModuleType(package)
         sys.modules[package].__path__ = [str(Path(__file__).parent)]
-    before = _set_interpreter("1" if interpreted else "0")
-    try:
-        return importlib.import_module(f"{package}.{name}")
-    finally:
-        _set_interpreter(before)
-
-
-def _set_interpreter(value: str | None) -> str | None:
-    before = os.environ.pop("TRITON_INTERPRET", None)
-    if value is not None:
-        os.environ["TRITON_INTERPRET"] = value
-    return before
+    return importlib.import_module(f"{package}.{name}")
 
 
 def blocks(count: int) -> int:
@@ -80,7 +69,7 @@ def launch(
 
 def _surroundings(like: Tensor) -> AbstractContextManager:
     if not like.is_cuda:
-        return np.errstate(all="ignore")  # the interpreter's numpy would warn of every infinity
+        return np.errstate(all="ignore")  # the interpreter's numpy would warn of each infinity
     return (
         nullcontext()
         if like.device.index == torch.cuda.current_device()
@@ -110,7 +99,7 @@ def has_layout(tensor: Tensor, layout: Layout) -> bool:
 
 
 def arranged(tensor: Tensor, layout: Layout) -> Tensor:
-    """The tensor in a layout, itself if it has it."""
+    """The tensor in a layout: itself, or a copy."""
     tensor = tensor.detach()
     return (
         tensor
@@ -120,7 +109,8 @@ def arranged(tensor: Tensor, layout: Layout) -> Tensor:
 
 
 def empty(shape: Sequence[int], layout: Layout, dtype: torch.dtype, like: Tensor) -> Tensor:
-    """Every output of a kernel is made here, but for spikes that are packed into a block."""
+    """The memory of an output. Every output of a kernel is made here, except for spikes that are
+    packed into a block."""
     return torch.empty_strided(shape, layout, dtype=dtype, device=like.device)
 
 
@@ -128,8 +118,8 @@ def empty(shape: Sequence[int], layout: Layout, dtype: torch.dtype, like: Tensor
 
 
 class Parameters(NamedTuple):
-    """Decay, threshold and factor as the kernels take them; where neurons have their own, ``size``
-    of them, each for ``inner`` neurons in a row."""
+    """Decay, threshold and factor as the kernels take them. Where neurons have values of their own,
+    there are ``size`` of these, each for ``inner`` neurons in a row."""
 
     decay: Tensor | float
     threshold: Tensor | float
@@ -138,10 +128,10 @@ class Parameters(NamedTuple):
     size: int = 1
 
 
-def parameters_in(
-    given: tuple[Tensor | float, ...], shape: Sequence[int], layout: Layout
-) -> Parameters:
-    """Parameters that broadcast to ``shape``, in the order in which its neurons lie in memory."""
+def parameters_in(numbers: KernelNumbers, shape: Sequence[int], layout: Layout) -> Parameters:
+    """Decay, threshold and factor, which broadcast to ``shape``, in the memory order of its
+    neurons."""
+    given = numbers[:3]
     order = sorted(range(len(shape)), key=lambda dim: -layout[dim])
     each = [isinstance(value, Tensor) and value.numel() > 1 for value in given]
     many = [
@@ -164,49 +154,59 @@ def parameters_in(
         next(flat) if several else value for value, several in zip(given, each, strict=True)
     )
     return Parameters(
-        *given, inner=_product(sizes[last + 1 :]), size=_product(sizes[first : last + 1])
+        *given, inner=math.prod(sizes[last + 1 :]), size=math.prod(sizes[first : last + 1])
     )
 
 
-def _product(sizes: Sequence[int]) -> int:
-    product = 1
-    for size in sizes:
-        product *= size
-    return product
-
-
-class Total:
-    """The gradient of a parameter: room for a kernel to write it, by neuron or by block, and its
-    sum.
+class Totals:
+    """The gradients of decay, threshold and factor: memory that a kernel writes them to, per neuron
+    or per block, and their sums.
 
     Args:
-        wanted: False for a parameter that needs none; ``room`` is None then.
-        held: as in :class:`.form.Form`.
+        spec: of the kernel.
+        wanted: which of the three are needed.
+        shape, layout: of the neurons.
+        like: a tensor on their device.
+
+    Attributes:
+        memory: for the kernel; None for a gradient that is not needed.
     """
 
     def __init__(
-        self, wanted: bool, held: str, shape: Sequence[int], layout: Layout, like: Tensor
-    ) -> None:
-        self.room = None
-        if wanted and held == "each":
-            self.room = empty(shape, layout, torch.float32, like)
-        elif wanted:
-            self.room = empty((blocks(_product(shape)),), (1,), torch.float32, like)
+        self, spec: KernelSpec, wanted: Sequence[bool], shape: Sequence[int], layout: Layout,
+        like: Tensor,
+    ) -> None:  # fmt: skip
+        self.memory: list[Tensor | None] = []
+        for held, needed in zip(
+            (spec.decay_held, spec.threshold_held, spec.factor_held), wanted, strict=True
+        ):
+            if not needed:
+                self.memory.append(None)
+            elif held == "each":
+                self.memory.append(empty(shape, layout, torch.float32, like))
+            else:
+                self.memory.append(empty((blocks(math.prod(shape)),), (1,), torch.float32, like))
 
-    def sum(self, parameter: Tensor) -> Tensor | None:
-        if self.room is None:
-            return None
-        if parameter.numel() == 1:
-            return self.room.sum().reshape(parameter.shape)
-        return self.room.sum_to_size(parameter.shape)
+    def sums(self, numbers: KernelNumbers) -> list[Tensor | None]:
+        """The gradients, each of its number's shape."""
+        return [
+            None if memory is None else _summed(memory, number)
+            for memory, number in zip(self.memory, numbers, strict=False)
+        ]
+
+
+def _summed(memory: Tensor, number: Tensor) -> Tensor:
+    if number.numel() == 1:
+        return memory.sum().reshape(number.shape)
+    return memory.sum_to_size(number.shape)
 
 
 # ------------------------------------------------------------ bits
 
 
 def pack(code: ModuleType, fired: Tensor, bits: Tensor) -> None:
-    """One bit an element of a flat tensor of zeros and ones, lowest bit first, into uint8 ``bits``
-    of ceil(n / 8) elements."""
+    """Pack a flat tensor of n zeros and ones into uint8 ``bits`` of ceil(n / 8) elements, lowest
+    bit first."""
     count = fired.numel()
     if count:
         launch(code.pack_kernel, count, _as_numbers(fired), bits, count, like=fired)

@@ -1,11 +1,10 @@
-"""The neurons of :mod:`snn_revplugin.dynamics` in Triton: one kernel for steps forward, two
-backward, and spikes to bits.
+"""The neurons with one state in Triton: one kernel for time steps forward, one for a step backward,
+one for T steps backward, and two that pack and unpack spikes.
 
-The equations, and how they round, are in :mod:`.equations`. A pointer that is None is not read or
-written.
+The equations, and how they round, are in :mod:`.equations`. A pointer that is None is neither read
+nor written. Backward decides no spike: it reads them from their bits.
 """
 
-import triton
 import triton.language as tl
 
 from .equations import (
@@ -13,7 +12,6 @@ from .equations import (
     charge,
     decay_of,
     fires,
-    give_total,
     gradient_of_charge,
     gradient_of_fire,
     gradient_of_step,
@@ -25,21 +23,22 @@ from .equations import (
     reset,
     still_due,
     store,
+    store_total,
     tile_of,
     unpacked,
+    unpacked_of_step,
 )
+from .jit import jit
 
 
-@triton.jit(do_not_specialize=["T"])
+@jit(do_not_specialize=["T"])
 def forward_kernel(
     x_ptr, v_ptr, decay, threshold, factor, inner, size, v_reset, rest,
     spikes_ptr, bits_ptr, charged_ptr, after_ptr, path_ptr,
     T, N, NEURON: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """T time steps: ``x`` [T, N] and ``v`` [N] to spikes, their bits, ``h`` and ``v'`` of every
-    step, and the last ``v'``.
-
-    ``bits`` asks for whole bytes a step: N divisible by 8, or T of 1.
+    """T time steps: ``x`` [T, N] and ``v`` [N] to spikes, their bits, ``h`` and ``v'`` of each
+    step, and the last ``v'``. The bits of each step start at a whole byte.
     """
     first, rows, tile, mask, row_mask = tile_of(N, ROWS)
     a, theta, f, v_reset, rest = parameters(
@@ -71,7 +70,7 @@ def forward_kernel(
             spikes_ptr += N
         if bits_ptr is not None:
             tl.store(bits_ptr + rows, packed(tl.where(mask, s, 0.0), ROWS), mask=row_mask)
-            bits_ptr += N // 8
+            bits_ptr += (N + 7) // 8
         if charged_ptr is not None:
             store(charged_ptr, tile, h, mask)
             charged_ptr += N
@@ -82,7 +81,21 @@ def forward_kernel(
         store(after_ptr + first, tile, v, mask)
 
 
-@triton.jit
+@jit
+def store_totals(
+    decay_ptr, threshold_ptr, factor_ptr, of_decay, of_threshold, of_factor,
+    first, tile, mask, NEURON: tl.constexpr,
+):  # fmt: skip
+    """The gradients of decay, threshold and factor, of those that are wanted."""
+    if decay_ptr is not None:
+        store_total(decay_ptr, first, tile, mask, of_decay, NEURON.decay_held == "each")
+    if threshold_ptr is not None:
+        store_total(threshold_ptr, first, tile, mask, of_threshold, NEURON.threshold_held == "each")
+    if factor_ptr is not None:
+        store_total(factor_ptr, first, tile, mask, of_factor, NEURON.factor_held == "each")
+
+
+@jit
 def step_backward_kernel(
     grad_spikes_ptr,
     grad_ptr,
@@ -90,7 +103,7 @@ def step_backward_kernel(
     before_ptr,
     x_ptr,
     bits_ptr,
-    bits_before_ptr,
+    signal_ptr,
     decay,
     threshold,
     factor,
@@ -103,26 +116,28 @@ def step_backward_kernel(
     c2,
     grad_x_ptr,
     grad_before_ptr,
-    charged_before_ptr,
+    before_out_ptr,
     grad_decay_ptr,
     grad_threshold_ptr,
     grad_factor_ptr,
     N,
     PART: tl.constexpr,
+    FROM_AFTER: tl.constexpr,
     NEURON: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """One time step backward, whole or one of its graph nodes.
 
-    ``PART`` of "step": ``grad`` is that at ``v'``, to those at ``x`` and ``v``. "fire":
-    ``grad_spikes`` to that at ``h``, in ``grad_x``. "reset": ``grad`` at ``v'`` to those at ``h``
-    and at the spikes, in ``grad_x`` and ``grad_before``. "charge": ``grad`` at ``h`` to those at
-    ``x`` and ``v``.
+    ``PART`` of "step": from ``grad`` at ``v'`` and ``grad_spikes`` to the gradients at ``x`` and
+    ``v``. "fire": from ``grad_spikes`` to that at ``h``, in ``grad_x``. "reset": from ``grad`` at
+    ``v'`` to those at ``h`` and at the spikes, in ``grad_x`` and ``grad_before``. "charge": from
+    ``grad`` at ``h`` to those at ``x`` and ``v``.
 
-    ``charged_before`` asks for the reversal: the charged potential of the step before, from ``h``,
-    ``x`` and the bits. The reset signal of a delayed reset is ``bits_before``, or else decided from
-    ``before``.
+    ``bits`` are the spikes, ``signal`` the bits of what a delayed reset acted on. With
+    ``FROM_AFTER`` the step has a soft reset, and ``h`` is ``v'``, which the reset is inverted of.
+    With ``before_out`` the charge is inverted too, from ``h``, ``x`` and the signal; otherwise
+    ``before`` is ``v``, where a gradient reads it.
     """
     first, rows, tile, mask, row_mask = tile_of(N, ROWS)
     a, theta, f, v_reset, rest = parameters(
@@ -143,10 +158,10 @@ def step_backward_kernel(
         v = load(before_ptr + first, tile, mask)
     if bits_ptr is not None:
         s = unpacked(bits_ptr + first // 8, rows, row_mask)
-    if bits_before_ptr is not None:
-        r = unpacked(bits_before_ptr + first // 8, rows, row_mask)
-    elif before_ptr is not None:
-        r = fires(above(v, theta, NEURON.difference_before, NEURON), NEURON)
+    if signal_ptr is not None:
+        r = unpacked(signal_ptr + first // 8, rows, row_mask)
+    if FROM_AFTER:
+        h = h + s * theta
     z = above(h, theta, NEURON.difference, NEURON)
 
     of_decay, of_threshold, of_factor = zero, zero, zero
@@ -172,75 +187,50 @@ def step_backward_kernel(
             )
         else:
             grad_h = grad
-        if charged_before_ptr is not None:
+        if before_out_ptr is not None:
             v = invert_charge(h, x, r, a, theta, NEURON)
-            charged = v
-            if NEURON.reset == "soft":
-                charged = v + unpacked(bits_before_ptr + first // 8, rows, row_mask) * theta
-            store(charged_before_ptr + first, tile, charged, mask)
+            store(before_out_ptr + first, tile, v, mask)
         grad_x, grad_before = gradient_of_charge(grad_h, r, a, NEURON)
         if grad_x_ptr is not None:
             store(grad_x_ptr + first, tile, grad_x, mask)
         store(grad_before_ptr + first, tile, grad_before, mask)
         of_threshold = -grad_h * r
-        of_decay = grad_h * decay_of(h, v, r, x, rest, x_ptr is not None, NEURON)
+        of_decay = grad_h * decay_of(v, r, x, rest, NEURON)
 
-    if grad_decay_ptr is not None:
-        give_total(grad_decay_ptr, first, tile, mask, of_decay, NEURON.decay_held == "each")
-    if grad_threshold_ptr is not None:
-        give_total(
-            grad_threshold_ptr, first, tile, mask, of_threshold, NEURON.threshold_held == "each"
-        )
-    if grad_factor_ptr is not None:
-        give_total(grad_factor_ptr, first, tile, mask, of_factor, NEURON.factor_held == "each")
+    store_totals(
+        grad_decay_ptr, grad_threshold_ptr, grad_factor_ptr, of_decay, of_threshold, of_factor,
+        first, tile, mask, NEURON,
+    )  # fmt: skip
 
 
-@triton.jit
-def fired_at(h, threshold, bits_ptr, at, rows, row_mask, NEURON: tl.constexpr):
-    """The spikes of a step of a sequence: kept, or else decided from ``h``."""
-    if bits_ptr is not None:
-        return unpacked(bits_ptr + at // 8, rows, row_mask)
-    else:
-        return fires(above(h, threshold, NEURON.difference, NEURON), NEURON)
-
-
-@triton.jit
-def fired_before(v, s, threshold, bits_ptr, NEURON: tl.constexpr):
-    """What the reset of the next charge acts on: the spikes of the step before, kept or decided
-    from ``v``."""
-    if bits_ptr is not None:
-        return s
-    else:
-        return fires(above(v, threshold, NEURON.difference_before, NEURON), NEURON)
-
-
-@triton.jit(do_not_specialize=["T"])
+@jit(do_not_specialize=["T"])
 def sequence_backward_kernel(
     x_ptr, mean_ptr, scale_ptr, bias_ptr, channel, channels, bits_ptr, h_ptr, start_ptr,
     grad_spikes_ptr, grad_last_ptr, grad_path_ptr,
     decay, threshold, factor, inner, size, v_reset, rest, c0, c1, c2,
     grad_x_ptr, grad_start_ptr, grad_decay_ptr, grad_threshold_ptr, grad_factor_ptr,
-    T, N, NEURON: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
+    T, N, WHOLE: tl.constexpr, NEURON: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """T time steps backward: up to the charged potentials, written to ``h`` [T, N], and down again
-    to the gradients.
+    """T time steps backward: forward once more to the charged potentials, written to ``h`` [T, N],
+    and back to the gradients.
 
-    ``h`` may be ``x`` itself, and ``grad_x`` may be ``h``. With ``x`` None the charged potentials
-    are there already.
+    ``h`` may be ``x`` itself, unless the gradient of the decay reads the current; ``grad_x`` may be
+    ``h``. With ``x`` None, ``h`` holds the charged potentials already.
 
-    With ``mean`` the current is ``(x - mean) scale + bias``, of each of ``channels`` channels,
-    ``channel`` neurons in a row each. Rounding may differ from that of the first time, so no spike
-    is decided again: they are ``bits``, whole bytes a step.
+    With ``mean`` the current is ``(x - mean) scale + bias`` for each of ``channels`` channels;
+    ``channel`` neurons in a row belong to one. It may differ from that of forward in rounding, and
+    ``bits``, the spikes [T, N], decide. ``WHOLE``: each step's bits start at a whole byte.
     """
     first, rows, tile, mask, row_mask = tile_of(N, ROWS)
     a, theta, f, v_reset, rest = parameters(
         decay, threshold, factor, inner, size, v_reset, rest, first, tile, mask, NEURON, WIDE
     )
     start = load(start_ptr + first, tile, mask)
+    first_signal = fires(above(start, theta, NEURON.difference_before, NEURON), NEURON)
     zero = tl.full((ROWS, 8), 0.0, tl.float32)
 
     if x_ptr is not None:
-        v, r = start, fires(above(start, theta, NEURON.difference_before, NEURON), NEURON)
+        v, r = start, first_signal
         up = first
         if mean_ptr is not None:
             index = index_of_parameter(first, tile, channel, channels, WIDE)
@@ -252,11 +242,11 @@ def sequence_backward_kernel(
                 x = (x - mean) * scale + bias
             h = charge(x, v, r, a, theta, rest, NEURON)
             store(h_ptr + up, tile, h, mask)
-            s = fired_at(h, theta, bits_ptr, up, rows, row_mask, NEURON)
+            s = unpacked_of_step(bits_ptr, up, rows, tile, row_mask, mask, WHOLE)
             v = reset(h, s, r, theta, f, v_reset, NEURON)
-            r = fired_before(v, s, theta, bits_ptr, NEURON)
+            r = s
             up += N
-        tl.debug_barrier()  # a block's threads may meet again what others of them wrote
+        tl.debug_barrier()  # a thread may read below what another one of its block wrote
 
     grad = zero
     if grad_last_ptr is not None:
@@ -271,26 +261,25 @@ def sequence_backward_kernel(
         if grad_spikes_ptr is not None:
             grad_spikes = load(grad_spikes_ptr + down, tile, mask)
         z = above(h, theta, NEURON.difference, NEURON)
-        s = fired_at(h, theta, bits_ptr, down, rows, row_mask, NEURON)
-        more = (
-            down >= N
-        )  # there is a step before; at the first one, its own row is read once more for nothing
+        s = unpacked_of_step(bits_ptr, down, rows, tile, row_mask, mask, WHOLE)
+        more = down >= N  # there is a step before; if not, this step's row is read for nothing
         below = tl.where(more, down - N, down)
         h_before = load(h_ptr + below, tile, mask)
-        s_before = fired_at(h_before, theta, bits_ptr, below, rows, row_mask, NEURON)
+        s_before = unpacked_of_step(bits_ptr, below, rows, tile, row_mask, mask, WHOLE)
         v = tl.where(more, reset(h_before, s_before, zero, theta, f, v_reset, NEURON), start)
-        r = fired_before(v, s_before, theta, bits_ptr, NEURON)
-        if bits_ptr is not None:
-            r = tl.where(
-                more, r, fires(above(start, theta, NEURON.difference_before, NEURON), NEURON)
-            )
+        r = tl.where(more, s_before, first_signal)
         grad_h, grad_z = gradient_of_step(
             grad_spikes, grad, h, z, s, theta, f, v_reset, c0, c1, c2, NEURON
         )
         grad_x, grad = gradient_of_charge(grad_h, r, a, NEURON)
         store(grad_x_ptr + down, tile, grad_x, mask)
         if grad_decay_ptr is not None:
-            of_decay += grad_h * decay_of(h, v, r, zero, rest, False, NEURON)
+            x = zero
+            if NEURON.charge == "decay_input":
+                x = load(x_ptr + down, tile, mask)
+                if mean_ptr is not None:
+                    x = (x - mean) * scale + bias
+            of_decay += grad_h * decay_of(v, r, x, rest, NEURON)
         if grad_threshold_ptr is not None:
             of_threshold -= grad_z
             if NEURON.reset == "subtract":
@@ -300,17 +289,13 @@ def sequence_backward_kernel(
         h = h_before
         down -= N
     store(grad_start_ptr + first, tile, grad, mask)
-    if grad_decay_ptr is not None:
-        give_total(grad_decay_ptr, first, tile, mask, of_decay, NEURON.decay_held == "each")
-    if grad_threshold_ptr is not None:
-        give_total(
-            grad_threshold_ptr, first, tile, mask, of_threshold, NEURON.threshold_held == "each"
-        )
-    if grad_factor_ptr is not None:
-        give_total(grad_factor_ptr, first, tile, mask, of_factor, NEURON.factor_held == "each")
+    store_totals(
+        grad_decay_ptr, grad_threshold_ptr, grad_factor_ptr, of_decay, of_threshold, of_factor,
+        first, tile, mask, NEURON,
+    )  # fmt: skip
 
 
-@triton.jit
+@jit
 def pack_kernel(fired_ptr, bits_ptr, N, ROWS: tl.constexpr):
     """Zeros and ones of any dtype [N] to bits."""
     first, rows, tile, mask, row_mask = tile_of(N, ROWS)
@@ -318,7 +303,7 @@ def pack_kernel(fired_ptr, bits_ptr, N, ROWS: tl.constexpr):
     tl.store(bits_ptr + first // 8 + rows, packed(fired, ROWS), mask=row_mask)
 
 
-@triton.jit
+@jit
 def unpack_kernel(bits_ptr, ones_ptr, N, ROWS: tl.constexpr):
     """Bits to zeros and ones of any dtype [N]."""
     first, rows, tile, mask, row_mask = tile_of(N, ROWS)

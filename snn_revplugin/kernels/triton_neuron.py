@@ -1,416 +1,146 @@
-"""A neuron's time steps in fused kernels, behind the interface of :mod:`snn_revplugin.dynamics`.
+"""A neuron with one state in fused kernels, behind the interface of a plain neuron.
 
-:class:`Fused` stands where a :class:`~snn_revplugin.dynamics.Dynamics` stood, in
-:mod:`snn_revplugin.step` and :mod:`snn_revplugin.sequence`. What it does not compute in a kernel
-(rebuilding a stretch of potentials, a call whose tensors no kernel can take) the dynamics compute
-as ever, with the same bits.
+:class:`TritonNeuron` computes with the same bits forward as the plain neuron, and the same
+gradients to rounding. What the kernels cannot take (tensors that broadcast or have no elements)
+and what they do not compute (a stretch of potentials rebuilt, a residue that corrects a reversed
+potential) goes to the plain neuron.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..neurons.integrate_and_fire import LeakyIntegrateAndFire, ParametricLeakyIntegrateAndFire
-from ..neurons.leaky import Leaky
-from ..neurons.transition import Dynamics
+from ..neurons.kernel_spec import KernelNumbers, KernelSpec
+from ..neurons.one_state import OneStateNeuron
+from ..neurons.transition import (
+    Derivative,
+    Gradients,
+    GraphNodes,
+    Inputs,
+    KeptSequence,
+    Needed,
+    Scan,
+    SequenceGradients,
+    States,
+    StepParts,
+    StepView,
+)
 from ..packed.spikes import PackedSpikes, contiguous
-from ..replay import Normed, Recomputable, normed
-from .kernel_spec import JUMPING, SURROGATES, KernelSpec, spec_of
-from .launch import Layout, Parameters, Total, arranged, empty, kernels, launch, parameters_in
+from ..replay import Normed, normed
+from .launch import BITS, Layout, Parameters, Totals, arranged, empty, launch, parameters_in, unpack
+from .triton_transition import TritonTransition
 
-Gradients = tuple[Tensor | None, ...]
+Wanted = tuple[bool, bool, bool]  # which gradients are needed, of decay, threshold and factor
 
 
-class TritonNeuron:
-    """The kernels for one neuron.
+class KernelParts:
+    """A time step that a kernel has computed, see :class:`..neurons.transition.StepParts`."""
 
-    Args:
-        plain: its dynamics, of a kind that :func:`.form.why_none` has nothing against.
-        interpreted: whether Triton's interpreter runs the kernels.
+    __slots__ = ("_after", "_charged", "_fired", "_neuron", "_spikes", "_x_and_v")
+
+    def __init__(self, neuron: TritonNeuron, x: Tensor, v: Tensor, layout: Layout) -> None:
+        self._neuron, self._x_and_v = neuron, (arranged(x, layout), v)
+        spec, count = neuron.spec(x.dtype, v.dtype, x.is_cuda), x.numel()
+        keeps_charged = neuron.plain.reset_keeps_charged
+        writes_charged = neuron.nodes is not GraphNodes.ONE and not keeps_charged
+        self._spikes, self._after = (
+            empty(x.shape, layout, dtype, x) for dtype in (spec.spikes, spec.after)
+        )
+        charged = empty(x.shape, layout, spec.charged, x) if writes_charged else None
+        bits = empty((-(-count // BITS),), (1,), torch.uint8, x)
+        self._launch(layout, self._spikes, bits, charged, self._after)
+        self._charged = self._after if keeps_charged else charged
+        dtype = neuron.surrogate.dtype_of_spikes(self._after)
+        self._fired = PackedSpikes.of_bits(bits, x.shape, layout, dtype, neuron.graded_factor)
+
+    def _launch(self, layout: Layout, *outputs: Tensor | None) -> None:
+        neuron, (x, v) = self._neuron, self._x_and_v
+        spec, count = neuron.spec(x.dtype, v.dtype, x.is_cuda), x.numel()
+        launch(
+            neuron.code.forward_kernel, count, x, arranged(v, layout),
+            *neuron.arguments(spec, x.shape, layout), *outputs, None, 1, count, like=x, spec=spec,
+        )  # fmt: skip
+
+    @property
+    def charged(self) -> Tensor:
+        """The charged potential; of a step that is one graph node computed only if it is read."""
+        if self._charged is None:
+            (x, v), layout = self._x_and_v, self._fired.layout
+            spec = self._neuron.spec(x.dtype, v.dtype, x.is_cuda)
+            self._charged = empty(x.shape, layout, spec.charged, x)
+            self._launch(layout, None, None, self._charged, None)
+        return self._charged
+
+    @property
+    def reset_signal(self) -> Tensor | None:
+        return self._neuron.plain.reset_signal_at(self._x_and_v[1])
+
+    def fire(self) -> tuple[PackedSpikes, Tensor]:
+        return self._fired, self._spikes
+
+    def states(self) -> States:
+        return (self._after,)
+
+
+@dataclass
+class BackwardTensors:
+    """What the kernel for a step backward reads and writes, see :mod:`.neuron`; None for the rest.
+
+    ``h`` is the potential after the step where ``from_after``, else the charged one.
     """
 
-    fused = True
+    grad_spikes: Tensor | None = None
+    grad: Tensor | None = None
+    h: Tensor | None = None
+    before: Tensor | None = None
+    x: Tensor | None = None
+    bits: Tensor | None = None
+    signal: Tensor | None = None
+    grad_x: Tensor | None = None
+    grad_before: Tensor | None = None
+    before_out: Tensor | None = None
+    from_after: bool = False
 
-    def __init__(self, plain: Dynamics, interpreted: bool) -> None:
-        self.plain, self.interpreted, self.code = plain, interpreted, kernels(interpreted)
-        self._specs: dict[tuple, KernelSpec] = {}
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the step's shape and device."""
+        return self.grad_spikes if self.grad is None else self.grad
+
+    def arguments(self, layout: Layout) -> tuple[Tensor | None, ...]:
+        """What is read, in the kernel's order."""
+        read = self.grad_spikes, self.grad, self.h, self.before, self.x
+        return *(_arranged(each, layout) for each in read), self.bits, self.signal
+
+    @property
+    def outputs(self) -> tuple[Tensor | None, ...]:
+        """What is written, in the kernel's order."""
+        return self.grad_x, self.grad_before, self.before_out
+
+
+class TritonNeuron(TritonTransition):
+    """The kernels for one neuron with one state."""
+
+    module = "neuron"
+
+    def __init__(self, plain: OneStateNeuron, interpreted: bool) -> None:
+        super().__init__(plain, interpreted)
+        self._reset = plain.kernel_spec(torch.float32, torch.float32, False).reset
+        self._numbers_of: dict[bool, KernelNumbers] = {}
         self._parameters: dict[tuple, Parameters] = {}
         self._layouts: dict[tuple, Layout] = {}
-        constants = SURROGATES[plain.surrogate.name](*plain.surrogate.parameters)
-        self._constants = (*map(float, constants), *(0.0,) * (3 - len(constants)))
-        self._resting = (
-            float(getattr(plain, "v_reset", None) or 0.0),
-            float(getattr(plain, "rest", 0.0)),
-        )
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.plain, name)
+    # ------------------------------------------------------------------------- one step forward
 
-    # -------------------------------------------------------------------------------------- forward
-
-    def take(
-        self, link: Any, x: Tensor, v: Tensor
-    ) -> tuple[Tensor | PackedSpikes, Tensor, Tensor, Tensor]:
-        return self.step(x, v, with_charged=link.current is None)
-
-    def step(
-        self, x: Tensor, v: Tensor, with_charged: bool = True
-    ) -> tuple[Tensor | PackedSpikes, Tensor, Tensor, Tensor]:
-        """As :meth:`Dynamics.step`, with the zeros and ones packed already.
-
-        Without ``with_charged`` the charged potential is not written, and the one after the reset
-        stands in its place.
-        """
+    def begin(self, x: Tensor, states: States) -> StepParts:
+        (v,) = states
         layout = self._layout(x, v)
         if layout is None:
-            return self.plain.step(x, v)
-        spec, count = self._spec(x.dtype, v.dtype, x), x.numel()
-        arguments = self._arguments(spec, x.shape, layout, x)
-
-        def output(dtype: torch.dtype) -> Tensor:
-            return empty(x.shape, layout, dtype, x)
-
-        spikes, after = output(spec.spikes), output(spec.after)
-        bits = empty((-(-count // 8),), (1,), torch.uint8, x)
-        charged = output(spec.charged) if with_charged and not self.plain.charged_is_kept else None
-        launch(
-            self.code.forward_kernel, count, arranged(x, layout), arranged(v, layout), *arguments,
-            spikes, bits, charged, after, None, 1, count, like=x, spec=spec,
-        )  # fmt: skip
-        charged = after if charged is None else charged
-        fired = self.plain.surrogate.dtype_of_spikes(charged)
-        return self._packed(bits, x.shape, layout, fired), spikes, charged, after
-
-    def begin(self, link: Any, x: Tensor, v: Tensor) -> Tensor:
-        """The charge of a step in parts: all is computed, and what the parts still to come give out
-        waits in the state."""
-        *link.ahead, charged, after = self.step(x, v)
-        link.ahead.append(after)
-        return charged
-
-    def fire(self, link: Any) -> tuple[Tensor | PackedSpikes, Tensor]:
-        """The zeros and ones and the spikes."""
-        fired, spikes, link.ahead = link.ahead
-        if not self.plain.reset_needs_signal:
-            link.ahead = None
-        return fired, spikes
-
-    def finish(self, link: Any) -> Tensor:
-        """The potential after the reset."""
-        after, link.ahead = link.ahead, None
-        return after
-
-    def takes_sequence(self, v: Tensor, dtype: torch.dtype) -> bool:
-        """Whether a kernel can take a sequence that starts from ``v``, with currents of that
-        dtype."""
-        spec = self._spec(
-            dtype, v.dtype, v
-        )  # one whose steps change the dtype of the potential cannot be looped over
-        return v.numel() > 0 and v.dim() > 0 and spec.after == spec.charged == v.dtype
-
-    def had_again(
-        self, value: Recomputable | None, currents: Tensor, v: Tensor
-    ) -> Recomputable | None:
-        """The way in which a sequence's backward has its currents: by a batch norm's input, if they
-        are what a norm gives out, and nothing depends on their last bit. Spikes are kept as bits,
-        an error in the potentials does not grow (no decay is above one), and the surrogate's
-        derivative is continuous; so the gradients are those of the currents, to rounding.
-
-        Args:
-            value: the currents ``[T, ...]``, as they can be had.
-            v: the potential before the first step.
-        """
-        count = v.numel()
-        if currents.dtype is not torch.float32 or self.plain.surrogate.name in JUMPING or count % 8:
-            return value
-        if not self.takes_sequence(v, currents.dtype):
-            return value
-        by_input = normed(value, currents)
-        return value if by_input is None or count % by_input.period else by_input
-
-    def takes_inexact(self, currents: Recomputable) -> bool:
-        """Whether a kernel takes currents that come back up to rounding: those that it has by a
-        norm's input."""
-        return isinstance(currents, Normed)
-
-    def sequence(
-        self, currents: Tensor, v: Tensor, keeps_charged: bool, with_path: bool
-    ) -> tuple[PackedSpikes, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """T time steps in one launch; see :meth:`takes_sequence`.
-
-        Returns:
-            The packed spikes, the spikes ``[T, ...]``, the last potential, and if they are wanted
-            the charged potentials and those after every step.
-        """
-        layout, spec = self._layout(currents[0], v), self._spec(currents.dtype, v.dtype, v)
-        shape, flat, all_flat = v.shape, contiguous(v.shape), contiguous(currents.shape)
-        count = v.numel()
-
-        def outputs(dtype: torch.dtype) -> Tensor:
-            return empty(currents.shape, all_flat, dtype, v)
-
-        spikes, last = outputs(spec.spikes), empty(shape, flat, spec.after, v)
-        charged = outputs(spec.charged) if keeps_charged else None
-        path = outputs(spec.after) if with_path else None
-        whole = count % 8 == 0 or len(currents) == 1
-        bits = empty((-(-currents.numel() // 8),), (1,), torch.uint8, v) if whole else None
-        launch(
-            self.code.forward_kernel, count, arranged(currents, all_flat), arranged(v, flat),
-            *self._arguments(spec, shape, flat, v), spikes, bits, charged, last, path,
-            len(currents), count, like=v, spec=spec,
-        )  # fmt: skip
-        if whole:
-            packed = self._packed(
-                bits, currents.shape, all_flat, self.plain.surrogate.dtype_of_spikes(last)
-            )
-        else:  # a step's last byte is the next one's first
-            dtype = self.plain.surrogate.dtype_of_spikes(last)
-            packed = PackedSpikes(spikes != 0, dtype, self.plain.graded_factor)
-        return packed, spikes, arranged(last, layout), charged, path
-
-    # ------------------------------------------------------------------------------------- backward
-
-    def gradient(
-        self,
-        grad_spikes: Tensor | None,
-        grad_v: Tensor | None,
-        view: Any,
-        learned: tuple[bool, ...],
-    ) -> Any:
-        """As :meth:`Dynamics.gradient`, of a neuron whose step is one node; and the potential
-        before is handed down."""
-        return self._through_charge("step", grad_spikes, grad_v, view, learned)
-
-    def gradient_of_charge(self, grad_h: Tensor, view: Any, learned: tuple[bool, ...]) -> Any:
-        """As :meth:`Dynamics.gradient_of_charge`; and the potential before is handed down."""
-        return self._through_charge("charge", None, grad_h, view, learned)
-
-    def gradient_of_fire(self, grad_spikes: Tensor, view: Any, learned: tuple[bool, ...]) -> Any:
-        layout = _layout_of(view.link.fired)
-        if layout is None:
-            return self.plain.gradient_of_fire(grad_spikes, view, learned)
-        h, bits = view.charged, view.link.fired.bits
-        grad_h = empty(h.shape, layout, h.dtype, h)
-        totals = self._launch_backward(
-            "fire",
-            layout,
-            h,
-            (False, learned[1], learned[2]),
-            grad_spikes=grad_spikes,
-            h=h,
-            bits=bits,
-            grad_x=grad_h,
-        )
-        return grad_h, totals
-
-    def gradient_of_reset(self, grad_v: Tensor, view: Any, learned: tuple[bool, ...]) -> Any:
-        layout = _layout_of(view.link.fired)
-        if layout is None:
-            return self.plain.gradient_of_reset(grad_v, view, learned)
-        h, before, bits = view.charged, view.before, view.link.fired.bits
-        spec = self._spec(h.dtype, before.dtype, h)
-        grad_h, grad_spikes = (
-            empty(h.shape, layout, grad_v.dtype, h),
-            empty(h.shape, layout, spec.spikes, h),
-        )
-        wanted = False, learned[1] and spec.reset == "subtract", learned[2]
-        totals = self._launch_backward(
-            "reset", layout, h, wanted,
-            grad=grad_v, h=h, before=before, bits=bits, grad_x=grad_h, grad_before=grad_spikes,
-        )  # fmt: skip
-        return grad_h, grad_spikes, totals
-
-    def _through_charge(
-        self,
-        part: str,
-        grad_spikes: Tensor | None,
-        grad: Tensor | None,
-        view: Any,
-        learned: tuple[bool, ...],
-    ) -> Any:
-        plain, link, layout = self.plain, view.link, _layout_of(view.link.fired)
-        below, leaky = link.before, isinstance(plain, Leaky)
-        reverses = view.invertible and not view.anchored and "before" not in view.__dict__
-        if reverses and (
-            below.residue is not None or layout is None or not _lies_in(layout, below.fired)
-        ):
-            view.hand_down()
-            reverses = False
-        if layout is None:
-            if part == "step":
-                return plain.gradient(grad_spikes, grad, view, learned)
-            return plain.gradient_of_charge(grad, view, learned)
-
-        needs_resets = leaky and plain.has_reset_signal
-        resets_from_bits = needs_resets and plain.delayed and _lies_in(layout, below.fired)
-        given: dict[str, Tensor | None] = {"grad": grad, "grad_spikes": grad_spikes}
-        if part == "step" or reverses:
-            given["h"] = view.charged
-        if part == "step" and plain.v_reset is not None:
-            given["bits"] = link.fired.bits
-        if resets_from_bits or (reverses and _lies_in(layout, below.fired)):
-            given["bits_before"] = below.fired.bits
-        reads_current = not leaky and any(learned) and plain.decay_input
-        if reverses or reads_current:
-            given["x"] = view.current
-            if given["x"] is None:
-                given["h"] = view.charged
-        if not reverses and (any(learned) or (needs_resets and not resets_from_bits)):
-            given["before"] = view.before
-
-        like = grad_spikes if grad is None else grad
-        h_dtype = grad.dtype if part == "charge" else view.charged.dtype
-        outputs = {"grad_before": empty(like.shape, layout, h_dtype, like)}
-        if not leaky:
-            outputs["grad_x"] = empty(like.shape, layout, h_dtype, like)
-        if reverses:
-            outputs["charged_before"] = empty(like.shape, layout, h_dtype, like)
-        wanted = learned if leaky else (*learned, *(False,) * (3 - len(learned)))
-        if leaky:
-            wanted = learned[0], learned[1] and plain.reset_kind == "subtract", False
-        totals = self._launch_backward(
-            part, layout, like, wanted, dtype=h_dtype, **given, **outputs
-        )
-        if reverses:
-            below.charged = outputs["charged_before"]
-        if not leaky:
-            totals = self._of_rate(totals[0], given.get("x") is not None, learned)
-        return outputs.get("grad_x", grad), outputs["grad_before"], totals
-
-    def _launch_backward(
-        self,
-        part: str,
-        layout: Layout,
-        like: Tensor,
-        wanted: tuple[bool, ...],
-        dtype: torch.dtype | None = None,
-        **tensors: Tensor | None,
-    ) -> Gradients:
-        """Launch a step backward over named tensors; the gradients of decay, threshold and factor
-        come back."""
-        before, bits = tensors.get("before"), ("bits", "bits_before")
-        dtype = dtype or like.dtype
-        spec = self._spec(dtype, dtype if before is None else before.dtype, like)
-        totals = self._totals(spec, wanted, like.shape, layout, like)
-
-        def flat(*names: str) -> list[Tensor | None]:
-            found = ((name, tensors.get(name)) for name in names)
-            return [
-                each if each is None or name in bits else arranged(each, layout)
-                for name, each in found
-            ]
-
-        launch(
-            self.code.step_backward_kernel,
-            like.numel(),
-            *flat("grad_spikes", "grad", "h", "before", "x", "bits", "bits_before"),
-            *self._arguments(spec, like.shape, layout, like),
-            *self._constants,
-            *(tensors.get(name) for name in ("grad_x", "grad_before", "charged_before")),
-            *(each.room for each in totals),
-            like.numel(),
-            like=like,
-            spec=spec,
-            PART=part,
-        )
-        return self._summed(totals)
-
-    def gradient_of_sequence(
-        self,
-        currents: Any,
-        charged: Tensor | None,
-        start: Tensor,
-        dtype: torch.dtype,
-        grad_spikes: Tensor | None,
-        grad_last: Tensor | None,
-        grad_path: Tensor | None,
-        learned: tuple[bool, ...],
-        fired: PackedSpikes,
-    ) -> tuple[Tensor, Tensor, Gradients]:
-        """T time steps backward in one launch; see :meth:`takes_sequence`.
-
-        Args:
-            currents: the :class:`~snn_revplugin.replay.Value` of the currents ``[T, ...]``, or None
-                where ``charged`` is kept.
-            start: the potential before the first step.
-            dtype: of the currents and of the gradient at them.
-            fired: the spikes.
-
-        Returns:
-            The gradients at the currents, at the potential before and at the parameters.
-        """
-        by_norm = isinstance(currents, Normed)
-        if by_norm:
-            given, owned = currents.input.value().reshape(currents.shape), False
-        else:
-            given, owned = (charged, False) if currents is None else currents.take()
-        spec = self._spec(dtype, start.dtype, start)
-        shape, flat, all_flat = start.shape, contiguous(start.shape), contiguous(given.shape)
-
-        def flatly(tensor: Tensor | None, layout: Layout = all_flat) -> Tensor | None:
-            return None if tensor is None else arranged(tensor, layout)
-
-        x, h = (None, flatly(given)) if currents is None else (flatly(given), None)
-        channels = (None, None, None, 1, 1, None)
-        if by_norm:
-            channels = (
-                *(each.contiguous() for each in currents.channels()),
-                *currents.geometry,
-                fired.bits,
-            )
-        if h is None:
-            writable = owned or x.data_ptr() != given.data_ptr()
-            h = (
-                x
-                if writable and x.dtype == spec.charged
-                else empty(given.shape, all_flat, spec.charged, start)
-            )
-        grad_currents = (
-            h if x is not None and h.dtype == dtype else empty(given.shape, all_flat, dtype, start)
-        )
-        grad_start = empty(shape, flat, spec.after, start)
-        wanted = (*learned, *(False,) * (3 - len(learned)))
-        if grad_spikes is None and isinstance(self.plain, Leaky):  # no gradient, not one of zero
-            wanted = learned[0], learned[1] and spec.reset == "subtract", False
-        totals = self._totals(spec, wanted, shape, flat, start)
-        launch(
-            self.code.sequence_backward_kernel,
-            start.numel(),
-            x,
-            *channels,
-            h,
-            flatly(start, flat),
-            flatly(grad_spikes),
-            flatly(grad_last, flat),
-            flatly(grad_path),
-            *self._arguments(spec, shape, flat, start),
-            *self._constants,
-            grad_currents,
-            grad_start,
-            *(each.room for each in totals),
-            len(given),
-            start.numel(),
-            like=start,
-            spec=spec,
-        )
-        sums = self._summed(totals)
-        if not isinstance(self.plain, Leaky):
-            sums = self._of_rate(sums[0], False, learned)
-        return grad_currents, grad_start, sums
-
-    # -------------------------------------------------------------------------------------- details
-
-    def _spec(self, current: torch.dtype, potential: torch.dtype, like: Tensor) -> KernelSpec:
-        key = current, potential, like.is_cuda
-        spec = self._specs.get(key)
-        if spec is None:
-            spec = self._specs[key] = spec_of(self.plain, *key)
-        return spec
+            return self.plain.begin(x, states)
+        return KernelParts(self, x, v, layout)
 
     def _layout(self, x: Tensor, v: Tensor) -> Layout | None:
         """The strides that torch would give the charged potential; None where no kernel can take
@@ -418,110 +148,266 @@ class TritonNeuron:
         if x.shape != v.shape or x.dim() == 0 or 0 in x.shape:
             return None
         strides = x.stride()
-        if (
-            strides == v.stride()
-            and x.is_contiguous()
-            and all(each.is_contiguous() for each in self.plain.parameters)
-        ):
+        same = strides == v.stride() and x.is_contiguous()
+        if same and all(each.is_contiguous() for each in self.parameters):
             return strides
         key = x.shape, strides, v.stride(), x.dtype, v.dtype
         if key not in self._layouts:
-            tensors = {each.name: getattr(self.plain, each.name) for each in fields(self.plain)}
-            tensors = {
-                name: each.detach().to("meta")
-                for name, each in tensors.items()
-                if isinstance(each, Tensor)
-            }
-            meta = replace(self.plain, **tensors)
-            if isinstance(
-                self.plain, Leaky
-            ):  # beta or a copy of it, as its values have it, and those meta has not
-                meta.__dict__["clamped_beta"] = self.plain.clamped_beta.to("meta")
-            on_meta = [
+            meta = self.plain.on_meta()
+            x, v = (
                 torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device="meta")
                 for each in (x, v)
-            ]
-            h = meta.charge(*on_meta, meta.reset_signal(on_meta[1]))
-            self._layouts[key] = h.stride()
+            )
+            with torch.no_grad():
+                self._layouts[key] = meta.charge(x, v, meta.reset_signal_at(v)).stride()
         return self._layouts[key]
 
-    def _arguments(
-        self, spec: KernelSpec, shape: torch.Size, layout: Layout, like: Tensor
-    ) -> tuple:
-        """Decay, threshold, factor, how they lie, v_reset and rest."""
-        key = shape, layout, spec.divides
+    # ------------------------------------------------------------------------ one step backward
+
+    def vjp(
+        self, view: StepView, grad_outputs: Tensor | None, grad_states: Gradients, needed: Needed
+    ) -> Derivative:
+        if _layout_of(view.packed) is None:
+            return self.plain.vjp(view, grad_outputs, grad_states, needed)
+        given = BackwardTensors(grad_spikes=grad_outputs, grad=grad_states[0])
+        return self._through_charge("step", given, view, _wanted(needed))
+
+    def vjp_of_charge(self, view: StepView, grad_charged: Tensor, needed: Needed) -> Derivative:
+        if _layout_of(view.packed) is None:
+            return self.plain.vjp_of_charge(view, grad_charged, needed)
+        of_decay, of_threshold, _ = _wanted(needed)
+        wanted = of_decay, of_threshold and self._reset == "subtract", False
+        return self._through_charge("charge", BackwardTensors(grad=grad_charged), view, wanted)
+
+    def vjp_of_fire(
+        self, view: StepView, grad_outputs: Tensor, needed: Needed
+    ) -> tuple[Tensor, Gradients]:
+        layout, (_, *wanted) = _layout_of(view.packed), _wanted(needed)
+        if layout is None:
+            return self.plain.vjp_of_fire(view, grad_outputs, needed)
+        h = view.charged
+        given = BackwardTensors(grad_spikes=grad_outputs, h=h, bits=view.packed.bits)
+        given.grad_x = empty(h.shape, layout, h.dtype, h)
+        grads = self._launch_backward("fire", layout, self._spec_like(h), given, (False, *wanted))
+        return given.grad_x, grads
+
+    def vjp_of_reset(
+        self, view: StepView, grad_states: Gradients, needed: Needed
+    ) -> tuple[Tensor, Tensor | None, Gradients]:
+        layout, (_, *wanted) = _layout_of(view.packed), _wanted(needed)
+        if layout is None:
+            return self.plain.vjp_of_reset(view, grad_states, needed)
+        h, (grad,) = view.charged, grad_states
+        spec = self._spec_like(h)
+        given = BackwardTensors(grad=grad, h=h, bits=view.packed.bits)
+        self._add_signal(given, view, layout)
+        given.grad_x = empty(h.shape, layout, grad.dtype, h)
+        given.grad_before = empty(h.shape, layout, spec.spikes, h)
+        wanted = False, wanted[0] and self._reset == "subtract", wanted[1]
+        grads = self._launch_backward("reset", layout, spec, given, wanted)
+        return given.grad_x, given.grad_before, grads
+
+    def _through_charge(
+        self, part: str, given: BackwardTensors, view: StepView, wanted: Wanted
+    ) -> Derivative:
+        """The derivative of a whole step or of its charge, which also reverses the step where the
+        states before it follow from that."""
+        layout, reverses, like = view.packed.layout, view.reverses, given.like
+        if not reverses:
+            view.hand_down()  # where a residue corrects what is reversed
+        if part == "step" or reverses:
+            self._add_charged(given, view)
+        if part == "step" and self._reset == "hard":
+            given.bits = view.packed.bits
+        self._add_signal(given, view, layout)
+        if reverses or (self.reads_input and wanted[0]):
+            given.x = view.current
+        if wanted[0] and not reverses:
+            (given.before,) = view.before
+        charged = given.grad if part == "charge" else given.h
+        spec = self._spec_like(charged, given.before)
+        passes_on = part == "charge" and spec.charge == "leaky"  # the charge adds x as it is
+        given.grad_before, given.grad_x, given.before_out = (
+            empty(like.shape, layout, charged.dtype, like) if written else None
+            for written in (True, not passes_on, reverses)
+        )
+        grads = self._launch_backward(part, layout, spec, given, wanted)
+        if reverses:
+            view.leave_before((given.before_out,))
+        return given.grad if passes_on else given.grad_x, (given.grad_before,), grads
+
+    def _add_charged(self, given: BackwardTensors, view: StepView) -> None:
+        """The charged potential, or that after a soft reset, which the kernel inverts."""
+        if view.has_charged or self._reset != "soft" or not view.invertible:
+            given.h = view.charged
+        else:
+            (given.h,), given.bits, given.from_after = view.after, view.packed.bits, True
+
+    def _add_signal(self, given: BackwardTensors, view: StepView, layout: Layout) -> None:
+        if self.has_reset_signal:
+            given.signal = _bits_in(view.packed_signal, layout)
+
+    def _spec_like(self, h: Tensor, before: Tensor | None = None) -> KernelSpec:
+        """What a kernel backward is compiled for, from the charged potential and the state before,
+        if that is read."""
+        return self.spec(h.dtype, h.dtype if before is None else before.dtype, h.is_cuda)
+
+    def _launch_backward(
+        self, part: str, layout: Layout, spec: KernelSpec, given: BackwardTensors, wanted: Wanted
+    ) -> Gradients:
+        """Launch the kernel for a step backward; the gradients at the parameters."""
+        like = given.like
+        totals = Totals(spec, wanted, like.shape, layout, like)
+        launch(
+            self.code.step_backward_kernel, like.numel(), *given.arguments(layout),
+            *self.arguments(spec, like.shape, layout), *self._constants, *given.outputs,
+            *totals.memory, like.numel(), like=like, spec=spec, PART=part,
+            FROM_AFTER=given.from_after,
+        )  # fmt: skip
+        return self.plain.gradients_from_kernel(totals.sums(self._numbers(spec)))
+
+    # ------------------------------------------------------------------------------- sequences
+
+    def scan(
+        self, inputs: Tensor, states: States, keep_charged: bool = False, with_path: bool = False
+    ) -> Scan:
+        (v,) = states
+        if not self._takes_scan(inputs.shape, inputs.dtype, v):
+            return self.plain.scan(inputs, states, keep_charged, with_path)
+        layout, spec = self._layout(inputs[0], v), self.spec(inputs.dtype, v.dtype, v.is_cuda)
+        shape, flat, all_flat = v.shape, contiguous(v.shape), contiguous(inputs.shape)
+        steps, count = len(inputs), v.numel()
+        spikes, charged, path = (
+            empty(inputs.shape, all_flat, dtype, v) if written else None
+            for dtype, written in (
+                (spec.spikes, True), (spec.charged, keep_charged), (spec.after, with_path)
+            )
+        )  # fmt: skip
+        last = empty(shape, flat, spec.after, v)
+        bits = empty((steps * -(-count // BITS),), (1,), torch.uint8, v)
+        launch(
+            self.code.forward_kernel, count, arranged(inputs, all_flat), arranged(v, flat),
+            *self.arguments(spec, shape, flat), spikes, bits, charged, last, path, steps, count,
+            like=v, spec=spec,
+        )  # fmt: skip
+        packed = self._packed_scan(bits, inputs.shape, self.surrogate.dtype_of_spikes(last))
+        return Scan(packed, spikes, (arranged(last, layout),), charged, path)
+
+    def _packed_scan(self, bits: Tensor, shape: torch.Size, dtype: torch.dtype) -> PackedSpikes:
+        """The spikes of T steps from bits that start at a whole byte in each step."""
+        steps, count = shape[0], shape[1:].numel()
+        if steps == 1 or count % BITS == 0:
+            return PackedSpikes.of_bits(bits, shape, contiguous(shape), dtype, self.graded_factor)
+        fired = unpack(self.code, bits, bits.numel() * BITS, torch.bool)
+        fired = fired.view(steps, -1)[:, :count].reshape(shape)
+        return PackedSpikes(fired, dtype, self.graded_factor)
+
+    def _takes_scan(self, shape: torch.Size, dtype: torch.dtype, v: Tensor) -> bool:
+        """Whether a kernel can take T steps from inputs of this shape and dtype: the potential
+        keeps its own."""
+        if shape[1:] != v.shape or 0 in shape or v.dim() == 0:
+            return False
+        spec = self.spec(dtype, v.dtype, v.is_cuda)
+        return spec.after == spec.charged == v.dtype
+
+    def inputs_for_scan(
+        self, inputs: Inputs | None, currents: Tensor, states: States
+    ) -> Inputs | None:
+        """A batch norm's input in the place of its output: the kernel normalises, and the output
+        is not recomputed. The currents then differ in their last bits. That changes gradients by a
+        rounding: spikes are kept as bits, an error in the potentials does not grow (no decay is
+        above one), and the surrogate's derivative must be continuous."""
+        (v,) = states
+        if currents.dtype is not torch.float32 or self.surrogate.jumps:
+            return inputs
+        if not self._takes_scan(currents.shape, currents.dtype, v):
+            return inputs
+        by_input = normed(inputs, currents)
+        return inputs if by_input is None or v.numel() % by_input.period else by_input
+
+    def vjp_of_scan(
+        self, kept: KeptSequence, gradients: SequenceGradients, needed: Needed
+    ) -> Derivative:
+        (start,), packed = kept.start, kept.packed
+        if packed is None or not self._takes_scan(packed.shape, kept.dtype, start):
+            return self.plain.vjp_of_scan(kept, gradients, needed)
+        spec = self.spec(kept.dtype, start.dtype, start.is_cuda)
+        shape, flat, all_flat = start.shape, contiguous(start.shape), contiguous(packed.shape)
+        steps, count = packed.shape[0], start.numel()
+        wanted = _wanted(needed)
+        if gradients.outputs is None:  # nothing comes through the spikes: no gradient, not zero
+            wanted = wanted[0], wanted[1] and self._reset == "subtract", False
+        reads_current = wanted[0] and spec.charge == "decay_input"
+        x, h, channels = self._potentials(kept, spec, all_flat, reads_current)
+        reuses = x is not None and h.dtype == kept.dtype
+        grad_x = h if reuses else empty(packed.shape, all_flat, kept.dtype, start)
+        grad_start, (grad_last,) = empty(shape, flat, spec.after, start), gradients.states
+        totals = Totals(spec, wanted, shape, flat, start)
+        launch(
+            self.code.sequence_backward_kernel, count, x, *channels, _bits_in(packed, all_flat), h,
+            arranged(start, flat), _arranged(gradients.outputs, all_flat),
+            _arranged(grad_last, flat), _arranged(gradients.path, all_flat),
+            *self.arguments(spec, shape, flat), *self._constants, grad_x, grad_start,
+            *totals.memory, steps, count, like=start, spec=spec,
+            WHOLE=steps == 1 or count % BITS == 0,
+        )  # fmt: skip
+        grads = self.plain.gradients_from_kernel(totals.sums(self._numbers(spec)))
+        return grad_x, (grad_start,), grads
+
+    def _potentials(
+        self, kept: KeptSequence, spec: KernelSpec, layout: Layout, reads_current: bool
+    ) -> tuple[Tensor | None, Tensor, tuple]:
+        """The inputs, memory for the charged potentials (that of the inputs, where it may be
+        overwritten), and the mean, scale and bias of a batch norm that gives out the inputs, with
+        their geometry. If the charged potentials are kept: None, and these."""
+        shape, no_norm = kept.packed.shape, (None, None, None, 1, 1)
+        if kept.inputs is None:
+            return None, arranged(kept.charged, layout), no_norm
+        if isinstance(kept.inputs, Normed):
+            channels = (each.contiguous() for each in kept.inputs.channels())
+            channels = (*channels, *kept.inputs.geometry)
+            given, owned = kept.inputs.input.value().reshape(shape), False
+        else:
+            channels, (given, owned) = no_norm, kept.inputs.consume()
+        x = arranged(given, layout)
+        owned = owned or x.data_ptr() != given.data_ptr()
+        if owned and x.dtype == spec.charged and not reads_current:
+            return x, x, channels
+        return x, empty(shape, layout, spec.charged, x), channels
+
+    # --------------------------------------------------------------------------------- details
+
+    def arguments(self, spec: KernelSpec, shape: Sequence[int], layout: Layout) -> tuple:
+        """Decay, threshold, factor, how they lie in memory, v_reset and rest."""
+        key, numbers = (shape, layout, spec.divides), self._numbers(spec)
         known = self._parameters.get(key)
         if known is None:
-            known = self._parameters[key] = parameters_in(self._given(spec), shape, layout)
-        return (*known, *self._resting)
+            known = self._parameters[key] = parameters_in(numbers, shape, layout)
+        return *known, numbers.v_reset, numbers.rest
 
-    def _given(self, spec: KernelSpec) -> tuple[Tensor | float, ...]:
-        plain = self.plain
-        if isinstance(plain, Leaky):
-            return (
-                plain.beta.detach(),
-                plain.threshold.detach(),
-                plain.factor.detach() if plain.graded else 1.0,
-            )
-        decay = 0.0
-        if isinstance(plain, ParametricLeakyIntegrateAndFire):
-            decay = plain.rate.detach()
-        elif isinstance(plain, LeakyIntegrateAndFire):
-            decay = (
-                float(plain.tau) if spec.divides else float(np.float32(1) / np.float32(plain.tau))
-            )
-        return decay, float(plain.threshold), 1.0
-
-    def _packed(
-        self, bits: Tensor, shape: torch.Size, layout: Layout, dtype: torch.dtype
-    ) -> PackedSpikes:
-        return PackedSpikes.of_bits(bits, shape, layout, dtype, self.plain.graded_factor)
-
-    def _totals(
-        self,
-        spec: KernelSpec,
-        wanted: tuple[bool, ...],
-        shape: torch.Size,
-        layout: Layout,
-        like: Tensor,
-    ) -> tuple[Total, Total, Total]:
-        held = spec.decay_held, spec.threshold_held, spec.factor_held
-        return tuple(
-            Total(needed, how, shape, layout, like)
-            for needed, how in zip(wanted, held, strict=True)
-        )
-
-    def _summed(self, totals: tuple[Total, ...]) -> Gradients:
-        """snnTorch's parameters' gradients, or in the first place the sum that the gradient of a
-        learned rate is made of."""
-        if not isinstance(self.plain, Leaky):
-            return None if totals[0].room is None else totals[0].room.sum(), None, None
-        parameters = self.plain.parameters
-        sums = [total.sum(parameter) for total, parameter in zip(totals, parameters, strict=True)]
-        if sums[0] is not None:
-            sums[0] = sums[0] * self.plain.slope_of_clamp
-        return tuple(
-            each if each is None else each.to(parameter.dtype)
-            for each, parameter in zip(sums, parameters, strict=True)
-        )
-
-    def _of_rate(
-        self, total: Tensor | None, from_current: bool, learned: tuple[bool, ...]
-    ) -> Gradients:
-        """The gradient at ``w``, whose sigmoid is the rate of decay, from the sum that the kernel
-        made."""
-        if total is None:
-            return (None,) * len(learned)
-        rate = self.plain.rate.detach()
-        if self.plain.decay_input and not from_current:
-            total = total / rate
-        return ((total * rate * (1 - rate)).to(self.plain.w.dtype),)
+    def _numbers(self, spec: KernelSpec) -> KernelNumbers:
+        numbers = self._numbers_of.get(spec.divides)
+        if numbers is None:
+            numbers = self._numbers_of[spec.divides] = self.plain.kernel_numbers(spec)
+        return numbers
 
 
-def _layout_of(fired: PackedSpikes) -> Layout | None:
+def _wanted(needed: Needed) -> Wanted:
+    """Which of the gradients by decay, threshold and factor are needed."""
+    return (*needed, *(False,) * (3 - len(needed)))
+
+
+def _layout_of(packed: PackedSpikes) -> Layout | None:
     """The layout in which a step's spikes were packed; None where no kernel can take the step."""
-    return None if 0 in fired.shape or len(fired.shape) == 0 else fired.layout
+    return None if 0 in packed.shape or len(packed.shape) == 0 else packed.layout
 
 
-def _lies_in(layout: Layout, fired: PackedSpikes | None) -> bool:
-    return fired is not None and fired.layout == layout
+def _bits_in(packed: PackedSpikes, layout: Layout) -> Tensor:
+    """The bits of spikes in a layout."""
+    if packed.layout == layout:
+        return packed.bits
+    return PackedSpikes(arranged(packed.fired(), layout)).bits
+
+
+def _arranged(tensor: Tensor | None, layout: Layout) -> Tensor | None:
+    return None if tensor is None else arranged(tensor, layout)

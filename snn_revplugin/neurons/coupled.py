@@ -4,9 +4,9 @@ here.
 Input ``x``, potential ``v`` and output ``y`` are split in two halves along the feature dimension.
 One time step:
 
-    m1 = v1  + (x1 - v1) / tau      s1 = H(m1 - theta)    y1 = s1 + beta x2    v1' = R(m1, s1) +
-    alpha v2 m2 = v1' + (y1 - v1') / tau     s2 = H(m2 - theta)    y2 = s2 + beta x1    v2' = R(m2,
-    s2) + alpha v1
+    m1 = v1  + (x1 - v1) / tau      s1 = H(m1 - theta)    y1 = s1 + beta x2
+    m2 = v1' + (y1 - v1') / tau     s2 = H(m2 - theta)    y2 = s2 + beta x1
+    v1' = R(m1, s1) + alpha v2      v2' = R(m2, s2) + alpha v1
 
 with ``R(m, s) = (1 - s) m + s v_reset``, or ``m - theta s`` for a soft reset. Outputs are
 real-valued. Given the spike bits, which are kept and never decided again, the step runs backwards:
@@ -49,8 +49,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..packed.spikes import PackedSpikes
+from ..packed.spikes import PackedSpikes, to_binary
+from .kernel_spec import ROUNDINGS, KernelSpec, why_dtypes_differ, why_tensors_need_plain_code
 from .surrogate import AnySurrogate, Surrogate
+from .transition import (
+    Derivative,
+    Gradients,
+    KeptSequence,
+    Needed,
+    Scan,
+    SequenceGradients,
+    States,
+    StepView,
+    Transition,
+)
 
 SMALLEST_ALPHA = (
     2.0**-6
@@ -65,8 +77,26 @@ Pair = tuple[Tensor | None, Tensor | None]  # the two halves of a tensor
 NEW: Pair = (None, None)  # no memory to write into
 
 
-@dataclass(frozen=True)
-class Coupled:
+class CoupledParts:
+    """A time step, see :class:`.transition.StepParts`; its one graph node takes it whole."""
+
+    __slots__ = ("_step",)
+
+    charged = reset_signal = None
+
+    def __init__(self, step: tuple[Tensor, Tensor, Tensor | PackedSpikes]) -> None:
+        self._step = step
+
+    def fire(self) -> tuple[Tensor | PackedSpikes, Tensor]:
+        outputs, _, fired = self._step
+        return fired, outputs
+
+    def states(self) -> States:
+        return (self._step[1],)
+
+
+@dataclass(frozen=True, eq=False)
+class Coupled(Transition):
     """The neuron's equations.
 
     Args:
@@ -97,8 +127,8 @@ class Coupled:
     surrogate: AnySurrogate | None = ATAN
     split_dim: int = 1
 
-    parameters = ()
-    fused = False  # whether these are kernels in the equations' place, see snn_revplugin.kernels
+    from_outputs = True
+    _versions = _values = ()  # its numbers are no tensors
 
     def __post_init__(self) -> None:
         if not 1 <= self.tau < math.inf:
@@ -205,7 +235,7 @@ class Coupled:
         Returns:
             ``x`` and ``v``.
         """
-        spikes, v = ones(fired, y.dtype), torch.empty_like(v_after)
+        spikes, v = to_binary(fired, y.dtype), torch.empty_like(v_after)
         (y1, y2), (s1, s2), (after1, after2), (v1, v2) = (
             self.halves(each) for each in (y, spikes, v_after, v)
         )
@@ -224,54 +254,127 @@ class Coupled:
         torch.sub(y1, s1, out=x2)
         return x if self.beta == 1 else x.div_(self.beta)
 
-    def again(self, y: Pair, spikes: Pair, v: Pair, charged: Pair = NEW) -> Pair:
+    @property
+    def thresholds(self) -> tuple[float, float]:
+        """The smallest and the largest threshold of any neuron, as magnitudes."""
+        return abs(self.v_threshold), abs(self.v_threshold)
+
+    # ------------------------------------------------------------------------------- transition
+
+    @property
+    def spikes_carry_gradient(self) -> bool:
+        return True  # outputs carry that of the input beside that of the spikes
+
+    def begin(self, x: Tensor, states: States) -> CoupledParts:
+        return CoupledParts(self.step(x, states[0]))
+
+    def again(self, view: StepView, states: States) -> tuple[None, States]:
+        after = torch.empty_like(states[0])
+        parts = (view.outputs, view.fired, states[0], after)
+        self.step_again(*map(self.halves, parts))
+        return None, (after,)
+
+    def vjp(
+        self, view: StepView, grad_outputs: Tensor | None, grad_states: Gradients, needed: Needed
+    ) -> Derivative:
+        y, (before,), (after,) = view.outputs, view.before, view.after
+        ys, spikes = self.halves(y), self.halves(view.fired)
+        charged = (
+            self.charge_first(ys, spikes, self.halves(before)),
+            self.charge_second(ys, self.halves(after)[0]),
+        )
+        given = (None if g is None else self.halves(g) for g in (grad_outputs, *grad_states))
+        grad_x, grad_v = torch.empty_like(y), torch.empty_like(y)
+        self.gradient(charged, spikes, *given, self.halves(grad_x), self.halves(grad_v))
+        return grad_x, (grad_v,), ()
+
+    def scan(
+        self, inputs: Tensor, states: States, keep_charged: bool = False, with_path: bool = False
+    ) -> Scan:
+        outputs = torch.empty_like(inputs)
+        fired = torch.empty_like(outputs, dtype=torch.bool)
+        v = self.halves(states[0])
+        steps = (self._steps(each) for each in (inputs, outputs, fired))
+        for x, y, s in zip(*steps, strict=True):
+            v = self.step_into(x, v, y, s)
+        last = torch.cat(v, self.split_dim)
+        return Scan(PackedSpikes(fired, outputs.dtype), outputs, (last,))
+
+    def vjp_of_scan(
+        self, kept: KeptSequence, gradients: SequenceGradients, needed: Needed
+    ) -> Derivative:
+        charged = torch.empty_like(kept.outputs)
+        fired, ms = self._steps(kept.packed.fired()), self._steps(charged)
+        dtype, v = kept.outputs.dtype, self.halves(kept.start[0])
+        for y, s, m in zip(self._steps(kept.outputs), fired, ms, strict=True):
+            v = self.step_again(y, _ones(s, dtype), v, charged=m)
+        del v
+        given = gradients.outputs
+        grad_ys = [None] * len(ms) if given is None else self._steps(given)
+        grad_v = None if gradients.states[0] is None else self.halves(gradients.states[0])
+        for m, s, grad_y in zip(reversed(ms), reversed(fired), reversed(grad_ys), strict=True):
+            _, grad_v = self.gradient(m, _ones(s, dtype), grad_y, grad_v, out=m)
+        return charged, (torch.cat(grad_v, self.split_dim),), ()
+
+    def recover_inputs(self, packed: PackedSpikes, time: bool, outputs: Tensor) -> Tensor:
+        return self.inputs(outputs, packed.binary(), time)
+
+    def _steps(self, sequence: Tensor) -> list[Pair]:
+        """The halves of each time step of a sequence."""
+        halves = self.halves(sequence, time=True)
+        return list(zip(*(half.unbind(0) for half in halves), strict=True))
+
+    # ----------------------------------------------------------------------------------- kernels
+
+    def why_no_kernel(self, x: Tensor, states: States) -> str | None:
+        return why_tensors_need_plain_code(self, x, states) or why_dtypes_differ(
+            self, x, states, keeps_dtype=True
+        )
+
+    def kernel_spec(self, x: torch.dtype, state: torch.dtype, on_cuda: bool) -> KernelSpec:
+        return KernelSpec(
+            charge="coupled",
+            reset="soft" if self.v_reset is None else "hard",
+            detached=self.detach_reset,
+            surrogate=self.surrogate.name,
+            strict=self.surrogate.strict,
+            to_zero=not self.v_reset,
+            on_cuda=on_cuda,
+            **dict.fromkeys(ROUNDINGS, x),
+        )
+
+    def kernel_numbers(self, spec: KernelSpec) -> tuple[float, ...]:
+        """The leak, the weights of either half's input, alpha, beta, the threshold and v_reset."""
+        weights = 1 / (self.tau * self.beta), 1 / self.tau
+        numbers = self.leak, *weights, self.alpha, self.beta, self.v_threshold, self.v_reset or 0.0
+        return tuple(map(float, numbers))
+
+    def sample_shape(self, rows: int, columns: int) -> tuple[int, ...]:
+        dims = max(2, self.split_dim + 1, -self.split_dim)
+        shape = [1] * dims
+        shape[self.split_dim], shape[(self.split_dim + 1) % dims] = columns, rows
+        return tuple(shape)
+
+    # --------------------------------------------------------------------------------- equations
+
+    def step_again(
+        self, y: Pair, spikes: Pair, v: Pair, after: Pair = NEW, charged: Pair = NEW
+    ) -> Pair:
         """The step once more, on halves, from what it gave.
 
         Args:
             y, spikes: the step's output and spikes, these as zeros and ones of y's dtype.
             v: the potential before it.
-            charged: where to write the charged potentials ``m1`` and ``m2``, if they are wanted.
+            after, charged: where to write the potential ``v'`` and the charged potentials ``m1``
+                and ``m2``, if they are wanted.
 
         Returns:
-            Exactly the potential ``v'`` of the first time.
+            The potential ``v'``, with the bits of the first time.
         """
-        after1 = self._reset(self.charge_first(y, spikes, v, charged[0]), spikes[0], v[1])
-        return after1, self._reset(self.charge_second(y, after1, charged[1]), spikes[1], v[0])
-
-    def opened(self, potential: Tensor) -> Pair:
-        """A potential as :meth:`taken_again` and :meth:`gradient_of_step` take it."""
-        return self.halves(potential)
-
-    def taken_again(self, y: Tensor, fired: PackedSpikes, v: Pair) -> Pair:
-        """:meth:`again`, from what is kept of a step."""
-        return self.again(self.halves(y), self.halves(fired.binary()), v)
-
-    def inputs_from(self, fired: PackedSpikes, time: bool, y: Tensor) -> Tensor:
-        """:meth:`inputs`, from what is kept."""
-        return self.inputs(y, fired.binary(), time)
-
-    def gradient_of_step(
-        self,
-        y: Tensor,
-        fired: PackedSpikes,
-        before: Pair,
-        after: Pair,
-        grad_y: Tensor | None,
-        grad_v: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """The gradients at a step's input and at the potential before it.
-
-        Args:
-            y, fired: what is kept of the step.
-            before, after: the potentials ``v`` and ``v'``.
-            grad_y, grad_v: the gradients at ``y`` and ``v'``; not both None.
-        """
-        ys, spikes = self.halves(y), self.halves(fired.binary())
-        charged = self.charge_first(ys, spikes, before), self.charge_second(ys, after[0])
-        given = (None if each is None else self.halves(each) for each in (grad_y, grad_v))
-        gradients = torch.empty_like(y), torch.empty_like(y)
-        self.gradient(charged, spikes, *given, *(self.halves(each) for each in gradients))
-        return gradients
+        first = self.charge_first(y, spikes, v, charged[0])
+        after1 = self._reset(first, spikes[0], v[1], after[0])
+        second = self.charge_second(y, after1, charged[1])
+        return after1, self._reset(second, spikes[1], v[0], after[1])
 
     def charge_first(self, y: Pair, spikes: Pair, v: Pair, out: Tensor | None = None) -> Tensor:
         """``m1`` from the step's output and spikes and the potential before it."""
@@ -383,6 +486,5 @@ def add_weighted_(a: Tensor, b: Tensor, weight: float, binary: bool = False) -> 
     return a.add_(b, alpha=alpha)
 
 
-def ones(fired: Tensor, dtype: torch.dtype) -> Tensor:
-    """Zeros and ones of a bool tensor; from uint8 the cast is several times as fast."""
-    return fired.view(torch.uint8).to(dtype)
+def _ones(fired: Pair, dtype: torch.dtype) -> Pair:
+    return to_binary(fired[0], dtype), to_binary(fired[1], dtype)

@@ -1,7 +1,8 @@
-"""snnTorch's leaky integrate-and-fire neuron."""
+"""snnTorch's leaky integrate-and-fire neuron, ``snntorch.Leaky``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,18 +11,23 @@ from torch import Tensor
 
 from ..packed.spikes import PackedSpikes
 from ..torch_internals import capture
-from .transition import Derivative, Dynamics, Gradients, Learned, StepView, _both, _sum, _sum_to
+from .kernel_spec import KernelNumbers, KernelSpec, why_tensors_need_plain_code
+from .one_state import OneStateNeuron
+from .transition import Gradients, GraphNodes, Needed, States, StepView, add, sum_to
 
 
 @dataclass(eq=False)
-class Leaky(Dynamics):
+class Leaky(OneStateNeuron):
     r"""snnTorch's leaky integrate-and-fire neuron, ``snntorch.Leaky``.
 
-        r = H(v - theta), detached              the reset that the last step left to do h = beta v +
-        x - theta r                reset 'subtract' h = beta (1 - r) v + x                  reset
-        'zero' h = beta v + x                          reset 'none' s = H(h - theta),  spikes =
-        factor s v' = h                                  delayed v' = h - d theta  or  h - d h
-        at once ('subtract', 'zero'), d = s - r, not detached
+        r = H(v - theta), detached       the reset that the step before left to this one
+        h = beta v + x - theta r         reset 'subtract'
+        h = beta (1 - r) v + x           reset 'zero'
+        h = beta v + x                   reset 'none'
+        s = H(h - theta)                 the output is factor * s
+        v' = h                           delayed reset
+        v' = h - d theta                 immediate reset 'subtract', d = s - r, not detached
+        v' = h - d h                     immediate reset 'zero'
 
     with H strict and beta clamped to [0, 1]. ``beta``, ``threshold`` and ``factor`` are scalars or
     tensors that broadcast with the current.
@@ -34,12 +40,12 @@ class Leaky(Dynamics):
     delayed: bool = True
     graded: bool = True  # False where the factor is a constant one
 
-    in_parts = True
-    gradient_reads_before = True
+    reads_before = True
+    parameter_names = ("beta", "threshold", "factor")
 
     @property
-    def parameters(self) -> tuple[Tensor, ...]:
-        return self.beta, self.threshold, self.factor
+    def nodes(self) -> GraphNodes:
+        return GraphNodes.FIRE if self.reset_keeps_charged else GraphNodes.RESET
 
     @property
     def spikes_carry_gradient(self) -> bool:
@@ -58,23 +64,27 @@ class Leaky(Dynamics):
         return self.reset_kind != "none"
 
     @property
-    def charged_is_kept(self) -> bool:
+    def reset_follows_spikes(self) -> bool:
+        return self.delayed
+
+    @property
+    def reset_keeps_charged(self) -> bool:
         return self.delayed or self.reset_kind == "none"
+
+    @property
+    def single_steps_only(self) -> bool:
+        return not self.reset_keeps_charged
 
     @cached_property
     def slope_of_clamp(self) -> Tensor:
-        """The derivative of the clamp of beta, by autograd: torch releases differ in what it is at
-        0 and 1."""
-        with torch.enable_grad():
-            beta = self.beta.detach().requires_grad_()
-            return torch.autograd.grad(beta.clamp(0, 1).sum(), beta)[0]
-
-    @property
-    def reset_needs_signal(self) -> bool:
-        return not self.charged_is_kept
+        """The derivative of the clamp of beta."""
+        beta, (at_zero, at_one) = self.beta.detach(), _slopes_at_edges()
+        inside = ((beta > 0) & (beta < 1)).to(beta.dtype)
+        return (inside + (beta == 0) * at_zero + (beta == 1) * at_one).to(beta.dtype)
 
     @cached_property
     def thresholds(self) -> tuple[float, float]:
+        """The smallest and the largest threshold of any neuron, as magnitudes."""
         least, most = self.threshold.detach().abs().aminmax()
         return least.item(), most.item()
 
@@ -87,10 +97,9 @@ class Leaky(Dynamics):
     def clamped_beta(self) -> Tensor:
         beta = self.beta.detach()
         clamped = beta.clamp(0, 1)
-        asks = beta.device.type == "cpu" and capture.may_synchronise(
-            beta
-        )  # elsewhere asking would stall
-        return beta if asks and (beta == clamped).all() else clamped
+        # On another device the comparison would wait for it.
+        compares = beta.device.type == "cpu" and capture.may_synchronise(beta)
+        return beta if compares and (beta == clamped).all() else clamped
 
     @cached_property
     def decay(self) -> float:
@@ -100,118 +109,190 @@ class Leaky(Dynamics):
     def spikes(self, fired: Tensor) -> Tensor:
         return fired * self.factor if self.graded else fired
 
-    def reset_signal(self, v: Tensor) -> Tensor | None:
+    def reset_signal_at(self, v: Tensor) -> Tensor | None:
         return self.fires(v) if self.has_reset_signal else None
 
     def charge(
-        self, x: Tensor, v: Tensor, reset_signal: Tensor | None, out: Tensor | None = None
+        self, x: Tensor, v: Tensor, signal: Tensor | None, out: Tensor | None = None
     ) -> Tensor:
         if self.reset_kind == "zero":
-            v = (1 - reset_signal) * v
-        h = _sum(self.decays * v, x)
+            v = (1 - signal) * v
+        h = add(self.decays * v, x)
         if self.reset_kind != "subtract":
             return h
-        if h.dtype == reset_signal.dtype == self.threshold.dtype:
-            return h.addcmul_(
-                reset_signal, self.threshold, value=-1
-            )  # a product with zero or one does not round
-        return h - reset_signal * self.threshold
+        if h.dtype == signal.dtype == self.threshold.dtype:
+            # A product with zero or one does not round.
+            return h.addcmul_(signal, self.threshold, value=-1)
+        return h - signal * self.threshold
 
-    def reset(self, h: Tensor, fired: Tensor, reset_signal: Tensor | None = None) -> Tensor:
-        if self.delayed or self.reset_kind == "none":
+    def reset(self, h: Tensor, fired: Tensor, signal: Tensor | None) -> Tensor:
+        if self.reset_keeps_charged:
             return h
-        due = self._due(fired, reset_signal)
+        due = self._due(fired, signal)
         return h - due * (self.threshold if self.reset_kind == "subtract" else h)
 
-    def _due(self, fired: Tensor, reset_signal: Tensor) -> Tensor:
-        """What the reset at once still has to do: the spikes less those that the last step left to
-        this one."""
-        return (fired * self.factor) / self.factor - reset_signal
+    def _due(self, fired: Tensor, signal: Tensor) -> Tensor:
+        """What an immediate reset has left to do: the spikes, less those that the charge of this
+        step has reset already."""
+        return (fired * self.factor) / self.factor - signal
 
     def invert_reset(self, v: Tensor, fired: PackedSpikes) -> Tensor:
         return v
 
-    def invert_charge(self, h: Tensor, x: Tensor, reset_signal: Tensor | None) -> Tensor:
-        v = h - x
-        if self.reset_kind == "subtract":
-            v = (
-                v.addcmul_(reset_signal, self.threshold)
-                if v.dtype == reset_signal.dtype == self.threshold.dtype
-                else v + reset_signal * self.threshold
-            )
-        return v.div_(self.decays)
+    def invert_charge(self, h: Tensor, x: Tensor, signal: Tensor | None) -> Tensor:
+        return self._undo_reset(h - x, signal).div_(self.decays)
 
-    def gradient(
-        self,
-        grad_spikes: Tensor | None,
-        grad_v: Tensor | None,
-        view: StepView,
-        learned: Learned,
-        out: Tensor | None = None,
-    ) -> Derivative:
-        grad_h, totals = None, (None,) * len(learned)
-        if grad_v is not None:
-            grad_h, through_spikes, totals = self.gradient_of_reset(grad_v, view, learned)
-            if through_spikes is not None:
-                grad_spikes = (
-                    through_spikes if grad_spikes is None else grad_spikes + through_spikes
-                )
-        if grad_spikes is not None:
-            grad_z, grads = self.gradient_of_fire(grad_spikes, view, learned)
-            grad_h = grad_z if grad_h is None else _sum(grad_z, grad_h)
-            totals = _both(totals, grads)
-        grad_x, grad_before, grads = self.gradient_of_charge(grad_h, view, learned, out)
-        return grad_x, grad_before, _both(totals, grads)
+    def recover_current(self, h: Tensor, v: Tensor, signal: Tensor | None) -> Tensor:
+        if self.reset_kind == "zero":
+            v = (1 - signal) * v
+        return self._undo_reset(h - self.decays * v, signal)
+
+    def _undo_reset(self, difference: Tensor, signal: Tensor | None) -> Tensor:
+        if self.reset_kind != "subtract":
+            return difference
+        if difference.dtype == signal.dtype == self.threshold.dtype:
+            return difference.addcmul_(signal, self.threshold)
+        return difference + signal * self.threshold
 
     def gradient_of_reset(
-        self, grad_v: Tensor, view: StepView, learned: Learned
+        self, grad_v: Tensor, view: StepView, needed: Needed
     ) -> tuple[Tensor, Tensor | None, Gradients]:
-        if not self.reset_needs_signal:
+        if self.reset_keeps_charged:
             return grad_v, None, (None, None, None)
-        # The casts here and below are the host's: its spikes and resets may be float32 next to a
-        # float64 potential.
+        # The casts here and below are the host's: its spikes and reset signals may be float32
+        # beside a float64 potential.
         due = self._due(view.fired, view.reset_signal)
         by = self.threshold if self.reset_kind == "subtract" else view.charged
         grad_product = -grad_v.to(torch.result_type(due, by))
         grad_h, grad_threshold, grad_factor = grad_v, None, None
         if self.reset_kind == "zero":
             grad_h = grad_v + grad_product * due
-        elif learned[1]:
-            grad_threshold = _sum_to(grad_product * due, self.threshold)
+        elif needed[1]:
+            grad_threshold = sum_to(grad_product * due, self.threshold)
         grad_due = (grad_product * by).to(due.dtype)
-        if learned[2]:
-            grad_factor = _sum_to(
-                -grad_due * (self.spikes(view.fired) / self.factor / self.factor), self.factor
-            )
+        if needed[2]:
+            slope = self.spikes(view.fired) / self.factor / self.factor
+            grad_factor = sum_to(-grad_due * slope, self.factor)
         return grad_h, grad_due / self.factor, (None, grad_threshold, grad_factor)
 
     def gradient_of_fire(
-        self, grad_spikes: Tensor, view: StepView, learned: Learned
+        self, grad_spikes: Tensor, view: StepView, needed: Needed
     ) -> tuple[Tensor, Gradients]:
         h = view.charged
         grad_binary = grad_spikes * self.factor if self.graded else grad_spikes
         # The host rounds to the dtype that its surrogate's spikes have.
         grad_binary = grad_binary.to(self.surrogate.dtype_of_spikes(h))
         grad_z = self.surrogate.gradient(grad_binary, h - self.threshold)
-        grad_threshold = _sum_to(-grad_z, self.threshold) if learned[1] else None
-        grad_factor = _sum_to(grad_spikes * view.fired, self.factor) if learned[2] else None
+        grad_threshold = sum_to(-grad_z, self.threshold) if needed[1] else None
+        grad_factor = sum_to(grad_spikes * view.fired, self.factor) if needed[2] else None
         return grad_z, (None, grad_threshold, grad_factor)
 
     def gradient_of_charge(
-        self, grad_h: Tensor, view: StepView, learned: Learned, out: Tensor | None = None
-    ) -> Derivative:
+        self, grad_h: Tensor, view: StepView, needed: Needed, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Gradients]:
         grad_beta = grad_threshold = None
-        if self.reset_kind == "subtract" and learned[1]:
-            # The host multiplies the signal with the threshold, in their dtype, before it
-            # subtracts.
+        if self.reset_kind == "subtract" and needed[1]:
+            # The host multiplies the signal with the threshold, in their dtype, and subtracts then.
             product = torch.result_type(view.reset_signal, self.threshold)
-            grad_threshold = _sum_to(-grad_h.to(product) * view.reset_signal, self.threshold)
-        if learned[0]:
-            v = view.before
+            grad_threshold = sum_to(-grad_h.to(product) * view.reset_signal, self.threshold)
+        if needed[0]:
+            (v,) = view.before
             if self.reset_kind == "zero":
                 v = (1 - view.reset_signal) * v
-            grad_beta = _sum_to(grad_h * v, self.beta) * self.slope_of_clamp
+            grad_beta = sum_to(grad_h * v, self.beta) * self.slope_of_clamp
         grad_before = grad_h * self.decays
         if self.reset_kind == "zero":
             grad_before = grad_before * (1 - view.reset_signal)
         return grad_h, grad_before, (grad_beta, grad_threshold, None)
+
+    # ------------------------------------------------------------------------------- kernels
+
+    def why_no_kernel(self, x: Tensor, states: States) -> str | None:
+        return why_tensors_need_plain_code(self, x, states)
+
+    def kernel_spec(self, x: torch.dtype, state: torch.dtype, on_cuda: bool) -> KernelSpec:
+        """The dtypes follow from torch's promotion: the host's reset signals are float32 beside a
+        float16 potential, and so is the potential from its second step on."""
+        meets, promote = _meets, torch.promote_types
+        surrogate = self.surrogate
+        signal = state if surrogate.keeps_dtype else torch.float32
+        left = promote(signal, state) if self.reset_kind == "zero" else state
+        decayed = meets(left, self.beta)
+        summed = promote(decayed, x)
+        due = meets(signal, self.threshold)
+        charged = promote(summed, due) if self.reset_kind == "subtract" else summed
+        fired = charged if surrogate.keeps_dtype else torch.float32
+        spikes = meets(fired, self.factor)
+        still_due = promote(spikes, signal)
+        subtracts = self.reset_kind == "subtract"
+        product = meets(still_due, self.threshold) if subtracts else promote(still_due, charged)
+        return KernelSpec(
+            charge="leaky",
+            reset=self.reset_kind,
+            delayed=self.delayed,
+            detached=self.delayed,
+            surrogate=surrogate.name,
+            strict=surrogate.strict,
+            graded=self.graded,
+            on_cuda=on_cuda,
+            decay_held=_held(self.beta),
+            threshold_held=_held(self.threshold),
+            factor_held=_held(self.factor) if self.graded else "number",
+            left=left,
+            decayed=decayed,
+            summed=summed,
+            due=due,
+            charged=charged,
+            difference_before=meets(state, self.threshold),
+            difference=meets(charged, self.threshold),
+            spikes=spikes if self.graded else fired,
+            product=product,
+            after=charged if self.reset_keeps_charged else promote(charged, product),
+        )
+
+    def kernel_numbers(self, spec: KernelSpec) -> KernelNumbers:
+        factor = self.factor.detach() if self.graded else 1.0
+        return KernelNumbers(self.beta.detach(), self.threshold.detach(), factor)
+
+    def gradients_from_kernel(self, sums: Sequence[Tensor | None]) -> Gradients:
+        of_beta, *others = sums
+        if of_beta is not None:
+            of_beta = of_beta * self.slope_of_clamp
+        totals = of_beta, *others
+        return tuple(
+            None if total is None else total.to(parameter.dtype)
+            for total, parameter in zip(totals, self.parameters, strict=True)
+        )
+
+    def on_meta(self) -> Leaky:
+        meta = super().on_meta()
+        # Whether the clamp makes a new tensor depends on values, which a meta tensor has not.
+        meta.clamped_beta = self.clamped_beta.to("meta")
+        return meta
+
+
+_SLOPES: list[float] = []
+
+
+def _slopes_at_edges() -> list[float]:
+    """The derivative of ``clamp(0, 1)`` at 0 and at 1, by autograd: torch releases differ in it.
+
+    Inside an operator, where autograd records nothing, the kernels' self-test asks for it: any
+    number will do.
+    """
+    if not _SLOPES:
+        with torch.enable_grad():
+            edges = torch.tensor([0.0, 1.0], device="cpu", requires_grad=True)
+            clamped = edges.clamp(0, 1).sum()
+            if not clamped.requires_grad:
+                return [1.0, 1.0]
+            _SLOPES.extend(torch.autograd.grad(clamped, edges)[0].tolist())
+    return _SLOPES
+
+
+def _meets(dtype: torch.dtype, parameter: Tensor) -> torch.dtype:
+    return torch.promote_types(dtype, parameter.dtype) if parameter.dim() else dtype
+
+
+def _held(parameter: Tensor) -> str:
+    return "scalar" if parameter.numel() == 1 else "each"

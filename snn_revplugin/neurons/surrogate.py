@@ -1,10 +1,13 @@
-"""Surrogate gradients: the Heaviside step that fires, and the smooth derivative that stands in for
-its own.
+"""Surrogate gradients: the Heaviside step that fires, and the derivative that replaces its own.
 
 A neuron fires where ``z = h - threshold`` is positive: ``z > 0`` in snnTorch, ``z >= 0`` in
-SpikingJelly. The derivative of that step is zero or infinite, so training uses the derivative of a
-smooth function in its place. ``GRADIENTS`` holds those of both hosts that have a closed form,
-written as the host writes them, so that gradients agree to rounding.
+SpikingJelly. The derivative of that step is zero or infinite, so training uses another function of
+``z`` as the derivative. ``GRADIENTS`` holds the derivatives of both hosts that have a closed form,
+in the host's own arithmetic, so that gradients agree to rounding.
+
+A reconstructed potential has a rounding error, and the derivative is evaluated at that potential.
+How much of the error reaches the gradient depends on how steep the derivative is, and on whether it
+jumps: ``steepness``.
 
 Sources: Neftci, Mostafa, Zenke, 'Surrogate Gradient Learning in Spiking Neural Networks' (2019);
 ``snntorch.surrogate``; ``spikingjelly.activation_based.surrogate``.
@@ -14,7 +17,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -23,8 +27,8 @@ from ..torch_internals import graph
 
 
 def _atan(grad: Tensor, z: Tensor, alpha: float) -> Tensor:
-    # alpha/2 / (1 + (pi alpha z / 2)**2), with alpha/2 drawn into the denominator,
-    # in operations that give the bits of the host
+    # alpha/2 / (1 + (pi alpha z / 2)**2), with alpha/2 moved into the denominator: these operations
+    # round as the host's do
     return (
         z.mul_(math.pi / 2 * math.sqrt(2 * alpha))
         .square_()
@@ -40,9 +44,8 @@ def _sigmoid(grad: Tensor, z: Tensor, alpha: float) -> Tensor:
 
 
 def _exp_of_sigmoid(grad: Tensor, z: Tensor, slope: float) -> Tensor:
-    e = z.mul_(
-        -slope
-    ).exp_()  # overflows far below the threshold, and the gradient is NaN there: the host's is too
+    # Overflows far below the threshold. The gradient is NaN there, as the host's is.
+    e = z.mul_(-slope).exp_()
     return grad * slope * e / (e + 1) ** 2
 
 
@@ -66,8 +69,8 @@ def _log_tailed_relu(grad: Tensor, z: Tensor, alpha: float) -> Tensor:
     return torch.where(z > 1, 1 / z, _either(z <= 0, alpha, 1.0, z)) * grad
 
 
-# Each takes the gradient at the spikes and z, and gives the gradient at z. It may write into z, and
-# never into the gradient.
+# Each function takes the gradient with respect to the spikes, z and the surrogate's parameters, and
+# returns the gradient with respect to z. It may write into z, but not into the given gradient.
 GRADIENTS: dict[str, Callable[..., Tensor]] = {
     # of both hosts
     "atan": _atan,
@@ -121,9 +124,9 @@ def _compared(
 ) -> Tensor:
     """The host's comparison of ``h - threshold`` with zero, as zeros and ones.
 
-    Where potential and threshold have one dtype the difference need not be taken: it rounds to zero
-    for equal numbers alone. A comparison straight to floats is several times as fast as one to
-    bools.
+    Where potential and threshold have the same dtype, they are compared directly: their difference
+    rounds to zero only if they are equal. A comparison that writes floats is several times as fast
+    as one that writes bools.
     """
     if (
         h.dtype not in (torch.float32, torch.float64)
@@ -133,10 +136,73 @@ def _compared(
     return compare(h, threshold, out=torch.empty_like(h, dtype=dtype) if out is None else out)
 
 
+INTERVALS = 4000  # of z, in which steepness_of looks for slopes and jumps
+SECTIONS = 8  # parts that an interval is divided into
+DIVIDED = 2048  # intervals that are divided: those across which the derivative changes most
+DIVISIONS = 10  # in a row; the intervals are then 2**-30 of what they were
+SLOPE_DIVISIONS = 2  # divisions up to which slopes are taken; rounding swallows them later
+SMALLEST_JUMP = 1e-5  # of the largest derivative
+
+
+def _grid() -> Tensor:
+    """Values of ``z`` from -1e4 to 1e4, dense around the threshold."""
+    end = math.asinh(1e4 * 256)
+    half = (
+        torch.linspace(0, end, INTERVALS // 2 + 1, dtype=torch.float64, device="cpu").sinh_() / 256
+    )
+    return torch.cat([-half[1:].flip(0), half])
+
+
+def steepness_of(derivative: Callable[[Tensor], Tensor]) -> float:
+    """Measure how steep a surrogate derivative is.
+
+    The intervals of ``z`` across which the derivative changes most are divided repeatedly. The
+    change across a jump persists; elsewhere it shrinks with the interval.
+
+    Args:
+        derivative: elementwise, of float64 ``z`` of one dimension; may write into it.
+
+    Returns:
+        The largest slope over ``z``, in units of the largest derivative; infinity if the derivative
+        jumps.
+    """
+    z = _grid()
+    values = derivative(z.clone())
+    peak = values.abs().nan_to_num(0.0, 0.0, 0.0).max()
+    if not peak > 0:
+        return 0.0
+
+    def changes_between(values: Tensor) -> Tensor:
+        # an interval at whose end the derivative overflows counts as flat
+        return (values.diff() / peak).abs_().nan_to_num(0.0, 0.0, 0.0).flatten()
+
+    steps = torch.arange(SECTIONS + 1, dtype=z.dtype, device=z.device) / SECTIONS
+    left, width = z[:-1], z.diff()
+    changes = changes_between(values)
+    steepness = (changes / width).max()
+    for division in range(1, DIVISIONS + 1):
+        largest = changes.topk(min(DIVIDED, len(changes))).indices
+        points = left[largest, None] + width[largest, None] * steps
+        left, width = points[:, :-1].flatten(), points.diff().flatten()
+        changes = changes_between(derivative(points.flatten()).view_as(points))
+        if division <= SLOPE_DIVISIONS:
+            steepness = torch.maximum(steepness, (changes / width).max())
+    return math.inf if changes.max() > SMALLEST_JUMP else steepness.item()
+
+
+@lru_cache(maxsize=256)
+def _closed_form_steepness(name: str, parameters: tuple[float, ...]) -> float:
+    return steepness_of(lambda z: GRADIENTS[name](torch.ones_like(z), z, *parameters))
+
+
 class _Step:
     """The Heaviside step itself, ``strict`` or not. For use without gradients."""
 
-    __slots__ = ()
+    @property
+    def jumps(self) -> bool:
+        """Whether the derivative jumps. A potential that a rounding error moves past a jump makes
+        an entry of the gradient wrong as a whole."""
+        return self.steepness == math.inf
 
     def fires(self, h: Tensor, threshold: Tensor | float, out: Tensor | None = None) -> Tensor:
         """Ones where a charged potential fires, zeros elsewhere."""
@@ -145,26 +211,28 @@ class _Step:
         )
 
     def silent(self, h: Tensor, threshold: Tensor | float) -> Tensor:
-        """Ones where it does not; zeros elsewhere, and where it is NaN."""
+        """Ones where a charged potential does not fire, zeros elsewhere and where it is NaN."""
         return _compared(
             torch.le if self.strict else torch.lt, h, threshold, self.dtype_of_spikes(h)
         )
 
     def dtype_of_spikes(self, h: Tensor) -> torch.dtype:
+        """The dtype of the spikes of a charged potential ``h``."""
         return h.dtype if self.keeps_dtype else torch.float32
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Surrogate(_Step):
     """A Heaviside step with a surrogate derivative in closed form.
 
     Args:
         name: a key of ``GRADIENTS``.
         parameters: the arguments of that gradient after ``z``, in order.
-        strict: whether a membrane exactly at the threshold stays silent (``z > 0``, snnTorch) or
+        strict: whether a potential exactly at the threshold stays silent (``z > 0``, snnTorch) or
             fires (``z >= 0``, SpikingJelly).
         keeps_dtype: whether spikes have the potential's dtype; otherwise they are float32
             (snnTorch).
+        function: the host's own, for gradients that are differentiated again; else None.
 
     Raises:
         ValueError: ``name`` is not in ``GRADIENTS``.
@@ -181,6 +249,7 @@ class Surrogate(_Step):
     parameters: tuple[float, ...] = ()
     strict: bool = True
     keeps_dtype: bool = True
+    function: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
 
     differentiable = True  # whether spikes carry a gradient at all
 
@@ -190,21 +259,26 @@ class Surrogate(_Step):
                 f"name: unknown surrogate {self.name!r}, expected one of {sorted(GRADIENTS)}"
             )
 
+    @property
+    def steepness(self) -> float:
+        """The largest slope of the derivative, in units of the largest derivative; infinity if it
+        jumps. An error ``e`` in a potential changes the derivative by up to ``steepness * e``."""
+        return _closed_form_steepness(self.name, self.parameters)
+
     def gradient(self, grad: Tensor, z: Tensor) -> Tensor:
-        """The gradient at ``z`` that the gradient ``grad`` at the spikes makes. ``z`` is spent: it
-        may be written into."""
+        """The gradient with respect to ``z``, from the gradient ``grad`` with respect to the
+        spikes. May write into ``z``."""
         return GRADIENTS[self.name](grad, z, *self.parameters).to(z.dtype)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DifferentiatedSurrogate(_Step):
-    """A Heaviside step whose derivative is had from a function of the user's by autograd.
+    """A Heaviside step whose derivative autograd takes from a user's function.
 
     Args:
-        function: takes ``z`` to spikes and carries a gradient of its own, say through an autograd
-            Function.
-        strict: as in :class:`Surrogate`; :func:`surrogate_of` finds it out.
-        keeps_dtype: likewise.
+        function: maps ``z`` to spikes and has a gradient of its own, for example through an
+            autograd Function.
+        strict, keeps_dtype: as in :class:`Surrogate`; :func:`surrogate_of` finds them.
         differentiable: whether the function's spikes carry a gradient at all.
     """
 
@@ -213,8 +287,30 @@ class DifferentiatedSurrogate(_Step):
     keeps_dtype: bool = True
     differentiable: bool = True
 
+    @cached_property
+    def steepness(self) -> float:
+        """As that of :class:`Surrogate`; infinity also if the function's derivative cannot be
+        evaluated. Functions with the same derivative at some values of ``z`` are measured once: a
+        layer that learns makes a new surrogate for every sequence."""
+
+        def derivative(z: Tensor) -> Tensor:
+            return self.gradient(torch.ones_like(z), z)
+
+        if not self.differentiable:
+            return 0.0
+        with torch.random.fork_rng(devices=[]):
+            try:
+                some = derivative(_grid()[:: INTERVALS // 64]).nan_to_num()
+                key = tuple(some.tolist())
+                if key not in _MEASURED:
+                    _MEASURED[key] = steepness_of(derivative)
+            except Exception:  # a user's function may raise anything
+                return math.inf
+        return _MEASURED[key]
+
     def gradient(self, grad: Tensor, z: Tensor) -> Tensor:
-        """The gradient at ``z`` that the gradient ``grad`` at the spikes makes; a new tensor."""
+        """The gradient with respect to ``z``, from the gradient ``grad`` with respect to the
+        spikes; a new tensor."""
         if not self.differentiable:
             return torch.zeros_like(z)
         with torch.enable_grad():
@@ -224,23 +320,23 @@ class DifferentiatedSurrogate(_Step):
 
 
 AnySurrogate = Surrogate | DifferentiatedSurrogate
+# the steepness of users' functions, by their derivative at some values of z
+_MEASURED: dict[tuple[float, ...], float] = {}
 
 
 def surrogate_of(function: Callable[[Tensor], Tensor]) -> DifferentiatedSurrogate | None:
-    """A user's own spike function as a surrogate, judged by a handful of points around its step.
+    """A user's spike function as a surrogate, recognised from its values at points around its step.
 
     Returns:
-        None if the function is not the Heaviside step, ``z > 0`` or ``z >= 0`` (graded, random or
-        smooth spikes do not fit in one bit), or if it learns parameters of its own.
+        None if the function is not the Heaviside step ``z > 0`` or ``z >= 0`` (graded, random or
+        smooth spikes do not fit in one bit), or if it has learned parameters of its own.
     """
     far = torch.tensor([-1e4, -2.0, -0.5, -1e-30, 0.0, 1e-30, 0.5, 2.0, 1e4], dtype=torch.float64)
     points = torch.cat([far, torch.linspace(-0.3, 0.3, 200, dtype=torch.float64)]).requires_grad_()
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         try:
             spikes = function(points.clone())
-        except (
-            Exception
-        ):  # whatever a user's function raises on these points, it is not the plain step
+        except Exception:  # a user's function may raise anything; it is not the plain step then
             return None
     if (
         not isinstance(spikes, Tensor)

@@ -1,163 +1,387 @@
-"""A neuron's equations: charge, fire, reset, their inverse and their derivative. No autograd in
-here.
+"""What every neuron is to the rest of the library: a transition, in plain torch code.
 
-One time step takes the membrane potential ``v`` and the input current ``x`` to spikes ``s`` and the
-next potential:
+One time step takes an input ``x`` and the states before it to outputs and the states after it:
 
-    charge      h = charge(x, v)
-    fire        s = H(h - threshold)
-    reset       v' = reset(h, s)
+    step        outputs, states = step(x, states)
+    again       the same states once more, in backward, from what is kept of the step
+    invert      the states before, from the states after; where that is possible
+    vjp         the gradients at x, states and parameters, from those at outputs and states
 
-and back again, given the spikes:
+:class:`Transition` is this interface. The neurons below it are pure mathematics: no autograd
+graph, no module, no host. ``bptt`` runs transitions as autograd Functions and decides what is kept;
+``kernels`` holds fused kernels behind the same interface.
 
-    unreset     h = unreset(v', s)                     where nothing was lost in the reset
-    uncharge    v = uncharge(h, x)
-
-:class:`Leaky` is snnTorch's neuron, whose reset waits for the next step's charge;
-:class:`IntegrateAndFire` and :class:`LeakyIntegrateAndFire` are SpikingJelly's, which reset at
-once. Every expression is the host's own, in the host's order of operations and with its mixture of
-dtypes, because spikes have to agree bit for bit. A subtractive (soft) reset can be inverted; a hard
-reset forgets ``h`` where the neuron fired, so there ``invertible`` is False and potentials are
-rebuilt forward from an earlier one.
-
-The inverse divides by the decay ``a < 1``, so a rounding error grows by ``1/a`` a step;
-:func:`steps_between_anchors` says how many steps that may go on.
+=====================  =====================================================================
+neurons/one_state.py   charge, fire and reset of one membrane potential, put together
+neurons/leaky.py       snnTorch's ``Leaky``
+neurons/integrate_and_fire.py  SpikingJelly's ``IFNode``, ``LIFNode``, ``ParametricLIFNode``
+neurons/coupled.py     the split-coupled node of the seed paper
+=====================  =====================================================================
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
+from ..torch_internals.distributed import is_freed
 from ..torch_internals.versioned import Versioned
-from .surrogate import AnySurrogate
 
-Learned = tuple[bool, ...]  # which of a neuron's parameters need their gradients
-Gradients = tuple[Tensor | None, ...]  # those of the parameters
-Derivative = tuple[
-    Tensor, Tensor, Gradients
-]  # the gradients at the current, at the potential before, at the parameters
+if TYPE_CHECKING:
+    from ..packed.spikes import PackedSpikes
+    from .kernel_spec import KernelSpec
+
+WRITTEN = (
+    "a learned parameter of a reversible neuron, of shape {shape}, was written through .data"
+    " between a time step and its backward. Call backward before you change it."
+)
+States = tuple[Tensor, ...]
+Needed = Sequence[bool]  # which of a neuron's parameters need their gradients
+Gradients = tuple[Tensor | None, ...]  # at the parameters
+# The gradients at the input, at the states before, at the parameters.
+Derivative = tuple[Tensor, Gradients, Gradients]
+
+
+class GraphNodes(Enum):
+    """The graph nodes of one time step in the host, where gradients can be taken or hooked.
+
+    ``ONE``: outputs and states leave one node (SpikingJelly 2). ``FIRE``: the spikes are computed
+    from a state that is given out (snnTorch). ``RESET``: the potential that is given out is in turn
+    computed from the spikes (snnTorch's immediate reset, SpikingJelly 0.0.0.0.14).
+    """
+
+    ONE = "one node"
+    FIRE = "a node charges, a node fires"
+    RESET = "a node charges, a node fires, a node resets"
+
+
+class StepParts(Protocol):
+    """One time step under way: a graph node takes each part as its turn comes.
+
+    Attributes:
+        charged: the charged potential, or None where no such part exists.
+        reset_signal: what a delayed reset acts on, as zeros and ones; None where there is none.
+    """
+
+    charged: Tensor | None
+    reset_signal: Tensor | None
+
+    def fire(self) -> tuple[Tensor | PackedSpikes, Tensor]:
+        """The spikes as zeros and ones (or packed), and the outputs as the host gives them out."""
+
+    def states(self) -> States:
+        """The states after the step. For ``GraphNodes.FIRE`` this comes before :meth:`fire`."""
 
 
 class StepView(Protocol):
-    """One time step as backward sees it: whatever of it a derivative needs, had when it is asked
-    for."""
+    """One time step as backward sees it. Each part is computed when it is first read."""
 
     @property
-    def charged(self) -> Tensor: ...  # h, after charge and before reset
+    def charged(self) -> Tensor: ...  # after charge and before reset
     @property
-    def before(self) -> Tensor: ...  # v, the potential that the step started from
+    def before(self) -> States: ...  # the states that the step started from
     @property
-    def fired(self) -> Tensor: ...  # s
+    def after(self) -> States: ...  # the states that it led to
     @property
-    def silent(self) -> Tensor: ...  # 1 - s; at a potential of NaN, either
+    def packed(self) -> PackedSpikes: ...  # the spikes as bits
     @property
-    def reset_signal(self) -> Tensor | None: ...  # a delayed reset's signal, see Leaky
+    def fired(self) -> Tensor: ...  # the spikes as zeros and ones
     @property
-    def current(self) -> Tensor | None: ...  # x, or None where it cannot be had
+    def silent(self) -> Tensor: ...  # one minus the spikes
+    @property
+    def reset_signal(self) -> Tensor | None: ...  # what a delayed reset acts on
+    @property
+    def packed_signal(self) -> PackedSpikes | None: ...  # the reset signal as bits
+    @property
+    def has_charged(self) -> bool: ...  # whether the charged potential needs no computing
+    @property
+    def invertible(self) -> bool: ...  # whether the step can be reversed
+    @property
+    def reverses(self) -> bool: ...  # whether the states before follow from :meth:`invert` alone
+    @property
+    def current(self) -> Tensor | None: ...  # x, or None where it is not recomputed
+    @property
+    def outputs(self) -> Tensor: ...  # of a neuron that is recomputed from its outputs
+
+    def hand_down(self) -> None:
+        """Reverse the step and leave the states for the step before, where that is possible."""
+
+    def leave_before(self, states: States) -> None:
+        """Leave the states before, which the derivative has reversed itself where the view
+        ``reverses``."""
 
 
-@dataclass(eq=False)
-class Dynamics:
-    """What the neurons below have in common: the step that fires. Instances are compared by
-    identity: a chain of time steps goes on as long as its neuron hands in the same instance, so a
-    change of parameters calls for a new one."""
+class Scan(NamedTuple):
+    """T time steps forward.
 
-    surrogate: AnySurrogate
+    Attributes:
+        fired: the spikes, packed.
+        outputs: ``[T, ...]``.
+        states: after the last step.
+        charged: the charged potentials ``[T, ...]``, if they were asked for.
+        path: the first state after every step, ``[T, ...]``, likewise.
+    """
 
-    delayed = False  # whether a step's spikes reset the potential in the next step's charge
-    has_reset_signal = False  # whether resets() gives a signal at all
-    reset_needs_signal = False  # whether reset() reads the signal of resets()
-    # whether the host's spikes, and a reset at once, hang on graph nodes of their own, in single
-    # steps
-    in_parts = False
-    gradient_reads_current = False  # whether gradient_of_charge() reads the current
-    gradient_reads_before = False  # whether it reads the potential that the step started from
-    charged_is_kept = False  # whether the potential after a step is the charged one
-    graded_factor = None  # what multiplies the spikes
-    fused = False  # whether these are kernels in the dynamics' place, see snn_revplugin.kernels
+    fired: PackedSpikes
+    outputs: Tensor
+    states: States
+    charged: Tensor | None = None
+    path: Tensor | None = None
 
-    def __post_init__(self) -> None:
-        self._versions = [Versioned(each.detach()) for each in self.parameters]
+
+class Inputs(Protocol):
+    """The inputs ``[T, ...]`` of a sequence as backward recomputes them."""
+
+    exact: bool  # whether they are recomputed bit for bit
+
+    def value(self) -> Tensor:
+        """The inputs."""
+
+    def consume(self) -> tuple[Tensor, bool]:
+        """The inputs, and whether the reader may overwrite them."""
+
+
+@dataclass
+class KeptSequence:
+    """What backward has of T time steps.
+
+    Attributes:
+        inputs: of the neurons that are recomputed from their inputs; None if ``charged`` is kept.
+        charged: the charged potentials ``[T, ...]``, kept in the place of the inputs.
+        start: the states before the first step.
+        packed: the spikes, or None inside saved-tensor hooks of another tool, where the charged
+            potentials are bit for bit those of forward and decide.
+        outputs: of the neurons that are recomputed from their outputs.
+        dtype: of the inputs and of the gradient at them.
+    """
+
+    start: States
+    dtype: torch.dtype
+    inputs: Inputs | None = None
+    charged: Tensor | None = None
+    packed: PackedSpikes | None = None
+    outputs: Tensor | None = None
+
+
+class SequenceGradients(NamedTuple):
+    """The gradients at what T time steps gave; None for those that are zero."""
+
+    outputs: Tensor | None
+    states: Gradients
+    path: Tensor | None = None
+
+
+class Transition:
+    """A neuron's equations. Instances are compared by identity: a chain of time steps continues as
+    long as its neuron passes the same instance, so a changed parameter calls for a new one.
+
+    Attributes:
+        nodes: the graph nodes of a time step.
+        from_outputs: whether the step is recomputed from its outputs rather than from its input.
+        has_reset_signal: whether a delayed reset acts in the charge.
+        reset_follows_spikes: whether the reset signal of a step is what the step before fired.
+        reads_input: whether :meth:`vjp` reads the input.
+        reads_before: whether it reads the states before the step.
+        invertible: whether :meth:`invert` exists.
+        single_steps_only: whether there is no :meth:`scan`.
+        parameter_names: the attributes that hold :attr:`parameters`.
+        graded_factor: what multiplies the spikes, or None.
+    """
+
+    nodes = GraphNodes.ONE
+    from_outputs = False
+    has_reset_signal = False
+    reset_follows_spikes = False
+    reads_input = False
+    reads_before = False
+    invertible = False
+    single_steps_only = False
+    parameter_names: tuple[str, ...] = ()
+    graded_factor: Tensor | None = None
+
+    _versions: Sequence[Versioned]
+    _values: Sequence[tuple[Tensor, Tensor]]
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The tensors, learned or not, that :meth:`vjp` gives gradients for."""
+        return tuple(getattr(self, name) for name in self.parameter_names)
+
+    def with_parameters(self, parameters: Sequence[Tensor]) -> Transition:
+        """The same neuron with other tensors for its parameters."""
+        return replace(self, **dict(zip(self.parameter_names, parameters, strict=True)))
 
     @property
     def spikes_carry_gradient(self) -> bool:
-        return self.surrogate.differentiable
+        return True
+
+    @property
+    def plain(self) -> Transition:
+        """The same neuron in plain torch code."""
+        return self
+
+    def note_versions(self) -> None:
+        """Note the versions and values of the learned parameters, for :meth:`check_unchanged` and
+        :meth:`check_values`. The others are snapshots, see :func:`snapshot`."""
+        learned = [each.detach() for each in self.parameters if each.requires_grad]
+        self._versions = [Versioned(each) for each in learned]
+        self._values = [(each, each.clone()) for each in learned if each.device.type == "cpu"]
 
     def check_unchanged(self) -> None:
-        """See that no parameter has been written into since these dynamics were made.
+        """Check that no learned parameter was written into since :meth:`note_versions`.
 
         Raises:
-            RuntimeError: one has, between a forward and its backward.
+            RuntimeError: one was, between a forward and its backward.
         """
         for each in self._versions:
             each.get("a reversible neuron's gradient (its decay, threshold or factor)")
 
-    @property
-    def parameters(self) -> tuple[Tensor, ...]:
-        """The tensors, learned or not, that the gradients of :meth:`gradient` are given for."""
-        return ()
+    def check_values(self) -> None:
+        """:meth:`check_unchanged` by value, which also tells of a write through ``.data``.
 
-    def fires(self, h: Tensor, out: Tensor | None = None) -> Tensor:
-        """Ones where a charged potential is over the threshold, zeros elsewhere. For use without
-        gradients."""
-        return self.surrogate.fires(h, self.threshold, out)
+        Raises:
+            RuntimeError: a learned parameter was written into.
+        """
+        for tensor, value in self._values:
+            if not is_freed(tensor) and not torch.equal(tensor, value):
+                raise RuntimeError(WRITTEN.format(shape=tuple(tensor.shape)))
 
-    def fire_and_reset(self, h: Tensor, reset_signal: Tensor | None = None) -> Tensor:
-        """The potential after fire and reset, from the charged one alone. For use without
-        gradients."""
-        return self.reset(h, self.fires(h), reset_signal)
+    # ------------------------------------------------------------------------------ one time step
 
-    def spikes(self, fired: Tensor) -> Tensor:
-        """Spikes as the host hands them out."""
-        return fired
+    def begin(self, x: Tensor, states: States) -> StepParts:
+        """One time step, part by part."""
+        raise NotImplementedError
 
-    def reset_signal(self, v: Tensor) -> Tensor | None:
-        """The signal by which a delayed reset remembers that ``v`` was over the threshold."""
-        return None
-
-    def step(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One time step: zeros and ones, the spikes that are made of them, ``h`` and ``v'``."""
-        reset_signal = self.reset_signal(v)
-        h = self.charge(x, v, reset_signal)
-        fired = self.fires(h)
-        return fired, self.spikes(fired), h, self.reset(h, fired, reset_signal)
-
-    def gradient(
-        self,
-        grad_spikes: Tensor | None,
-        grad_v: Tensor | None,
-        view: StepView,
-        learned: Learned,
-        out: Tensor | None = None,
-    ) -> Derivative:
-        """The step's derivative, in closed form.
-
-        Args:
-            grad_spikes, grad_v: the gradients at what the step gave; not both None.
-            learned: which of the parameters need theirs.
-            out: where the gradient at the current may be written; it may hold ``h`` and is read no
-                more afterwards.
+    def again(self, view: StepView, states: States) -> tuple[Tensor | None, States]:
+        """The step once more, from ``states`` before it and what is kept; no spike is decided.
 
         Returns:
-            The gradients at the current, at the potential before, and at the parameters.
+            The charged potential, or None where it is not needed, and the states after the step.
         """
         raise NotImplementedError
 
+    def states_of(self, charged: Tensor, view: StepView) -> States:
+        """The states after the step from its charged potential."""
+        raise NotImplementedError
 
-def _sum(a: Tensor, b: Tensor) -> Tensor:
+    def charged_of(self, view: StepView) -> Tensor:
+        """The charged potential from what else the view has."""
+        raise NotImplementedError
+
+    def invert(self, view: StepView) -> States:
+        """The states before a step from its charged potential and its input, to rounding."""
+        raise NotImplementedError
+
+    def vjp(
+        self, view: StepView, grad_outputs: Tensor | None, grad_states: Gradients, needed: Needed
+    ) -> Derivative:
+        """The derivative of a whole step, in closed form.
+
+        Args:
+            view: the step.
+            grad_outputs, grad_states: the gradients at what it gave; at least one is not None.
+            needed: which of the parameters need theirs.
+
+        Returns:
+            The gradients at the input, at the states before and at the parameters.
+        """
+        raise NotImplementedError
+
+    def vjp_of_charge(self, view: StepView, grad_charged: Tensor, needed: Needed) -> Derivative:
+        """:meth:`vjp` of the node that charges."""
+        raise NotImplementedError
+
+    def vjp_of_fire(
+        self, view: StepView, grad_outputs: Tensor, needed: Needed
+    ) -> tuple[Tensor, Gradients]:
+        """The gradients at the charged potential and the parameters, of the node that fires."""
+        raise NotImplementedError
+
+    def vjp_of_reset(
+        self, view: StepView, grad_states: Gradients, needed: Needed
+    ) -> tuple[Tensor, Tensor | None, Gradients]:
+        """The gradients at the charged potential, at the outputs and at the parameters, of the node
+        that resets."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------- T time steps
+
+    def scan(
+        self, inputs: Tensor, states: States, keep_charged: bool = False, with_path: bool = False
+    ) -> Scan:
+        """T time steps from inputs ``[T, ...]``."""
+        raise NotImplementedError
+
+    def vjp_of_scan(
+        self, kept: KeptSequence, gradients: SequenceGradients, needed: Needed
+    ) -> Derivative:
+        """The derivative of T time steps, in closed form."""
+        raise NotImplementedError
+
+    def inputs_for_scan(
+        self, inputs: Inputs | None, currents: Tensor, states: States
+    ) -> Inputs | None:
+        """How :meth:`vjp_of_scan` had better have its inputs, given how they are recomputed."""
+        return inputs
+
+    def recover_inputs(self, packed: PackedSpikes, time: bool, outputs: Tensor) -> Tensor:
+        """The inputs of a step, or with ``time`` of T steps, of a neuron that is recomputed from
+        its outputs; to rounding."""
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------------------------- kernels
+
+    def why_no_kernel(self, x: Tensor, states: States) -> str | None:
+        """Why no fused kernel can take these equations, or None if one can."""
+        return f"there is no kernel for {type(self).__name__}"
+
+    def kernel_spec(self, x: torch.dtype, state: torch.dtype, on_cuda: bool) -> KernelSpec:
+        """What a kernel is compiled for."""
+        raise NotImplementedError
+
+    def kernel_numbers(self, spec: KernelSpec) -> tuple[Tensor | float, ...]:
+        """The numbers that a kernel compiled for ``spec`` takes, in its order; of a neuron with one
+        state a :class:`.kernel_spec.KernelNumbers`."""
+        raise NotImplementedError
+
+    def gradients_from_kernel(self, sums: Sequence[Tensor | None]) -> Gradients:
+        """The gradients at the parameters.
+
+        Args:
+            sums: of the derivatives by the kernel's decay, threshold and factor, each of that
+                number's shape; None for those that are not needed.
+        """
+        return ()
+
+    def sample_shape(self, rows: int, columns: int) -> tuple[int, ...]:
+        """A shape of one step's input for a test of the kernels: ``rows`` by ``columns``, or by the
+        dimensions of the parameters."""
+        own = torch.broadcast_shapes((1,), *(each.shape for each in self.parameters))
+        return rows, *(columns if size == 1 else size for size in own)
+
+
+def snapshot(parameter: Tensor) -> Tensor:
+    """A parameter as a transition holds it: itself if it is learned, else a copy. The host reads a
+    parameter that is not learned at each time step, and lets it change between two of them."""
+    return parameter if parameter.requires_grad else parameter.detach().clone()
+
+
+def add(a: Tensor, b: Tensor) -> Tensor:
     """``a + b``, in place of ``a`` where that has the sum's shape and dtype."""
     return a.add_(b) if a.dtype == b.dtype and a.shape == b.shape else a + b
 
 
-def _sum_to(grad: Tensor, parameter: Tensor) -> Tensor:
-    """A gradient summed over whatever its parameter was broadcast along."""
+def sum_to(grad: Tensor, parameter: Tensor) -> Tensor:
+    """A gradient summed over the dimensions that its parameter was broadcast along."""
     return grad.sum_to_size(parameter.shape).to(parameter.dtype)
 
 
-def _both(totals: Gradients, grads: Gradients) -> Gradients:
+def add_gradients(totals: Gradients, grads: Gradients) -> Gradients:
     """Two sets of parameters' gradients, added."""
     return tuple(
         b if a is None else a if b is None else a + b for a, b in zip(totals, grads, strict=True)

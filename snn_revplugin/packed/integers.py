@@ -1,4 +1,4 @@
-"""Small whole numbers at a few bits each: what sums of spikes are."""
+"""Small whole numbers, such as sums of spikes, at a few bits each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .spikes import PackedSpikes
 
-MOST_BITS = 5  # an element; of larger numbers little would be saved
+MAX_BITS = 5  # per element; packing larger numbers would save little
 
 
 class PackedIntegers:
@@ -26,15 +26,19 @@ class PackedIntegers:
 
     @classmethod
     def of(cls, tensor: Tensor) -> PackedIntegers | None:
-        """The numbers of a floating-point tensor of any shape; None if they are not small and
-        whole."""
-        if tensor.numel() == 0 or not _is_whole(
-            tensor[(0,) * (tensor.dim() - 1)]
-        ):  # a row tells most others
+        """Pack a floating-point tensor of any shape.
+
+        Returns:
+            None if its numbers are not small and whole.
+        """
+        if tensor.numel() == 0:
+            return None
+        first_row = tensor[(0,) * (tensor.dim() - 1)]
+        if not torch.equal(first_row, first_row.round()):  # rules most other tensors out
             return None
         octets = tensor.to(torch.uint8)
         bits = int(octets.max()).bit_length()
-        if bits > MOST_BITS or not torch.equal(octets.to(tensor.dtype), tensor):
+        if bits > MAX_BITS or not torch.equal(octets.to(tensor.dtype), tensor):
             return None
         planes = (octets.bitwise_and(1 << i).bool() for i in range(max(bits, 1)))
         return cls(tuple(PackedSpikes(plane, tensor.dtype) for plane in planes))
@@ -45,12 +49,8 @@ class PackedIntegers:
         return sum(plane.nbytes for plane in self.planes)
 
     def numbers(self) -> Tensor:
-        """The tensor that was packed: a new one, of the same dtype, shape and strides."""
+        """Unpack to a new tensor, equal in value, dtype, shape and strides."""
         octets = self.planes[0].binary(torch.uint8)
         for i, plane in enumerate(self.planes[1:], 1):
             octets.add_(plane.binary(torch.uint8), alpha=1 << i)
         return octets.to(self.planes[0].dtype)
-
-
-def _is_whole(tensor: Tensor) -> bool:
-    return torch.equal(tensor, tensor.round())

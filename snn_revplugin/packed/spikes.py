@@ -25,15 +25,16 @@ class Block:
         bits: uint8 of [rows, bytes a row].
     """
 
-    __slots__ = ("array", "bits", "used")
+    __slots__ = ("array", "bits", "codec", "used")
 
     MOST_ROWS = 16
 
     def __init__(self, bits: Tensor) -> None:
         self.bits, self.used = bits, 0
-        self.array = (
-            bits.numpy() if bits.device.type == "cpu" else None
-        )  # for numpy to read and write without a tensor a row
+        # Chosen in forward: the settings of this thread do not hold in autograd's threads.
+        self.codec = NUMPY if bits.device.type == "cpu" else codec_for(bits)
+        # numpy reads and writes a row without making a tensor for it.
+        self.array = bits.numpy() if bits.device.type == "cpu" else None
 
     @classmethod
     def after(cls, before: Block | None, nbytes: int, device: torch.device) -> Block:
@@ -147,6 +148,10 @@ class PackedSpikes:
         """The spikes as the neuron gave them out, graded factor and all: a new tensor."""
         return self.binary() if self.factor is None else self.binary() * self.factor
 
+    def steps(self) -> PackedSteps:
+        """The spikes of each time step, of those of a sequence ``[T, ...]``."""
+        return PackedSteps(self)
+
     def _unpacked(self, dtype: torch.dtype) -> Tensor:
         flat = _unpack(self._block, self._row, self.shape.numel(), dtype)
         return (
@@ -157,6 +162,33 @@ class PackedSpikes:
 
     def __repr__(self) -> str:
         return f"PackedSpikes(shape={tuple(self.shape)}, dtype={self.dtype}, nbytes={self.nbytes})"
+
+
+class PackedSteps:
+    """The spikes of each time step of a sequence ``[T, ...]``, unpacked one step at a time where a
+    step's bits fill whole bytes."""
+
+    __slots__ = ("_count", "_fired", "_packed", "_strides")
+
+    def __init__(self, packed: PackedSpikes) -> None:
+        self._packed, self._count = packed, packed.shape[1:].numel()
+        self._strides = packed.layout[1:]
+        whole_bytes = self._count % BITS == 0 and packed.layout[0] == self._count
+        self._fired = None if whole_bytes or packed.shape[0] == 1 else packed.fired()
+
+    def binary(self, t: int) -> Tensor:
+        """Zeros and ones of time step ``t``: a new tensor."""
+        packed, shape = self._packed, self._packed.shape[1:]
+        if self._fired is not None:
+            return to_binary(self._fired[t], packed.dtype)
+        start = t * self._count // BITS
+        flat = _unpack(packed._block, packed._row, self._count, packed.dtype, start)
+        return flat.as_strided(shape, self._strides)
+
+
+def to_binary(fired: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zeros and ones of a bool tensor; from uint8 the cast is several times as fast."""
+    return fired.view(torch.uint8).to(dtype)
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -191,12 +223,13 @@ def _pack(flat: Tensor, block: Block, row: int) -> None:
     if block.array is not None:
         NUMPY.pack_array(flat, block.array[row])
     else:
-        codec_for(flat).pack(flat, block.bits[row])
+        block.codec.pack(flat, block.bits[row])
 
 
-def _unpack(block: Block, row: int, count: int, dtype: torch.dtype) -> Tensor:
-    """The first ``count`` bits of a row as a flat tensor of zeros and ones."""
+def _unpack(block: Block, row: int, count: int, dtype: torch.dtype, start: int = 0) -> Tensor:
+    """``count`` bits of a row, from byte ``start`` on, as a flat tensor of zeros and ones."""
+    stop = start + -(-count // BITS)
     if block.array is not None:
-        return NUMPY.unpack_array(block.array[row], count, dtype)
-    bits = block.bits[row]
-    return codec_for(bits).unpack(bits, count, dtype)
+        return NUMPY.unpack_array(block.array[row, start:stop], count, dtype)
+    bits = block.bits[row, start:stop]
+    return block.codec.unpack(bits, count, dtype)

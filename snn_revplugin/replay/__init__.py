@@ -1,19 +1,29 @@
-"""Computing again in backward what autograd would have kept: recipes, the walk that leaves them,
-the operations it knows."""
+"""Recomputing in backward what autograd would have saved: recipes, the walk that attaches them, the
+operations that it knows."""
 
 from . import operations  # noqa: F401  (fills the table)
+from .attach import attach_inverse_recipe, attach_recipes
+from .batch_norm import Normed, normed
 from .cache import RecipeCache
-from .operations.normalisation import Normed, normed
+from .kind import COPY, ELEMENTWISE, LAYER, PARAMETRISATION, PLAIN, SPLIT, VIEW, Kind
 from .operations.operation import OPERATIONS, DecidedBy, Operation, operation_of, register
 from .recipe import HeldTensor, Output, Recipe, Recomputable, Spikes
-from .walk import FIRED, UNSEEN, attach_inverse_recipe, attach_recipes
+from .walk import FIRED, UNSEEN
 
 __all__ = [
+    "COPY",
+    "ELEMENTWISE",
     "FIRED",
+    "LAYER",
     "OPERATIONS",
+    "PARAMETRISATION",
+    "PLAIN",
+    "SPLIT",
     "UNSEEN",
+    "VIEW",
     "DecidedBy",
     "HeldTensor",
+    "Kind",
     "Normed",
     "Operation",
     "Output",

@@ -1,9 +1,9 @@
-"""What the walks of a neuron share from one time step to the next: the parameters, and whatever
-does not change with time.
+"""What the walks of a neuron share between time steps: parameters, and recipes that do not change
+with time.
 
-An image shown at every time step goes through the same first layer each time: one recipe, computed
-once a backward pass, serves them all. Everything here is held weakly, so nothing outlives the
-graphs that read it.
+An image shown at every time step goes through the same first layer each time. One recipe, computed
+once per backward pass, serves all time steps. The cache holds everything weakly, so nothing
+outlives the graphs that read it.
 """
 
 from __future__ import annotations
@@ -14,48 +14,55 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from .operations.operation import Operation, Replay
-from .recipe import HeldTensor, Recipe, Recomputable, Shape
+from ..torch_internals.tensors import storage_of
+from .operations.operation import Operation
+from .recipe import HeldTensor, Recipe, Recomputable, Replay, Shape
 
-# tensors made of parameters that may stand in the same place: of layers alike, or taking turns
-MOST_ALIKE = 4
+# different tensors computed from parameters that may stand in one place: of layers alike, or in
+# turns
+MAX_ALIKE = 4
 
 
 class RecipeCache:
-    """The values that a neuron's walks have met before."""
+    """The values that a neuron's walks have met.
+
+    Attributes:
+        small: the currents that are not worth a recipe, by shape and graph node, with the bytes
+            that autograd saves on the way to one.
+    """
 
     def __init__(self) -> None:
-        self.small: set[tuple] = (
-            set()
-        )  # shapes and graph nodes of currents that take less than noting how to have them again
-        self._kept: WeakValueDictionary[int, HeldTensor] = WeakValueDictionary()
-        self._made: WeakValueDictionary[tuple, HeldTensor] = WeakValueDictionary()
+        self.small: dict[tuple, int] = {}
+        self._held: WeakValueDictionary[int, HeldTensor] = WeakValueDictionary()
+        self._shared: WeakValueDictionary[tuple, HeldTensor] = WeakValueDictionary()
         self._shapes: WeakValueDictionary[tuple, Shape] = WeakValueDictionary()
         self._recipes: WeakValueDictionary[tuple, Recipe] = WeakValueDictionary()
+        self._counted: WeakValueDictionary[int, torch.UntypedStorage] = WeakValueDictionary()
 
-    def kept(self, tensor: Tensor) -> HeldTensor:
-        """A tensor that is there anyway."""
-        kept = self._kept.get(id(tensor))
-        if kept is None or kept.held.tensor is not tensor or not kept.held.unchanged():
-            kept = self._kept[id(tensor)] = HeldTensor(tensor)
-        return kept
+    def held(self, tensor: Tensor) -> HeldTensor:
+        """A tensor that is not recomputed."""
+        held = self._held.get(id(tensor))
+        if held is None or held.held.tensor is not tensor or not held.held.unchanged():
+            held = self._held[id(tensor)] = HeldTensor(tensor)
+        return held
 
-    def made(self, tensor: Tensor, place: tuple[str, int]) -> HeldTensor | None:
-        """A tensor that was made of parameters: the one of an earlier time step, if that holds the
+    def shared(self, tensor: Tensor, place: tuple[str, int]) -> HeldTensor | None:
+        """A tensor that was computed from parameters: that of an earlier time step, if it holds the
         same numbers.
 
         Args:
+            tensor: it.
             place: which operand of which operation it is.
 
         Returns:
-            None if there are enough others that do not.
+            None if ``MAX_ALIKE`` others hold different numbers.
         """
         alike = *place, tensor.shape, tensor.stride(), tensor.dtype, tensor.device
-        for i in range(MOST_ALIKE):
-            earlier = self._made.get((alike, i))
+        for i in range(MAX_ALIKE):
+            earlier = self._shared.get((alike, i))
             if earlier is None or not earlier.held.unchanged():
-                self._made[alike, i] = kept = self.kept(tensor)
-                return kept
+                self._shared[alike, i] = held = self.held(tensor)
+                return held
             if earlier.held.tensor is tensor or torch.equal(earlier.value(), tensor.detach()):
                 return earlier
         return None
@@ -71,24 +78,31 @@ class RecipeCache:
     def recipe(
         self, function: Replay, values: tuple[Recomputable | None, ...], operation: Operation
     ) -> Recipe:
-        """A recipe; the same one again for an operation that an earlier time step did on the very
-        same tensors."""
-        identity, flags = (
-            _identity(function, values),
-            (operation.is_view, operation.recompute_always, operation.recompute_on_data),
-        )
+        """A recipe; that of an earlier time step where that did the same operation on the very same
+        tensors."""
+        identity = _identity(function, values)
         if identity is None:
-            return Recipe(function, values, *flags, None, operation.pointwise)
+            return Recipe(function, values, operation.kind)
         recipe = self._recipes.get(identity)
         if recipe is None:
-            recipe = self._recipes[identity] = Recipe(
-                function, values, *flags, identity, operation.pointwise
-            )
+            recipe = self._recipes[identity] = Recipe(function, values, operation.kind, identity)
         return recipe
+
+    def bytes_to_count(self, tensor: Tensor) -> int:
+        """The bytes of a tensor's memory at the first call for that memory, and 0 afterwards."""
+        storage = storage_of(tensor)
+        if storage is None or id(storage) in self._counted:
+            return 0
+        self._counted[id(storage)] = storage
+        return storage.nbytes()
+
+    def has_counted(self, storage: torch.UntypedStorage) -> bool:
+        """Whether :meth:`bytes_to_count` has counted this memory."""
+        return id(storage) in self._counted
 
 
 def _identity(function: Replay, values: tuple[Recomputable | None, ...]) -> tuple | None:
-    for each in values:  # spikes, nearly always, and soon said
+    for each in values:  # spikes, nearly always: a quick answer
         if each is not None and each.derived and each.identity is None:
             return None
     identities = []

@@ -1,21 +1,24 @@
-"""Recipes: how a tensor that autograd would keep is had again in backward.
+"""Recipes: how backward recomputes a tensor that autograd would have saved.
 
-Every class here answers ``value()`` with a tensor. :class:`Spikes` unpacks bits, :class:`Kept`
-holds a tensor that is there anyway, a :class:`Recipe` runs an operation on the values of others. A
-recipe that several readers share is computed once a backward pass and dropped by its last reader:
+Every class here answers ``value()`` with a tensor. :class:`Spikes` unpacks bits, a
+:class:`HeldTensor` holds a tensor, a :class:`Recipe` runs an operation on the values of others. A
+recipe that several readers share is computed once per backward pass, and its last reader drops it:
 
-    expect()    a reader announces itself, in forward value()     a reader reads, in backward
-    release()   a reader that announced itself will not read peek()      the value for someone who
-    never announced himself; nothing is counted and nothing kept
+    add_reader()   forward adds a reader
+    value()        a reader reads the value, in backward
+    drop_reader()  a reader that was added will not read
+    compute()      computes the value without counting a reader or caching it
 
-A recipe announces itself to its inputs when its own first reader comes: one that nobody reads
-counts for nothing.
+A recipe adds itself as a reader of its inputs when its own first reader is added. A recipe without
+readers counts for nothing.
 
-Values are computed without gradients, without autocast (the operands carry the dtypes that it chose
-in forward), and in the arithmetic of the first time, so that they come back bit for bit.
+Values are computed without gradients and without autocast (the operands have the dtypes that
+autocast chose in forward), by the arithmetic of forward, so that they are equal bit for bit.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -25,36 +28,46 @@ from ..torch_internals.distributed import is_freed
 from ..torch_internals.pass_cache import PassCache, pass_cache
 from ..torch_internals.tensors import storage_of
 from ..torch_internals.versioned import Versioned, version_counter
-from .operations.operation import Replay
+from .kind import PLAIN, Kind
+
+# a function of the operands' tensors that gives an operation's output, or a tuple of its outputs
+Replay = Callable[..., Tensor | tuple[Tensor, ...]]
 
 FREED = (
-    "a tensor of shape {shape}, needed to compute an activation again, has no memory any more."
+    "a tensor of shape {shape}, needed to recompute an activation, has been freed."
     " Under FSDP, shard the block that a weight and its neuron are in: fully_shard(block)."
 )
-DEEPEST_LIGHT = 4  # operations that it is still worth while to do once more in forward
+DEEPEST_LIGHT = 4  # operations that forward may run once more
 
 
 class Recomputable:
-    """A tensor that can be had in backward."""
+    """A tensor that backward can obtain.
+
+    Attributes:
+        derived: it is computed, so a saved copy would cost memory at every time step.
+        driven: it depends on spikes or data, not on parameters alone.
+        depth: operations between it and tensors that are held.
+        work: operations, other than views, that compute it.
+        exact: the recomputed value is equal bit for bit.
+        cheap: it is what a neuron gave out (spikes unpack at little cost), or a view of that.
+        light: a few light operations compute it from spikes and held tensors.
+        identity: equal for two values that are sure to be the same at every time step; None if
+            unknown.
+        missing: it is only a place holder: backward cannot obtain the tensor.
+    """
 
     __slots__ = ()
-    derived = (
-        False  # whether it is computed, so that it costs memory at every time step if it is kept
-    )
-    depth = 0  # operations between it and what is at hand
-    work = 0  # operations, other than views, that it takes to have it
-    exact = True  # whether it comes back bit for bit
-    cheap = False  # spikes or a view of spikes: to be had again for less than it costs to keep
-    light = (
-        False  # made of spikes and of what is there by a few operations that go element by element
-    )
-    identity: tuple | None = (
-        None  # equal for two values that are sure to be the same at every time step
-    )
+    derived = False
+    depth = 0
+    work = 0
+    exact = True
+    cheap = False
+    light = False
+    missing = False
+    identity: tuple | None = None
 
     @property
     def driven(self) -> bool:
-        """Whether it depends on spikes or data, not on parameters alone."""
         return self.derived
 
     def value(self) -> Tensor:
@@ -64,37 +77,54 @@ class Recomputable:
         return self.value()
 
     def compute(self, known: dict[int, Tensor] | None = None) -> Tensor:
+        """Compute the value without counting a reader or caching it.
+
+        Args:
+            known: values that the same call has computed, by the ``id`` of their recipes.
+        """
         return self.value()
 
     def consume(self) -> tuple[Tensor, bool]:
-        """The value, and whether the reader may overwrite it."""
+        """Read the value; the second item says whether the reader may overwrite it."""
         return self.value(), False
 
     def add_reader(self) -> None:
-        """Announce a reader."""
+        """Add a reader."""
 
     def drop_reader(self) -> None:
-        """Withdraw a reader."""
+        """Remove a reader that will not read."""
+
+
+def identity_of(held: Versioned) -> tuple:
+    """What two objects have in common that hold the same memory, for as long as one of them does.
+
+    The tensor object may be one of several for the same memory: autograd makes a new one at each
+    request. The address is no identity either: FSDP frees a weight's memory, and the next weight
+    may be allocated there.
+    """
+    tensor = held.tensor
+    where = id(storage_of(tensor)), tensor.storage_offset()
+    return where, held.version, tensor.dtype, tensor.shape, tensor.stride()
 
 
 class HeldTensor(Recomputable):
-    """A tensor that is there anyway: data, a parameter, or what an operation that nobody knows gave
-    out."""
+    """A tensor that is not recomputed: data, a parameter, or what a boundary gave out.
 
-    __slots__ = ("__weakref__", "held")
+    Args:
+        tensor: it.
+        boundary: the name of the boundary that lies between the tensor and spikes or data; None
+            where there is none.
+    """
+
+    __slots__ = ("__weakref__", "boundary", "held")
     light = True
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.held = Versioned(tensor)
+    def __init__(self, tensor: Tensor, boundary: str | None = None) -> None:
+        self.held, self.boundary = Versioned(tensor), boundary
 
     @property
     def identity(self) -> tuple:
-        # The tensor object may be one of several for the same memory: autograd makes a new one each
-        # time it is asked. Nor is the address its identity: FSDP frees a weight's memory, and the
-        # next one's may come to lie there.
-        tensor = self.held.tensor
-        where = id(storage_of(tensor)), tensor.storage_offset()
-        return where, self.held.version, tensor.dtype, tensor.shape, tensor.stride()
+        return identity_of(self.held)
 
     def value(self) -> Tensor:
         tensor = self.held.get("an activation")
@@ -103,33 +133,36 @@ class HeldTensor(Recomputable):
         return tensor.detach() if tensor.requires_grad else tensor
 
 
-class MadeFromParameters(HeldTensor):
-    """A tensor that an operation which nobody knows made of parameters alone: a quantised weight,
-    say.
+class OpaqueWeight(HeldTensor):
+    """A tensor that a boundary computed from parameters alone: a quantised weight, say.
 
     Args:
-        kind: the operation's node.
+        tensor: it.
+        boundary: the boundary's name.
     """
 
-    __slots__ = ("kind",)
-
-    def __init__(self, tensor: Tensor, kind: str) -> None:
-        super().__init__(tensor)
-        self.kind = kind
+    __slots__ = ()
 
 
-class UnheldFromParameters(Recomputable):
-    """The same where nobody has the tensor."""
+class Missing(Recomputable):
+    """A place holder for a tensor that is not saved and cannot be recomputed.
 
-    __slots__ = ("kind",)
+    Args:
+        boundary: the name of the boundary that gave the tensor out; None for a tensor of unknown
+            origin.
+        from_parameters: the boundary read parameters alone.
+    """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    __slots__ = ("boundary", "from_parameters")
+    missing = True
+
+    def __init__(self, boundary: str | None = None, from_parameters: bool = False) -> None:
+        self.boundary, self.from_parameters = boundary, from_parameters
 
 
 class Shape(Recomputable):
-    """A tensor of zeros, four bytes large, for a backward that reads the shape of what it saved and
-    no element."""
+    """A tensor of zeros, four bytes large, for a backward that reads the shape of its saved tensor
+    and no element."""
 
     __slots__ = ("__weakref__", "shape", "zero")
     derived = True
@@ -142,12 +175,12 @@ class Shape(Recomputable):
 
 
 class Spikes(Recomputable):
-    """The spikes of a neuron below. Unpacking is cheap, so every reader gets a copy of its own and
-    nothing is counted.
+    """The spikes of a neuron below. Unpacking is cheap: every reader gets a copy of its own, and
+    readers are not counted.
 
     Args:
         packed: the bits.
-        given_out: the tensor that the neuron gave out, to notice if somebody writes into it.
+        given_out: the neuron's output tensor, whose version tells of writes into it.
     """
 
     __slots__ = ("_counter", "_version", "factor", "packed")
@@ -163,7 +196,7 @@ class Spikes(Recomputable):
         self.factor = None if packed.factor is None else Versioned(packed.factor)
 
     def were_edited(self) -> bool:
-        """Whether the spikes that went on to the next layer are other ones by now."""
+        """Whether the tensor that the next layers read has been written into."""
         return self._counter is not None and self._counter._version != self._version
 
     def value(self) -> Tensor:
@@ -177,7 +210,7 @@ class Spikes(Recomputable):
 
 
 class _Reading:
-    """How far the readers of a recipe have come in one backward pass."""
+    """The readers of a recipe that are still to come in one backward pass."""
 
     __slots__ = ("left", "value")
 
@@ -191,10 +224,8 @@ class Recipe(Recomputable):
     Args:
         function: takes the inputs' tensors to the output, or to a tuple of outputs.
         inputs: their values; None stands for an absent operand.
-        is_view: whether the output shares memory with the first input.
-        pointwise: whether the function goes element by element.
-        derived, driven: whether it is so whatever the inputs are.
-        identity: see :class:`Value`.
+        kind: of the operation.
+        identity: see :class:`Recomputable`.
     """
 
     __slots__ = (
@@ -217,16 +248,15 @@ class Recipe(Recomputable):
         self,
         function: Replay,
         inputs: tuple[Recomputable | None, ...],
-        is_view: bool = False,
-        derived: bool = False,
-        driven: bool = False,
+        kind: Kind = PLAIN,
         identity: tuple | None = None,
-        pointwise: bool = False,
     ) -> None:
         self.function, self.inputs, self.identity, self.readers = function, inputs, identity, 0
-        self.is_view, self.cheap = is_view, is_view and inputs[0].cheap
-        self.derived, self.driven, self.exact = derived or driven, driven, True
-        self.depth, self.work, self.light = 1, int(not is_view), is_view or pointwise
+        self.is_view = is_view = kind.is_view
+        self.cheap = is_view and inputs[0].cheap
+        self.driven = kind.recompute_on_data
+        self.derived, self.exact = kind.recompute_always or self.driven, True
+        self.depth, self.work, self.light = 1, int(not is_view), kind.light
         for each in inputs:
             if each is not None:
                 self.derived = self.derived or each.derived
@@ -247,7 +277,7 @@ class Recipe(Recomputable):
         return self.consume()[0]
 
     def were_edited(self) -> bool:
-        """Of a view of spikes: as of the spikes."""
+        """Whether the spikes that this is a view of have been written into."""
         return self.inputs[0].were_edited()
 
     def consume(self) -> tuple[Tensor, bool]:
@@ -263,7 +293,7 @@ class Recipe(Recomputable):
         return value, owned and self.cheap
 
     def _next_reader(self) -> tuple[PassCache, _Reading]:
-        """One reader of this backward pass has come, or will not come; how many are left."""
+        """Count one reader of this backward pass, which reads or will not read."""
         values = pass_cache()
         reading = values.get(self)
         if reading is None:
@@ -275,9 +305,7 @@ class Recipe(Recomputable):
         reading = pass_cache().get(self)
         if reading is not None and reading.value is not None:
             return reading.value
-        known = (
-            {} if known is None else known
-        )  # what this one look has computed, for inputs that are reached by two ways
+        known = {} if known is None else known
         if id(self) not in known:
             operands = [each and each.compute(known) for each in self.inputs]
             known[id(self)] = _run(self.function, operands)
@@ -300,7 +328,7 @@ class Recipe(Recomputable):
 
 
 class Output(Recomputable):
-    """One of several outputs of a recipe, such as the indices that max pooling found."""
+    """One of several outputs of a recipe, such as the indices of max pooling."""
 
     __slots__ = ("index", "recipe")
 
@@ -349,12 +377,14 @@ class Output(Recomputable):
 
 
 class Operand(Recomputable):
-    """One input of a recipe, for the node that saved it; a walk that comes to that node again finds
+    """One input of a recipe, for the node that saved it. A walk that comes to the node again finds
     the recipe through it.
 
     Args:
-        memory_format: of a spike tensor, where the node's backward had better have another one than
-            it saved.
+        recipe: of the node.
+        position: of the input.
+        memory_format: in which the node's backward reads an input of spikes; None for the format
+            that the node saved.
     """
 
     __slots__ = ("memory_format", "position", "recipe")

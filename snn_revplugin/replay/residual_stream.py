@@ -1,22 +1,21 @@
-"""Residual streams: sums of sums of sums, each of which some layer reads, ``x[l] = x[l-1] +
-f(x[l-1])``.
+"""Residual streams: sums of sums of sums, ``x[l] = x[l-1] + f(x[l-1])``, each read by some layer.
 
-Computed again from the spikes, the last sum takes the whole network, and all the sums below it
+Recomputed from the spikes, the last sum would take the whole network, and all sums below it would
 stand in memory until their blocks have been through backward. So of a stream over T time steps the
-last sum is kept, and those below are had from it as backward goes down, by reversing the stream in
-depth:
+last sum is kept. As backward goes down, the sums below are reconstructed from it by reversing the
+stream in depth:
 
     x[l-1] = x[l] - f(x[l-1])
 
-where ``f`` ends at the spikes of its block, so ``x[l-1]`` is not needed to have it. Sums of spikes
-are small whole numbers: they are kept at a few bits each, and the difference is exact. Sums of
-floats are kept as they are, one a stream and an anchor every ``BETWEEN_ANCHORS`` sums, and the
-difference is rounded once a sum; a neuron whose current it becomes has its spikes from their bits
+where ``f`` ends at the spikes of its block, so ``f`` can be recomputed without ``x[l-1]``. Sums of
+spikes are small whole numbers: they are kept at a few bits each, and the difference is exact. Sums
+of floats are kept as they are, one per stream and an anchor every ``BETWEEN_ANCHORS`` sums. The
+difference is rounded once per sum. A neuron whose current it is reads its spikes from their bits
 and decides none again.
 
-A product of spikes with spikes with spikes (AND and IAND of SEW-ResNet) loses what it was made of
-and is not reversed; but it too is kept, at a bit an element, every few products rather than
-computed from all below.
+A product of spikes with spikes with spikes (AND and IAND of SEW-ResNet) loses its factors and is
+not reversed. It is kept, too, at one bit per element, every few products, rather than recomputed
+from all below.
 
 A single time step needs none of this: its values are small next to what all steps together keep.
 """
@@ -27,20 +26,22 @@ import torch
 from torch import Tensor
 
 from ..packed.integers import PackedIntegers
+from ..torch_internals import capture, graph
+from ..torch_internals.graph import Node
 from .recipe import HeldTensor, Output, Recipe, Recomputable
 
-# operations, other than views, from which on a sum is a stream: an ordinary residual block has
-# fewer
-MOST_WORK = 6
-BETWEEN_ANCHORS = (
-    16  # sums, over which the rounding of float32 adds up to about 1e-6 of the largest
-)
-REVERSED = "reversal of AddBackward0"
+SUM = "AddBackward0"
+RESIDUAL = (SUM, "MulBackward0")  # the operations of residual connections of spikes
+# operations, other than views, above which a sum is a stream: an ordinary residual block has fewer
+MAX_WORK = 6
+# sums, over which the rounding of float32 adds up to about 1e-6 of the largest
+BETWEEN_ANCHORS = 16
+REVERSED = f"reversal of {SUM}"
 
 
 class Integers(Recomputable):
-    """Small whole numbers, packed. Unpacking is cheap, so every reader gets a copy of its own and
-    nothing is counted."""
+    """Small whole numbers, packed. Unpacking is cheap: every reader gets a copy of its own, and
+    readers are not counted."""
 
     __slots__ = ("packed",)
     derived = True
@@ -57,12 +58,12 @@ class Integers(Recomputable):
 
 
 class Stream(Recomputable):
-    """One sum of a residual stream: kept as long as it is the last one, had from the sum above it
-    afterwards.
+    """One sum of a residual stream: kept as long as it is the last one, reconstructed from the sum
+    above it afterwards.
 
     Args:
-        total: the sum; a copy is kept, so that nobody writes into it.
-        below: the sum that it goes on from, if that is part of the stream.
+        total: the sum; a copy is kept, into which no other code can write.
+        below: the sum before it, if that is part of the stream.
     """
 
     __slots__ = ("__weakref__", "exact", "index", "readers", "source")
@@ -78,13 +79,20 @@ class Stream(Recomputable):
         self.index = 0 if below is None else below.index + 1
         self.readers = 0
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept for the sum."""
+        if isinstance(self.source, Integers):
+            return self.source.packed.nbytes
+        return self.source.held.tensor.nbytes if isinstance(self.source, HeldTensor) else 0
+
     def reverse(self, above: Stream, step: Recomputable) -> bool:
-        """Let go of the sum: from now on it is ``above - step``.
+        """Release the sum: from now on it is ``above - step``.
 
         Returns:
-            False, and the sum is kept, where it is an anchor or has been let go already, where the
-            difference would be less exact than what is kept, and where the step is computed from
-            this very sum.
+            False, and the sum is kept, where it is an anchor or was released before, where the
+            difference would be less exact than the sum, and where the step is computed from this
+            very sum.
         """
         if not isinstance(self.source, Integers | HeldTensor) or _reaches(step, self):
             return False
@@ -110,6 +118,54 @@ class Stream(Recomputable):
 
     def drop_reader(self) -> None:
         self.source.drop_reader()
+
+
+def stream_of(node: Node, total: Recipe, tensor: Tensor | None) -> tuple[Stream, int] | None:
+    """Take a sum into a residual stream, and release the sum before it.
+
+    A product of spikes with spikes with spikes is kept, too, rather than recomputed from all of
+    them.
+
+    Args:
+        node: of the sum.
+        total: its recipe.
+        tensor: the sum itself, if the walk has it.
+
+    Returns:
+        The sum as part of the stream, and the bytes of the sum before it that were released. None
+        if the sum is no part of a stream.
+    """
+    if tensor is None or graph.name_of(node) not in RESIDUAL or tensor._version != 0:
+        return None
+    is_sum = graph.name_of(node) == SUM and graph.attribute_of(node, "alpha") == 1
+    streams = [each for each in total.inputs if isinstance(each, Stream)] if is_sum else []
+    below = streams[0] if streams else None
+    if (below is None and total.work <= MAX_WORK) or not _has_like_operands(node, total):
+        return None
+    if not capture.may_synchronise(tensor):
+        return None
+    stream = Stream(tensor, below)
+    # Shorter mantissas have no bits to lose.
+    if not stream.exact and not (is_sum and tensor.dtype in (torch.float32, torch.float64)):
+        return None
+    if below is None:
+        return stream, 0
+    step = total.inputs[1] if total.inputs[0] is below else total.inputs[0]
+    before = below.nbytes
+    return stream, before if below.reverse(stream, step) else 0
+
+
+def _has_like_operands(node: Node, total: Recipe) -> bool:
+    """Whether both operands of a sum have its shape and dtype."""
+    if len(total.inputs) != 2:
+        return False
+    shape, kind = graph.shape_of_output(node), graph.type_of_output(node)
+    return all(
+        below is not None
+        and graph.shape_of_output(below, output) == shape
+        and graph.type_of_output(below, output) == kind
+        for below, output in node.next_functions
+    )
 
 
 def _reaches(value: Recomputable | None, stream: Stream) -> bool:

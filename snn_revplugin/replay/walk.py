@@ -1,13 +1,12 @@
-"""The walk: from a neuron's current down the autograd graph to the spikes below.
+"""The walk: from a neuron's input current down the autograd graph to the spikes below.
 
-Wherever a node on the way saved a tensor that can be computed from those spikes and the parameters,
-a recipe takes its place and autograd lets go of the tensor. The graph itself stays as the host
-built it: in backward autograd runs its own kernels in its own order, and a node that asks for what
-it saved has it computed again.
+On the way, a recipe replaces every saved tensor that those spikes and the parameters determine, and
+autograd releases the tensor. The graph stays as the host built it: in backward autograd runs its
+own kernels in its own order, and a node that asks for its saved tensor has it recomputed.
 
-A node that the table of operations does not know is a *boundary*. What it saved stays, its output
-is kept where another node saved it, and the ledger remembers its name; below it the walk goes on.
-Unknown never means wrong, only larger.
+A node that the table of operations does not know is a *boundary*. It keeps its saved tensors, its
+output is kept where another node saved it, and the statistics name it. The walk goes on below it.
+An unknown operation costs memory and is never wrong.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ import math
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache as memoize
 from functools import partial
 from typing import Protocol
 
@@ -26,450 +27,504 @@ from ..settings import get_settings
 from ..torch_internals import capture, distributed, graph, saved_tensors, tensors
 from ..torch_internals.graph import Node
 from .cache import RecipeCache
-from .operations.normalisation import inverse_batch_norm
 from .operations.operation import WRITE_INTO_VIEW, Operation, operation_of
-from .operations.pointwise import constant_of, packed_mask
+from .operations.pointwise import packed_mask
 from .recipe import (
     HeldTensor,
-    MadeFromParameters,
+    Missing,
+    OpaqueWeight,
     Operand,
     Output,
     Recipe,
     Recomputable,
+    Replay,
     Spikes,
-    UnheldFromParameters,
 )
-from .residual_stream import MOST_WORK, REVERSED, Stream
-
-Look = Callable[[], Tensor]
+from .residual_stream import REVERSED, Stream, stream_of
 
 
 class WalkStatistics(Protocol):
-    """Where a walk counts what it met."""
+    """Where a walk counts what it meets; see ``bptt.statistics.CallStatistics``."""
 
     small_calls: int
     operations: Counter[str]
     boundaries: Counter[str]
+    kept_bytes: Counter[str]
 
 
 class WalkRecord(Protocol):
-    """What a walk needs of the neuron that asks: where it counts, and what earlier walks have
-    met."""
+    """What a walk needs of a neuron: where it counts, and what earlier walks have met."""
 
     statistics: WalkStatistics
     cache: RecipeCache
 
 
-# where a neuron's graph node offers its packed spikes, the node's first output
+# the attribute in which a neuron's graph node offers its packed spikes, the node's first output
 FIRED = "snn_revplugin_fired"
-# where a node that saves nothing remembers its recipe, weakly: the readers own it
+# where a node that saves nothing keeps its outcome, weakly: the readers own the recipe
 MEMO = "snn_revplugin_recipe"
-EDITED = "an edit in place"
-# by FSDP: it is there in the backward of the module that it was sharded by, only
-FREED = "a weight that is freed too early"
-# where a node notes that its input, made of data, is a tensor that autograd alone holds
+# where a node notes that its input does not change with time and that autograd alone holds it
 UNSEEN = "snn_revplugin_unseen"
-BOUNDARY = False  # ... or that it has none
+# where a node notes the version at which its output was compared with its recipe, and the result
+COMPARED = "snn_revplugin_compared"
+# names of boundaries that are no operations, and of what else takes memory
+EDITED = "an edit in place"
+FREED = "a weight that is freed too early"  # by FSDP, outside of its module's backward
+TOO_DEEP = "a chain of operations without spikes"
+SUMS = "residual sums"
+CONSTANTS = "constant operands"
+WEIGHTS = "computed weights"
 NO_EDGE = (None, 0)
 NO_EDGES = (NO_EDGE,)
-UNKNOWN = Recomputable()  # stands for an operand that cannot be had
-SUM = "AddBackward0"
-STREAMING = (SUM, "MulBackward0")  # what residual connections of spikes are made of
-BATCH_NORM_INVERTED = "inverse of NativeBatchNormBackward0"
 SAME_ELEMENTS = {
     f"{name}Backward0" for name in ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze")
 }  # in their order
 # operations on the way down, and in a recipe: a chain through time (a synapse of the user's own)
 # ends here
 DEEPEST = 64
-BYTES_OF_OUTPUT = 8  # an element, at most: an index
+MAX_BYTES_OF_OUTPUT = 8  # per element: an index
 SMALLEST_MASK = 1024  # elements below which packing a dropout mask costs more than it saves
 
-
-def attach_recipes(
-    current: Tensor, record: WalkRecord, whole_sequence: bool = False
-) -> Recomputable | None:
-    """How a neuron's current can be had again in backward; replaces what was saved on the way to
-    it.
-
-    Args:
-        at_once: whether it is that of all time steps, for a neuron that will decide no spike again:
-            then it may be part of a residual stream, and come back up to rounding (``exact`` says
-            whether).
-
-    Returns:
-        None if the current depends on neither spikes nor data through operations that are known, or
-        is so small that it is not worth while: the neuron had better keep its membrane potential.
-    """
-    node = current.grad_fn
-    if node is None:
-        return None
-    small = not whole_sequence and current.nbytes <= get_settings().recompute_min_bytes
-    kind = small and (current.shape, type(node))
-    if small and kind in record.cache.small:
-        record.statistics.small_calls += 1
-        return None
-    walk = _Walk(record, whole_sequence)
-    value = walk.value_of(node, current.output_nr, current, current.stride())
-    if small and current.nbytes + walk.replaced <= get_settings().recompute_min_bytes:
-        record.cache.small.add(kind)  # for the next such step; this one's work is done
-    if isinstance(value, MadeFromParameters):
-        walk.statistics.boundaries[value.kind] += 1
-    return (
-        value if value is not None and value.derived and (value.exact or whole_sequence) else None
-    )
+missing = memoize(Missing)
+UNKNOWN = missing()
+Outcome = Recipe | Stream | Missing  # of a visit to a node
 
 
-def attach_inverse_recipe(current: Tensor, given: Recomputable, record: WalkRecord) -> None:
-    """Replace what was saved on the way to the current of a neuron that can give it back itself,
-    and has no need of a recipe.
+@dataclass(slots=True)
+class Place:
+    """An output of a graph node, and what the walk knows about it from the nodes above.
 
-    Args:
-        given: the current, as the neuron has it again.
-    """
-    node = current.grad_fn
-    while node is not None and graph.name_of(node) in SAME_ELEMENTS:
-        node = node.next_functions[0][0]
-    as_it_was = (
-        node is not None and current._version == 0
-    )  # what was written into is not the norm's output any more
-    inverse = inverse_batch_norm(node, record.cache, given) if as_it_was else None
-    if inverse is not None and saved_tensors.replace_saved(node, "input", inverse):
-        inverse.add_reader()
-        record.statistics.operations[BATCH_NORM_INVERTED] += 1
-        _Walk(record).value_of(
-            node, 0, wanted=False
-        )  # what feeds the norm is computed again for no one
-    else:
-        attach_recipes(current, record)
-
-
-class _Walk:
-    """One walk; it writes down what it meets in the neuron's ledger.
-
-    It is taken at every time step for every neuron: what does not change from step to step is
-    looked up, not built again.
+    Attributes:
+        node: it.
+        output: its number.
+        tensor: the output itself, where a caller or a node above has it.
+        strides: of the output, where they are known.
+        depth: nodes between the neuron and here.
+        counts: whether the statistics count this node. They do not below a boundary, where only the
+            saved tensors matter.
+        look: gives the output's elements out of a tensor above; not to be kept.
+        whole: the output as seen from a view of it above that has all its elements in their order.
     """
 
-    __slots__ = ("cache", "replaced", "statistics", "to_be_freed", "whole_sequence")
+    node: Node
+    output: int
+    tensor: Tensor | None = None
+    strides: tuple[int, ...] | None = None
+    depth: int = 0
+    counts: bool = True
+    look: Callable[[], Tensor] | None = None
+    whole: Tensor | None = None
+
+    def can_be_read(self) -> bool:
+        return self.tensor is not None or self.look is not None
+
+    def read(self) -> Tensor:
+        return self.look() if self.tensor is None else self.tensor
+
+
+@dataclass(slots=True)
+class Visit:
+    """A node that no walk has come to before, and its operands.
+
+    Attributes:
+        place: of the node.
+        operation: of the node.
+        edges: to the nodes below.
+        names: under which the node saves each operand, None where it does not.
+        values: of the operands; None for an absent operand.
+        replaceable: name and position of saved operands that a recipe can replace, and they.
+        derived: an operand is recomputed.
+        driven: an operand depends on spikes or data.
+        freed: an operand is a weight that FSDP frees before the neuron's backward reads it.
+        blocked_by: the boundary between an operand and spikes or data; None where there is none.
+    """
+
+    place: Place
+    operation: Operation
+    edges: tuple[graph.Edge, ...]
+    names: tuple[str | None, ...]
+    values: list[Recomputable | None] = field(default_factory=list)
+    replaceable: list[tuple[str, int, Tensor]] = field(default_factory=list)
+    derived: bool = False
+    driven: bool = False
+    freed: bool = False
+    blocked_by: str | None = None
+
+
+class Walk:
+    """One walk, which counts what it meets in the neuron's statistics.
+
+    Every neuron walks at every time step: what does not change between steps is looked up, not
+    built again.
+
+    Attributes:
+        replaced_bytes: that autograd has released.
+    """
+
+    __slots__ = ("cache", "replaced_bytes", "soon_freed", "statistics", "whole_sequence")
 
     def __init__(self, record: WalkRecord, whole_sequence: bool = False) -> None:
-        self.statistics, self.cache, self.whole_sequence = (
-            record.statistics,
-            record.cache,
-            whole_sequence,
-        )
-        self.replaced = 0  # bytes that autograd has let go of
-        self.to_be_freed: set[int] = (
-            set()
-        )  # storages of weights that may be gone when the neuron asks for its current
+        self.statistics, self.cache = record.statistics, record.cache
+        self.whole_sequence = whole_sequence
+        self.replaced_bytes = 0
+        # storages of weights that may be freed when the neuron's backward reads its current
+        self.soon_freed: set[int] = set()
 
-    def value_of(
-        self,
-        node: Node,
-        output: int,
-        tensor: Tensor | None = None,
-        strides: tuple[int, ...] | None = None,
-        down: int = 0,
-        wanted: bool = True,
-        look: Look | None = None,
-        seen: Tensor | None = None,
-    ) -> Recomputable | None:
-        """The value of a node's output, or None if it cannot be had.
-
-        Args:
-            tensor: the output itself, where somebody has it.
-            strides: its strides, where they are known.
-            seen: the output as somebody has it who sees it through a view.
-            down: nodes between the neuron and here.
-            wanted: False below a boundary, where only what was saved matters.
-            look: gives the output's elements from what was made of it, where nobody has the output
-                itself; not to be kept.
-        """
+    def value_of(self, place: Place) -> Recomputable:
+        """The value of a node's output; a :class:`Missing` one if backward cannot obtain it."""
+        node = place.node
         if graph.is_leaf_edge(node):
-            return self.cache.kept(node.variable)
+            return self.cache.held(node.variable)
         operation = operation_of(node)
         if operation is None:
-            fired = getattr(node, FIRED, None) if output == 0 else None
+            fired = getattr(node, FIRED, None) if place.output == 0 else None
             if fired is not None:
-                return self._unless_edited(fired, tensor, wanted)
+                return self._edited(place) if fired.were_edited() else fired
             if graph.name_of(node) in graph.PASSING_ON:
-                self.to_be_freed |= distributed.weights_to_be_freed(node)
-                below, output = node.next_functions[output]
-                if below is None:
-                    return None if tensor is None else HeldTensor(tensor)
-                return self.value_of(below, output, tensor, strides, down, wanted, look, seen)
-        recipe = _met(node, operation)
-        if recipe is None:
-            if operation is not None and down < DEEPEST:
-                seen = tensor if seen is None else seen
-                recipe = self._meet(node, operation, tensor, strides, down, wanted, look, seen)
-            else:
-                recipe = self._stop_at(node, graph.name_of(node), down, wanted)
-            _remember(node, operation, recipe)
-        if isinstance(recipe, UnheldFromParameters):
-            return recipe if tensor is None else MadeFromParameters(tensor, recipe.kind)
-        if not recipe:
-            return None if tensor is None else HeldTensor(tensor)
-        value = Output(recipe, output) if operation.multiple_outputs else recipe
-        if tensor is None:  # which state of it was read nobody can tell, once it has more than one
-            return None if node.metadata.get(EDITED) else value
-        if tensor._version == 0 or tensor._version == _writes_on_record(node):
-            return value
-        as_it_is = self._unless_edited(value, tensor, wanted)
-        if as_it_is is not value:
-            node.metadata[EDITED] = True
-        return as_it_is
+                return self._pass_on(place)
+        outcome = _earlier_outcome(node, operation)
+        if outcome is None:
+            outcome = self._visit(place, operation)
+            _remember(node, operation, outcome)
+        return self._value(place, operation, outcome)
 
-    def _unless_edited(
-        self, value: Recomputable, tensor: Tensor | None, wanted: bool
-    ) -> Recomputable | None:
-        """A value, if it still is that of a tensor which may have been written into since its
-        memory was taken.
+    def _pass_on(self, place: Place) -> Recomputable:
+        """The value of what a module's backward hook, or FSDP's notice, gives out unchanged."""
+        self.soon_freed |= distributed.weights_to_be_freed(place.node)
+        place.node, place.output = place.node.next_functions[place.output]
+        if place.node is not None:
+            return self.value_of(place)
+        return UNKNOWN if place.tensor is None else HeldTensor(place.tensor)
+
+    def _value(self, place: Place, operation: Operation | None, outcome: Outcome) -> Recomputable:
+        """The value of a node's output, from the outcome of the visit to the node."""
+        tensor = place.tensor
+        if outcome.missing:
+            if tensor is None:
+                return outcome
+            held = OpaqueWeight if outcome.from_parameters else HeldTensor
+            return held(tensor, outcome.boundary)
+        value = Output(outcome, place.output) if operation.multiple_outputs else outcome
+        if tensor is None:  # which state of it was read is unknown, once it has more than one
+            return missing(EDITED) if place.node.metadata.get(EDITED) else value
+        if tensor._version == 0 or tensor._version == _recorded_writes(place.node):
+            return value
+        if value.were_edited() if value.cheap else not self._equals_recipe(place, value):
+            place.node.metadata[EDITED] = True
+            return self._edited(place)
+        return value
+
+    def _equals_recipe(self, place: Place, value: Recomputable) -> bool:
+        """Whether a tensor that has been written into still equals its recipe.
 
         Autograd records an in-place operation like any other (``out += identity``), but not one
-        under ``no_grad``. Which it was the graph does not tell; so the two are compared. Spikes
-        have a memory for that of their own.
+        under ``no_grad``. The graph does not tell which it was: ``nn.Linear`` adds its bias in
+        place, too, where its input is not contiguous. So the two are compared, once per tensor: a
+        view is compared as the whole tensor that it views, and later readers find the result.
         """
-        if value.cheap:
-            if not value.were_edited():
-                return value
-        elif not value.derived or (
-            capture.may_synchronise(tensor) and torch.equal(value.compute(), tensor.detach())
-        ):
-            return value
-        self._note(self.statistics.boundaries, EDITED, wanted)
-        return None if tensor is None else HeldTensor(tensor)
+        if not value.derived:
+            return True
+        node, value, tensor = _viewed(place, value)
+        compared = node.metadata.get(COMPARED)
+        if compared is None:
+            is_equal = capture.may_synchronise(tensor) and torch.equal(
+                value.compute(), tensor.detach()
+            )
+            compared = node.metadata[COMPARED] = tensor._version, is_equal
+        return compared == (tensor._version, True)
 
-    def _is_freed(self, weight: Tensor) -> bool:
-        return distributed.is_freed(weight) or (
-            bool(self.to_be_freed) and id(tensors.storage_of(weight)) in self.to_be_freed
-        )
+    def _edited(self, place: Place) -> Recomputable:
+        self._count(self.statistics.boundaries, EDITED, place)
+        return missing(EDITED) if place.tensor is None else HeldTensor(place.tensor, EDITED)
 
-    def _note(self, account: Counter[str], name: str, wanted: bool) -> None:
-        if wanted:
-            account[name] += 1
-
-    def _stop_at(
-        self, node: Node, kind: str, down: int, wanted: bool
-    ) -> UnheldFromParameters | bool:
-        """A boundary: what lies below it is replaced all the same. Where that is parameters alone,
-        nothing is lost yet."""
-        if down == DEEPEST:
-            self._note(self.statistics.boundaries, "a chain of operations without spikes", wanted)
-            return BOUNDARY
-        driven = False
-        for below, output in node.next_functions:
-            if below is not None:
-                value = self.value_of(below, output, down=down + 1, wanted=False)
-                driven = driven or value is None or value.driven
-        if not driven:
-            return UnheldFromParameters(kind)
-        self._note(self.statistics.boundaries, kind, wanted)
-        return BOUNDARY
-
-    def _meet(
-        self,
-        node: Node,
-        operation: Operation,
-        tensor: Tensor | None,
-        strides: tuple[int, ...] | None,
-        down: int,
-        wanted: bool,
-        look: Look | None,
-        seen: Tensor | None,
-    ) -> Recipe | Stream | UnheldFromParameters | None:
-        """The recipe of a node that no walk has come to yet, after what it saved has been replaced;
-        or why there is none."""
-        edges = node.next_functions
-        look = look if tensor is None else lambda: tensor
-        names = operation.inputs or (None,) * len(edges)
-        absent = operation.absent(node)
-        values: list[Recomputable | None] = []
-        replaced, derived, driven, freed = [], False, False, False
-        blocked = False  # whether spikes or data lie below, behind a boundary
-        for position, name in enumerate(names):
-            if position in absent:
-                values.append(None)
-                continue
-            below, output = edges[position] if position < len(edges) else NO_EDGE
-            if graph.is_leaf_edge(below):
-                leaf = below.variable
-                freed = freed or self._is_freed(leaf)
-                values.append(UNKNOWN if freed else self.cache.kept(leaf))
-                continue
-            saved = None if name is None else saved_tensors.saved_by(node, name)
-            value = UNKNOWN
-            if below is None:
-                value = UNKNOWN if saved is None else _constant(saved)
-            elif saved is not None:
-                value = self.value_of(below, output, saved, saved.stride(), down + 1)
-            else:
-                same = operation.pointwise and graph.shape_of_output(
-                    below, output
-                ) == graph.shape_of_output(node)
-                see = (
-                    partial(_see, operation.before, node, position, look)
-                    if look and operation.before
-                    else None
-                )
-                through = _seen_through(node, below, output, seen) if self.whole_sequence else None
-                value = self.value_of(
-                    below, output, None, strides if same else None, down + 1, wanted, see, through
-                )
-                value = UNKNOWN if value is None else value
-            driven = driven or value.driven
-            if value.derived:
-                derived = True
-                if saved is not None:
-                    replaced.append((name, position, saved))
-            elif isinstance(value, MadeFromParameters):
-                kind, value = value.kind, self.cache.made(saved, (operation.node, position))
-                if value is None:
-                    value = HeldTensor(saved)
-                    self._note(self.statistics.boundaries, kind, wanted)
-                elif value.held.tensor is not saved:
-                    replaced.append((name, position, saved))
-            elif saved is not None:
-                freed = freed or self._is_freed(saved)
-                blocked = blocked or (below is not None and type(value) is HeldTensor)
-                # It may be cast or transposed; every time step shares it all the same.
-                value = UNKNOWN if freed else self.cache.kept(saved)
-            else:
-                blocked = blocked or (below is not None and value is UNKNOWN)
-            values.append(value)
-        recipe = self._recipe(node, operation, values, tensor, strides, look)
+    def _visit(self, place: Place, operation: Operation | None) -> Outcome:
+        """Come to a node for the first time: replace what it saved, and find its recipe."""
+        if operation is None or place.depth >= DEEPEST:
+            return self._stop_at(place)
+        if place.whole is None:
+            place.whole = place.tensor
+        visit = self._read_operands(place, operation)
+        recipe = self._recipe(visit)
         if recipe is not None:
-            self._note(self.statistics.operations, operation.node, wanted)
-            derived = derived or operation.recompute_on_data or operation.recompute_always
-        elif driven or freed:
-            self._note(self.statistics.boundaries, FREED if freed else operation.node, wanted)
+            self._count(self.statistics.operations, operation.node, place)
+        elif visit.driven or visit.freed:
+            boundary = FREED if visit.freed else operation.node
+            self._count(self.statistics.boundaries, boundary, place)
+        self._replace_inputs(visit, recipe)
+        self._replace_outputs(visit, recipe)
+        if recipe is None:
+            return _why_missing(visit)
+        return (self._stream(place, recipe) if self.whole_sequence else None) or recipe
+
+    def _stop_at(self, place: Place) -> Missing:
+        """A boundary: what lies below it is replaced all the same. If only parameters lie there,
+        the outputs of several time steps may still share memory."""
+        node, boundary = place.node, graph.name_of(place.node)
+        driven = place.depth == DEEPEST
+        if driven:
+            boundary = TOO_DEEP
+        else:
+            for below, output in node.next_functions:
+                if below is not None:
+                    value = self.value_of(Place(below, output, depth=place.depth + 1, counts=False))
+                    driven = driven or value.driven or (value.missing and not value.from_parameters)
+        self._keep_saved(node, boundary)
+        if driven:
+            self._count(self.statistics.boundaries, boundary, place)
+        return missing(boundary, not driven)
+
+    def _read_operands(self, place: Place, operation: Operation) -> Visit:
+        """Find the value of each operand of a node."""
+        node, edges = place.node, place.node.next_functions
+        visit = Visit(place, operation, edges, operation.inputs or (None,) * len(edges))
+        absent = operation.absent(node)
+        for position, name in enumerate(visit.names):
+            if position in absent:
+                visit.values.append(None)
+                continue
+            below = edges[position][0] if position < len(edges) else None
+            if graph.is_leaf_edge(below):
+                value = self._held_operand(visit, below.variable)
+            else:
+                saved = None if name is None else saved_tensors.saved_by(node, name)
+                if saved is not None:
+                    value = self._saved_operand(visit, position, saved)
+                elif below is not None:
+                    value = self._unsaved_operand(visit, position)
+                else:
+                    value = UNKNOWN
+            visit.values.append(value)
+        return visit
+
+    def _held_operand(self, visit: Visit, tensor: Tensor) -> Recomputable:
+        """An operand that is not recomputed: a parameter, or a saved tensor."""
+        visit.freed = visit.freed or self._is_freed(tensor)
+        return UNKNOWN if visit.freed else self.cache.held(tensor)
+
+    def _saved_operand(self, visit: Visit, position: int, saved: Tensor) -> Recomputable:
+        """An operand that the node saved."""
+        below, output = visit.edges[position] if position < len(visit.edges) else NO_EDGE
+        if below is None:
+            value = self._constant(saved)
+        elif _is_view_of_leaf(below):  # a linear layer transposes its weight
+            self.statistics.operations[graph.name_of(below)] += 1
+            return self._held_operand(visit, saved)
+        else:
+            depth = visit.place.depth + 1
+            value = self.value_of(Place(below, output, saved, saved.stride(), depth))
+        visit.driven = visit.driven or value.driven
+        if value.derived:
+            visit.derived = True
+            visit.replaceable.append((visit.names[position], position, saved))
+            return value
+        if type(value) is OpaqueWeight:
+            return self._shared_operand(visit, position, value)
+        if type(value) is HeldTensor and below is not None:
+            visit.blocked_by = value.boundary or visit.operation.node
+            self._keep(visit.blocked_by, saved)
+        elif type(value) is Recipe and not _is_view_of_held(value):
+            self._keep(WEIGHTS, saved)
+        # It may be cast or transposed; every time step shares it all the same.
+        return self._held_operand(visit, saved)
+
+    def _unsaved_operand(self, visit: Visit, position: int) -> Recomputable:
+        """An operand that the node did not save."""
+        place, operation = visit.place, visit.operation
+        below, output = visit.edges[position]
+        deeper = Place(below, output, depth=place.depth + 1, counts=place.counts)
+        if operation.kind.is_elementwise and place.strides is not None:
+            shape = graph.shape_of_output(below, output)
+            deeper.strides = place.strides if shape == graph.shape_of_output(place.node) else None
+        if operation.before is not None and place.can_be_read():
+            deeper.look = partial(_read_before, place, operation, position)
+        if self.whole_sequence:
+            deeper.whole = _seen_through(place, deeper)
+        value = self.value_of(deeper)
+        visit.driven, visit.derived = visit.driven or value.driven, visit.derived or value.derived
+        if value.missing and not value.from_parameters:
+            visit.blocked_by = value.boundary or visit.operation.node
+        return value
+
+    def _shared_operand(self, visit: Visit, position: int, weight: OpaqueWeight) -> HeldTensor:
+        """A saved weight that a boundary computed from parameters: one tensor for all time steps
+        that hold the same numbers."""
+        saved = weight.held.tensor
+        shared = self.cache.shared(saved, (visit.operation.node, position))
+        if shared is None:
+            self._count(self.statistics.boundaries, weight.boundary, visit.place)
+        if shared is None or shared.held.tensor is saved:
+            self._keep(weight.boundary, saved)
+            self.replaced_bytes += saved.nbytes  # the next time step's tensor, if it is equal
+            return shared or weight
+        visit.replaceable.append((visit.names[position], position, saved))
+        return shared
+
+    def _constant(self, saved: Tensor) -> Recomputable:
+        """A saved operand without a gradient. A dropout mask that autograd alone holds is
+        packed."""
+        if saved.dim() == 0 or not saved_tensors.held_by_autograd_alone(saved, references=3):
+            return HeldTensor(saved)
+        can_be_mask = saved.device.type == "cpu" and saved.is_floating_point()
+        packed = packed_mask(saved) if can_be_mask and saved.numel() >= SMALLEST_MASK else None
+        if packed is None:
+            self._keep(CONSTANTS, saved)
+            return HeldTensor(saved)
+        self.statistics.kept_bytes[CONSTANTS] += packed.nbytes
+        return Spikes(packed)
+
+    def _recipe(self, visit: Visit) -> Recipe | None:
+        """The recipe of a visited node, if its operands and its output tell enough."""
+        operation, values, place = visit.operation, visit.values, visit.place
+        function = None
+        unknown = [i for i, each in enumerate(values) if each is not None and each.missing]
+        if not unknown:
+            of_spikes = operation.of_spikes is not None and values[0].cheap
+            function = (operation.of_spikes if of_spikes else operation.replay)(place.node)
+        if (
+            function is None
+            and place.can_be_read()
+            and all(visit.edges[i : i + 1] in (NO_EDGES, ()) for i in unknown)
+        ):
+            if operation.of_output is not None:
+                function = operation.of_output(place.node, place.read())
+                values = [None if each is UNKNOWN else each for each in values]
+            elif operation.solve_constant is not None and unknown == [1]:
+                function, values = self._solve_constant(visit), values[:1]
+        if function is None:
+            return None
+        if operation.kind.chooses_layout and place.strides is not None:
+            function = _laid_out(function, place.strides)
+        recipe = self.cache.recipe(function, tuple(values), operation)
+        return None if recipe.depth > DEEPEST else recipe
+
+    def _solve_constant(self, visit: Visit) -> Replay | None:
+        place, operand = visit.place, visit.values[0]
+        if place.tensor is None or not operand.light:
+            return None
+        return visit.operation.solve_constant(place.node, operand.compute(), place.tensor)
+
+    def _replace_inputs(self, visit: Visit, recipe: Recipe | None) -> None:
+        """Put recipes in the place of the saved operands that they recompute."""
+        node, operation = visit.place.node, visit.operation
         on_data = recipe is not None and recipe.identity is not None
-        for name, position, saved in replaced:
-            if on_data and len(replaced) == 1 and saved_tensors.is_unseen(saved, references=2):
+        one = on_data and len(visit.replaceable) == 1
+        for name, position, saved in visit.replaceable:
+            if one and saved_tensors.is_unseen(saved, references=2):
                 node.metadata[UNSEEN] = True
-            self.replaced += saved.nbytes
-            value = values[position]
+            self.replaced_bytes += saved.nbytes
+            value = visit.values[position]
             # Where strides decide what backward does, zeros without strides will not do.
             if name in operation.shape_only and saved.is_contiguous():
                 _replace(node, name, self.cache.shape(saved))
             elif saved_tensors.replace_saved(
-                node, name, value if recipe is None else _operand(operation, node, recipe, position)
+                node, name, value if recipe is None else _operand(visit, recipe, position)
             ):
                 value.add_reader()
-        if recipe is not None and derived:
-            for name, position in operation.outputs.items():
-                self.replaced += BYTES_OF_OUTPUT * math.prod(graph.shape_of_output(node))
-                _replace(
-                    node, name, Output(recipe, position) if operation.multiple_outputs else recipe
-                )
-        if recipe is not None and self.whole_sequence:
-            return self._stream_of(node, recipe, seen) or recipe
-        if recipe is not None or driven or blocked or freed:
-            return recipe
-        return next(
-            (each for each in values if isinstance(each, UnheldFromParameters)), None
-        ) or UnheldFromParameters(operation.node)
 
-    def _stream_of(self, node: Node, total: Recipe, seen: Tensor | None) -> Stream | None:
-        """A sum as part of a residual stream, if it is one and somebody has it; the sum that it
-        goes on from is let go. A product of spikes with spikes with spikes is kept too, rather than
-        computed from all of them."""
-        name = graph.name_of(node)
-        if name not in STREAMING or seen is None or seen._version != 0 or len(total.inputs) != 2:
+    def _replace_outputs(self, visit: Visit, recipe: Recipe | None) -> None:
+        """Put the recipe in the place of the saved outputs that it recomputes."""
+        node, operation = visit.place.node, visit.operation
+        if recipe is None:
+            if operation.outputs and (visit.driven or visit.blocked_by):
+                self._keep_outputs(visit)
+        elif recipe.derived:
+            for name, position in operation.outputs.items():
+                elements = math.prod(graph.shape_of_output(node))
+                self.replaced_bytes += MAX_BYTES_OF_OUTPUT * elements
+                several = operation.multiple_outputs
+                _replace(node, name, Output(recipe, position) if several else recipe)
+
+    def _stream(self, place: Place, recipe: Recipe) -> Stream | None:
+        """A residual sum as part of a stream, if it is one; see :mod:`.residual_stream`."""
+        found = stream_of(place.node, recipe, place.whole)
+        if found is None:
             return None
-        is_sum = name == SUM and graph.attribute_of(node, "alpha") == 1
-        below = (
-            next((each for each in total.inputs if isinstance(each, Stream)), None)
-            if is_sum
-            else None
-        )
-        if (below is None and total.work <= MOST_WORK) or (
-            seen.is_cuda and torch.cuda.is_current_stream_capturing()
-        ):
-            return None
-        shape, kind = graph.shape_of_output(node), graph.type_of_output(node)
-        for operand, output in node.next_functions:
-            if operand is None or graph.shape_of_output(operand, output) != shape:
-                return None
-            if graph.type_of_output(operand, output) != kind:
-                return None
-        stream = Stream(seen, below)
-        if not stream.exact and not (
-            is_sum and kind[0] in (torch.float32, torch.float64)
-        ):  # halves have no bits to lose
-            return None
-        if below is not None:
-            step = total.inputs[1] if total.inputs[0] is below else total.inputs[0]
-            if below.reverse(stream, step):
-                self._note(self.statistics.operations, REVERSED, True)
+        stream, released_bytes = found
+        self.statistics.kept_bytes[SUMS] += stream.nbytes - released_bytes
+        if released_bytes:
+            self.statistics.operations[REVERSED] += 1
         return stream
 
-    def _recipe(
-        self,
-        node: Node,
-        operation: Operation,
-        values: list[Recomputable | None],
-        tensor: Tensor | None,
-        strides: tuple[int, ...] | None,
-        look: Look | None,
-    ) -> Recipe | None:
-        function = None
-        missing = [
-            i
-            for i, each in enumerate(values)
-            if each is UNKNOWN or isinstance(each, UnheldFromParameters)
-        ]
-        if not missing:
-            of_spikes = operation.of_spikes is not None and values[0].cheap
-            function = (operation.of_spikes if of_spikes else operation.replay)(node)
-        edges = node.next_functions
-        if (
-            function is None
-            and look is not None
-            and all(edges[i : i + 1] in (NO_EDGES, ()) for i in missing)
-        ):
-            if operation.of_output is not None:
-                function, values = (
-                    operation.of_output(node, look()),
-                    [None if each is UNKNOWN else each for each in values],
-                )
-            elif operation.constant and tensor is not None and missing == [1] and values[0].light:
-                function, values = constant_of(node, values[0].compute(), tensor), values[:1]
-        if function is None:
-            return None
-        if operation.layout and strides is not None:
-            function = _laid_out(function, strides)
-        recipe = self.cache.recipe(function, tuple(values), operation)
-        return None if recipe.depth > DEEPEST else recipe
+    def _is_freed(self, weight: Tensor) -> bool:
+        return distributed.is_freed(weight) or (
+            bool(self.soon_freed) and id(tensors.storage_of(weight)) in self.soon_freed
+        )
+
+    def _count(self, counter: Counter[str], name: str, place: Place) -> None:
+        if place.counts:
+            counter[name] += 1
+
+    def _keep(self, cause: str, tensor: Tensor) -> None:
+        """Count the bytes of a tensor that autograd keeps."""
+        self.statistics.kept_bytes[cause] += self.cache.bytes_to_count(tensor)
+
+    def _keep_outputs(self, visit: Visit) -> None:
+        cause = visit.blocked_by or visit.operation.node
+        for name in visit.operation.outputs:
+            saved = saved_tensors.saved_by(visit.place.node, name)
+            if saved is not None:
+                self._keep(cause, saved)
+
+    def _keep_saved(self, node: Node, boundary: str) -> None:
+        """Count what a boundary saved, other than parameters and what Python code holds."""
+        of_leaves = _memory_of_leaves(node)
+        for saved in saved_tensors.all_saved_by(node):
+            if id(tensors.storage_of(saved)) not in of_leaves:
+                self._keep(boundary, saved)
 
 
-def _operand(operation: Operation, node: Node, recipe: Recipe, position: int) -> Operand:
-    """An input of a recipe, as the node's backward had better read it."""
-    reads = position == 0 and operation.reads_spikes_as
-    if not reads or type(recipe.inputs[0]) is not Spikes or get_settings().match_host_order:
+def _why_missing(visit: Visit) -> Missing:
+    """The outcome of a visit to a node without a recipe."""
+    if visit.freed:
+        return missing(FREED)
+    if visit.driven:
+        return missing(visit.operation.node)
+    if visit.blocked_by is not None:
+        return missing(visit.blocked_by)
+    boundaries = [each for each in visit.values if each is not None and each.missing]
+    named = next((each.boundary for each in boundaries if each.from_parameters), None)
+    return missing(named or visit.operation.node, True)
+
+
+def _operand(visit: Visit, recipe: Recipe, position: int) -> Operand:
+    """An input of a recipe, in the memory format that the node's backward reads fastest."""
+    reads_as = position == 0 and visit.operation.reads_spikes_as
+    if not reads_as or type(recipe.inputs[0]) is not Spikes or get_settings().match_host_order:
         return Operand(recipe, position)
-    return Operand(recipe, position, reads(node))
+    return Operand(recipe, position, reads_as(visit.place.node))
 
 
-def _see(
-    before: Callable[[Node, int, Tensor], Tensor], node: Node, position: int, look: Look
-) -> Tensor:
+def _read_before(place: Place, operation: Operation, position: int) -> Tensor:
     with torch.no_grad():
-        return before(node, position, look())
+        return operation.before(place.node, position, place.read())
 
 
-def _seen_through(node: Node, below: Node, output: int, seen: Tensor | None) -> Tensor | None:
-    """What a view makes visible of the tensor that it views, where that is all of it in the same
-    order."""
-    if seen is None or graph.name_of(node) not in SAME_ELEMENTS or not seen.is_contiguous():
+def _seen_through(place: Place, below: Place) -> Tensor | None:
+    """The tensor below a view, as seen from a view that has all its elements in their order."""
+    whole = place.whole
+    if whole is None or graph.name_of(place.node) not in SAME_ELEMENTS or not whole.is_contiguous():
         return None
-    return seen.detach().view(tuple(graph.shape_of_output(below, output)))
+    return whole.detach().view(tuple(graph.shape_of_output(below.node, below.output)))
 
 
-def _writes_on_record(node: Node) -> int:
-    """How many times autograd saw the memory of a node's output written into through views. Each
-    time is one version."""
+def _viewed(place: Place, value: Recomputable) -> tuple[Node, Recomputable, Tensor]:
+    """The tensor that the place's tensor is a view of, its node and its value; those of the place
+    where it is no view."""
+    node, below, base = place.node, value, place.tensor._base
+    if base is None:
+        return node, value, place.tensor
+    while base.grad_fn is not node:
+        operation = operation_of(node)
+        if operation is None or not operation.is_view:
+            return place.node, value, place.tensor
+        below = (below.recipe if type(below) is Output else below).inputs[0]
+        node = node.next_functions[0][0]
+    return node, below, base
+
+
+def _recorded_writes(node: Node) -> int:
+    """How often autograd recorded a write into the memory of a node's output through views. Each
+    write is one version."""
     writes = 0
     while node is not None:
         operation = operation_of(node)
@@ -481,11 +536,37 @@ def _writes_on_record(node: Node) -> int:
     return writes
 
 
-def _met(
-    node: Node, operation: Operation | None
-) -> Recipe | Stream | UnheldFromParameters | bool | None:
-    """The recipe of a node that a walk has come to before, or why there is none; None for a node
-    that is new."""
+def _is_view_of_leaf(node: Node) -> bool:
+    operation = operation_of(node)
+    return (
+        operation is not None
+        and operation.is_view
+        and graph.is_leaf_edge(node.next_functions[0][0])
+    )
+
+
+def _is_view_of_held(value: Recomputable) -> bool:
+    while type(value) is Recipe and value.is_view:
+        value = value.inputs[0]
+    return isinstance(value, HeldTensor)
+
+
+def _memory_of_leaves(node: Node) -> set[int]:
+    """The storages, by ``id``, of leaves that a node reads, itself or through views."""
+    found = set()
+    for below, _ in node.next_functions:
+        while below is not None and not graph.is_leaf_edge(below):
+            operation = operation_of(below)
+            if operation is None or not operation.is_view:
+                break
+            below = below.next_functions[0][0]
+        if graph.is_leaf_edge(below):
+            found.add(id(tensors.storage_of(below.variable)))
+    return found
+
+
+def _earlier_outcome(node: Node, operation: Operation | None) -> Outcome | None:
+    """The outcome of an earlier visit to a node; None where there was none."""
     if operation is not None and operation.carriers:
         for name in operation.carriers:
             value = saved_tensors.replacement_of(node, name)
@@ -498,32 +579,13 @@ def _met(
     return memo() if isinstance(memo, weakref.ref) else memo
 
 
-def _remember(
-    node: Node,
-    operation: Operation | None,
-    recipe: Recipe | Stream | UnheldFromParameters | bool | None,
-) -> None:
-    """... where its saved tensors do not tell."""
+def _remember(node: Node, operation: Operation | None, outcome: Outcome) -> None:
+    """Keep the outcome of a visit, where the node's saved tensors do not tell it."""
     if operation is None or not (operation.carriers or operation.is_view):
-        is_value = recipe and not isinstance(recipe, UnheldFromParameters)
-        node.metadata[MEMO] = weakref.ref(recipe) if is_value else recipe or BOUNDARY
+        node.metadata[MEMO] = outcome if outcome.missing else weakref.ref(outcome)
 
 
-def _constant(saved: Tensor) -> Recomputable:
-    """An operand without a gradient. A dropout mask that autograd alone holds is worth packing."""
-    if (
-        saved.numel() >= SMALLEST_MASK
-        and saved.device.type == "cpu"
-        and saved.is_floating_point()
-        and saved_tensors.held_by_autograd_alone(saved, references=2)
-    ):
-        packed = packed_mask(saved)
-        if packed is not None:
-            return Spikes(packed)
-    return HeldTensor(saved)
-
-
-def _laid_out(function, strides):
+def _laid_out(function: Replay, strides: tuple[int, ...]) -> Replay:
     def replay(x: Tensor) -> Tensor:
         result = function(x)
         if result.stride() == strides:

@@ -4,6 +4,7 @@ comes out."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
 
@@ -11,10 +12,10 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from ..bptt.anchors import anchoring_of
 from ..bptt.record import NeuronRecord
-from ..bptt.step import anchor_interval_of, step
-from ..neurons.coupled import Coupled, ones
-from ..neurons.transition import Derivative, Dynamics, Learned, StepView
+from ..bptt.step import step
+from ..neurons.transition import Derivative, StepView, Transition
 from ..settings import use_settings
 from ..swap.module import ReversibleNeuron
 from ..swap.table import reversible_class, swap_for
@@ -106,64 +107,52 @@ def check_reversible(
     probe = _probe(neuron)
     with torch.enable_grad():
         sample = _random(probe, (1, *shape), seed)[0] if currents is None else currents[0].detach()
-        dynamics = _dynamics_of(probe, sample)
-        is_coupled = isinstance(dynamics, Coupled)
+        transition = _transition_of(probe, sample)
         if currents is None:
-            threshold = dynamics.v_threshold if is_coupled else dynamics.thresholds[1]
+            threshold = transition.thresholds[1]
             currents = _random(probe, (time_steps, *shape), seed) * threshold + threshold / 2
-        there_and_back = _there_and_there_again if is_coupled else _there_and_back
-        with use_settings(
-            backend="torch"
-        ):  # kernels hand a potential down without showing it; their arithmetic is this
-            return there_and_back(dynamics, currents.detach())
+        # Kernels hand a potential down without showing it; their arithmetic is that of plain code.
+        with use_settings(backend="torch"):
+            return _there_and_back(transition, currents.detach())
 
 
-def _there_and_back(dynamics: Dynamics, currents: Tensor) -> Reversibility:
-    """Take the steps and run a backward pass over them, which has every potential again on its
-    way."""
+def _there_and_back(transition: Transition, currents: Tensor) -> Reversibility:
+    """Take the steps, and run a backward pass over them, which reconstructs every potential."""
     errors: list[float] = []
-    dynamics = copy.copy(dynamics)
-    gradient_of_charge = dynamics.gradient_of_charge
+    spy = copy.copy(transition)
 
-    def comparing(
-        grad_h: Tensor, view: StepView, learned: Learned, out: Tensor | None = None
-    ) -> Derivative:
-        right = path[len(currents) - 1 - len(errors)]
-        errors.append((view.before.double() - right.double()).abs().max().item())
-        return gradient_of_charge(grad_h, view, learned, out)
+    def comparing(name: str) -> Callable[..., Derivative]:
+        derivative = getattr(transition, name)
 
-    dynamics.gradient_of_charge = comparing
+        def compare(view: StepView, *gradients: object) -> Derivative:
+            right = path[len(currents) - 1 - len(errors)]
+            errors.append((view.before[0].double() - right.double()).abs().max().item())
+            return derivative(view, *gradients)
+
+        return compare
+
+    for name in ("vjp", "vjp_of_charge"):
+        object.__setattr__(spy, name, comparing(name))  # equations may be frozen
     record, v, path = NeuronRecord(), torch.zeros_like(currents[0]), []
     currents = currents.clone().requires_grad_()
     for x in currents:
         path.append(v.detach())
-        _, v = step(dynamics, _computed_again(x), v, record)
+        _, (v,) = step(spy, _recomputable(x), (v,), record)
     torch.autograd.grad(v.sum(), currents)  # and no gradient of the neuron's parameters
-    largest = max(v.abs().max().item() for v in path)
-    anchor_interval, is_reversed = anchor_interval_of(dynamics, v)
+    largest = max(each.abs().max().item() for each in path)
+    anchoring = anchoring_of(transition, (v,))
     return Reversibility(
-        max(errors), largest, dynamics.invertible, is_reversed, anchor_interval, len(currents)
+        error=max(errors),
+        largest=largest,
+        invertible=transition.invertible or transition.from_outputs,
+        reversed=anchoring.is_reversed,
+        steps_between_anchors=min(anchoring.interval, len(currents)),
+        time_steps=len(currents),
     )
 
 
-@torch.no_grad()
-def _there_and_there_again(coupled: Coupled, currents: Tensor) -> Reversibility:
-    """Take the steps of a coupled node, and take them again from what they gave, as a backward pass
-    does."""
-    v, error, largest = torch.zeros_like(currents[0]), 0.0, 0.0
-    again = coupled.halves(v)
-    for x in currents:
-        y, v, fired = coupled.step(x, v)
-        again = coupled.again(coupled.halves(y), coupled.halves(ones(fired, y.dtype)), again)
-        error = max(
-            error, (torch.cat(again, coupled.split_dim).double() - v.double()).abs().max().item()
-        )
-        largest = max(largest, v.abs().max().item())
-    return Reversibility(error, largest, True, False, len(currents), len(currents))
-
-
-def _computed_again(x: Tensor) -> Tensor:
-    """``x`` as the output of an operation that can be done again. A neuron whose current cannot
+def _recomputable(x: Tensor) -> Tensor:
+    """``x`` as the output of an operation that can be recomputed. A neuron whose input cannot be
     keeps every potential."""
     return torch.max_pool1d(x.reshape(1, -1), 1).view(x.shape)
 
@@ -200,7 +189,7 @@ def _random(neuron: nn.Module, shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(like.device, like.dtype)
 
 
-def _dynamics_of(probe: ReversibleNeuron, current: Tensor) -> Dynamics | Coupled:
+def _transition_of(probe: ReversibleNeuron, current: Tensor) -> Transition:
     """The equations that a neuron goes by when it gets such a current; one call of it finds them
     out."""
     potential = "v" if hasattr(probe, "step_mode") else "mem"
@@ -214,5 +203,4 @@ def _dynamics_of(probe: ReversibleNeuron, current: Tensor) -> Dynamics | Coupled
             f"{type(probe).__name__} takes the host's own path here:"
             f" {', '.join(statistics.reasons)}"
         )
-    _, dynamics = probe.record._dynamics
-    return dynamics
+    return probe.record.latest_transition

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch.nn as nn
@@ -14,6 +14,8 @@ from ..bptt.statistics import CallStatistics
 from ..swap.convert import looks_spiking
 from ..swap.module import ReversibleNeuron
 from ..swap.table import swap_for
+from .kept import kept_in_one_step, kept_in_words
+from .memory import MemoryReport
 
 BITS = 8
 
@@ -42,8 +44,10 @@ _WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[a-z])(?=\d)")
 def operation_name(node: str) -> str:
     """The name of an autograd node in words.
 
-    >>> operation_name("ConvolutionBackward0"), operation_name("CudnnBatchNormBackward0"),
-    operation_name("MyOpBackward") ('convolution', 'batch norm', 'MyOp (an autograd Function)')
+    >>> operation_name("ConvolutionBackward0"), operation_name("CudnnBatchNormBackward0")
+    ('convolution', 'batch norm')
+    >>> operation_name("MyOpBackward")
+    'MyOp (an autograd Function)'
     """
     if node in OPERATION_NAMES:
         return OPERATION_NAMES[node]
@@ -75,6 +79,8 @@ class Account:
         keeps_outputs: whether the neuron rebuilds from its own outputs.
         recomputed: operations that are computed again, each with how often the neuron met it.
         boundaries: operations that cannot be, so that what they saved stays, likewise.
+        kept_bytes: bytes of activations that the calls keep, by the operation or the other cause
+            for which they cannot be released.
         reasons: for taking the host's own path, each with how often.
         backend: what computed the last call's time steps, and why.
         compiled: what the backward of its last call under ``torch.compile`` reads; empty where
@@ -95,6 +101,7 @@ class Account:
     bytes_per_neuron_step: float = 0.0
     recomputed: Mapping[str, int] = field(default_factory=dict)
     boundaries: Mapping[str, int] = field(default_factory=dict)
+    kept_bytes: Mapping[str, int] = field(default_factory=dict)
     reasons: Mapping[str, int] = field(default_factory=dict)
     backend: str = ""
     left: str = ""
@@ -140,6 +147,8 @@ class Account:
             lines.append(f"  computed again: {', '.join(self.recomputed)}")
         if self.boundaries:
             lines.append(f"  boundary, what it saved stays: {', '.join(self.boundaries)}")
+        if self.kept_bytes:
+            lines.append(f"  activations kept: {kept_in_words(self.kept_bytes)}")
         if self.hooked_calls:
             where = (
                 "inside saved-tensor hooks (a checkpoint, save_on_cpu),"
@@ -156,25 +165,53 @@ class Account:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The accounts of a net's neurons, one a row; ``str`` of it is meant to be read."""
+    """The accounts of a net's neurons, one a row; ``str`` of it is meant to be read.
+
+    Attributes:
+        rows: of the neurons.
+        kept: bytes that one training step keeps for backward, by cause; empty where no step was
+            given.
+        report: the memory that the step held; None where no step was given.
+    """
 
     rows: tuple[Account, ...]
+    kept: Mapping[str, int] = field(default_factory=dict)
+    report: MemoryReport | None = None
+
+    @property
+    def not_attributed(self) -> int:
+        """Bytes that the step retained for none of the causes in ``kept``."""
+        return self.report.retained - sum(self.kept.values()) if self.report else 0
 
     def __str__(self) -> str:
         if not self.rows:
             return "no spiking neuron of a known host"
-        return "\n".join(str(row) for row in self.rows)
+        lines = [str(row) for row in self.rows]
+        if self.report is not None:
+            causes = kept_in_words(self.kept | {"not attributed": self.not_attributed})
+            total = kept_in_words({"one training step retains": self.report.retained})
+            lines.append(f"{total}: {causes}")
+        return "\n".join(lines)
 
 
-def explain(net: nn.Module) -> Explanation:
+def explain(net: nn.Module, step_fn: Callable[[], object] | None = None) -> Explanation:
     """What each neuron of ``net`` keeps for backward, what is computed again, and why anything is
     not.
 
+    Args:
+        net: holds the neurons.
+        step_fn: a training step, as :func:`snn_revplugin.memory_report` takes it. If it is given,
+            the statistics of the neurons are cleared, the step runs once, and the last line adds up
+            the bytes that it retains, by cause. What no cause explains is "not attributed": batch
+            statistics, for example, or what other layers behind the last neuron save.
+
     Raises:
         TypeError: ``net`` is no module.
+        ValueError: as of :func:`snn_revplugin.memory_report`.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+    kept, report = ({}, None) if step_fn is None else kept_in_one_step(net, step_fn)
     rows = []
     for name, module in net.named_modules():
         kind = type(module).__name__
@@ -190,7 +227,7 @@ def explain(net: nn.Module) -> Explanation:
             rows.append(Account(name, kind, left="it is the host's own; convert(net) swaps it"))
         elif reason or looks_spiking(module):
             rows.append(Account(name, kind, left=reason or f"{kind} has no reversible counterpart"))
-    return Explanation(tuple(rows))
+    return Explanation(tuple(rows), _in_words(kept), report)
 
 
 def account_of(name: str, kind: str, statistics: CallStatistics) -> Account:
@@ -210,6 +247,7 @@ def account_of(name: str, kind: str, statistics: CallStatistics) -> Account:
         bytes_per_neuron_step=(statistics.block_bytes + statistics.potential_bytes) * each,
         recomputed=_in_words(statistics.operations),
         boundaries=_in_words(statistics.boundaries),
+        kept_bytes=_in_words(+statistics.kept_bytes),
         reasons=dict(statistics.reasons),
         backend=statistics.backend,
         keeps_outputs=statistics.keeps_outputs,

@@ -159,7 +159,10 @@ class LiveBytes:
 
 
 def memory_report(
-    step_fn: Callable[[], Tensor | object], *, device: torch.device | str | None = None
+    step_fn: Callable[[], Tensor | object],
+    *,
+    device: torch.device | str | None = None,
+    at_first_backward: Callable[[], None] | None = None,
 ) -> MemoryReport:
     """Run one training step and measure the memory that it holds.
 
@@ -171,6 +174,7 @@ def memory_report(
         step_fn: runs a forward and returns the loss, a scalar, whose backward is then run here; or
             runs a whole step, its own backward included, and returns whatever it likes.
         device: what to measure; the device that held most, if it is not given.
+        at_first_backward: called, if given, when ``retained`` is measured.
 
     Returns:
         What was held after the forward, at most, and at the end.
@@ -188,7 +192,10 @@ def memory_report(
         wanted = torch.device("cuda", torch.cuda.current_device())
     count = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
     allocators = {f"cuda:{index}": _Allocator(index) for index in range(count)}
-    with LiveBytes(lambda: [each.first_backward() for each in allocators.values()]) as live:
+    observers = [each.first_backward for each in allocators.values()]
+    if at_first_backward is not None:
+        observers.append(at_first_backward)
+    with LiveBytes(lambda: [observe() for observe in observers]) as live:
         result = step_fn()
         if live.retained() is None:
             _check_loss(result)

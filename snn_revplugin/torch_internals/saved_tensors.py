@@ -7,11 +7,13 @@ import gc
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from .graph import Node
 
@@ -109,6 +111,24 @@ def replacement_of(node: Node, name: str) -> Callable[[], Tensor] | None:
         return None
 
 
+@cache
+def _names_saved(node_type: type) -> tuple[str, ...]:
+    names = (each.removeprefix("_raw_saved_") for each in dir(node_type))
+    return tuple(each for each in names if hasattr(node_type, "_saved_" + each))
+
+
+def all_saved_by(node: Node) -> list[Tensor]:
+    """The tensors that a node saved, except those that a hook unpacks."""
+    found = [saved_by(node, name) for name in _names_saved(type(node))]
+    try:
+        raw = getattr(node, "_raw_saved_tensors", ())  # an autograd Function's
+        if raw and all(getattr(each, "unpack_hook", None) is None for each in raw):
+            found.append(node.saved_tensors)
+    except RuntimeError:  # freed
+        pass
+    return [each for each in tree_leaves(found) if isinstance(each, Tensor)]
+
+
 class _Replacement:
     """What torch 2.6, which does not say what a saved tensor's hooks hold, gives us to remember it
     by: as it lives in the hook alone, a weak reference to it dies when autograd lets go of the
@@ -167,3 +187,12 @@ def _references_of_autograd() -> int:
 REFERENCES_OF_AUTOGRAD = (
     _references_of_autograd()
 )  # counted at import, where no mode is at work that holds tensors of its own
+
+
+def replace_saved_by_function(node: Node, unpacks: Sequence[Callable[[], Tensor]]) -> None:
+    """Release the tensors that an autograd Function of ours saved, and call these functions where
+    its ``ctx.saved_tensors`` are read. A tensor that is recomputed so comes back with the edge that
+    it had in the graph."""
+    for raw, unpack in zip(node._raw_saved_tensors, unpacks, strict=True):
+        _handing.unpack = unpack
+        raw.register_hooks(_hand_over, _call)

@@ -1,5 +1,4 @@
-"""The table of operations that can be computed again, an entry each; importing this package fills
-it."""
+"""The table of operations that can be recomputed. Importing this package fills it."""
 
 from . import (  # noqa: F401  (each fills the table)
     activation,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from .operation import Operation, register
+from ..kind import ELEMENTWISE
+from .operation import ONE, Operation, register
 
 register(
-    Operation("SigmoidBackward0", (None,), lambda _: torch.sigmoid, {"result": 0}, pointwise=True),
-    Operation("TanhBackward0", (None,), lambda _: torch.tanh, {"result": 0}, pointwise=True),
+    Operation("ReluBackward0", ELEMENTWISE, ONE, lambda _: torch.relu, {"result": 0}),
+    Operation("SigmoidBackward0", ELEMENTWISE, ONE, lambda _: torch.sigmoid, {"result": 0}),
+    Operation("TanhBackward0", ELEMENTWISE, ONE, lambda _: torch.tanh, {"result": 0}),
 )

@@ -11,7 +11,9 @@ from torch import Tensor
 from ...torch_internals.graph import Node, attribute_of, type_of_output
 from ...torch_internals.saved_tensors import saved_by
 from ...torch_internals.versioned import Versioned
-from .operation import Operation, Replay, register
+from ..kind import PLAIN
+from ..recipe import Replay
+from .operation import ONE, Operation, register
 
 
 def _softmax(node: Node) -> Replay:
@@ -22,7 +24,7 @@ def _scaled_dot_product(node: Node) -> Replay:
     """``torch.nn.functional.scaled_dot_product_attention`` as a CPU computes it, with the logarithm
     of each row's sum.
 
-    On a GPU the fused kernels differ from one device to the next; there it is a boundary.
+    On a GPU the fused kernels differ between devices, so there it is a boundary.
     """
     p, causal, scale = (attribute_of(node, name) for name in ("dropout_p", "is_causal", "scale"))
     mask = saved_by(node, "attn_mask")
@@ -44,12 +46,12 @@ def _attend(
 
 
 register(
-    Operation("SoftmaxBackward0", (None,), _softmax, {"result": 0}),
+    Operation("SoftmaxBackward0", PLAIN, ONE, _softmax, {"result": 0}),
     Operation(
         "ScaledDotProductFlashAttentionForCpuBackward0",
+        PLAIN,
         ("query", "key", "value"),
         _scaled_dot_product,
         {"output": 0, "logsumexp": 1},
-        multiple_outputs=True,
     ),
 )

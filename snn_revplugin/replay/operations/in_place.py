@@ -1,10 +1,12 @@
-"""Writing in place into a whole tensor through a view of it: ``out += identity`` where ``out`` is a
-folded tensor seen with its time steps apart, as a ResNet's residual sum in step mode 'm'.
+"""In-place writes into a whole tensor through a view of it.
 
-Autograd records the write as ``CopySlices`` on the tensor that is viewed, around the operation that
-wrote, and sees the view anew as ``as_strided`` of that. Neither says which elements the view has;
-so both are asked, by the gradient of the elements' numbers, and anything but all elements in their
-order is a boundary.
+For example ``out += identity``, where ``out`` is a view, of shape [T, batch, ...], of a tensor of
+shape [T * batch, ...], as in the residual sum of a ResNet in step mode 'm'.
+
+Autograd records the write as ``CopySlices`` on the viewed tensor, around the operation that wrote,
+and makes a new view of that, ``as_strided``. Neither node says which elements the view has. So each
+is called with the elements' numbers as a gradient. Anything but all elements in their order is a
+boundary.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ from ...torch_internals.graph import (
     shape_of_output,
     wrapped_node,
 )
-from .operation import VARIADIC, WRITE_INTO_VIEW, Operation, Replay, register
+from ..kind import PLAIN, VIEW
+from ..recipe import Replay
+from .operation import ONE, VARIADIC, WRITE_INTO_VIEW, Operation, register
 
 WRITES = {"AddBackward0": torch.add, "SubBackward0": torch.sub}
 
 
-def _seen_anew(node: Node) -> Replay | None:
+def _view_again(node: Node) -> Replay | None:
     shape, below = tuple(shape_of_output(node)), tuple(shape_of_output(*node.next_functions[0]))
     in_order = _in_order(gradient_through(node, _numbers(shape))[0], below)
     return partial(Tensor.reshape, shape=shape) if in_order else None
@@ -42,14 +46,10 @@ def _written(node: Node) -> Replay | None:
     operand, output = node.next_functions[1]
     if operand is None or tuple(shape_of_output(operand, output)) != part:
         return None
-    asked = gradient_through(node, _numbers(whole))[
-        1
-    ]  # the gradient of what was written is that of the view's elements
-    return (
-        partial(_write, function, part)
-        if _in_order(asked if function is torch.add else -asked, part)
-        else None
-    )
+    # The gradient at what was written is the gradient at the view's elements.
+    numbers = gradient_through(node, _numbers(whole))[1]
+    in_order = _in_order(numbers if function is torch.add else -numbers, part)
+    return partial(_write, function, part) if in_order else None
 
 
 def _write(function: Replay, part: tuple[int, ...], whole: Tensor, operand: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def _write(function: Replay, part: tuple[int, ...], whole: Tensor, operand: Tens
 
 
 def _numbers(shape: tuple[int, ...]) -> Tensor:
-    """A number for each element, from 1 on."""
+    """A number for each element, from 1."""
     count = torch.Size(shape).numel()
     return torch.arange(1, count + 1, dtype=torch.int32 if count < 1 << 31 else torch.int64).view(
         shape
@@ -72,6 +72,6 @@ def _in_order(numbers: Tensor | None, shape: tuple[int, ...]) -> bool:
 
 
 register(
-    Operation("AsStridedBackward0", (None,), _seen_anew, is_view=True),
-    Operation(WRITE_INTO_VIEW, VARIADIC, _written),
+    Operation("AsStridedBackward0", VIEW, ONE, _view_again),
+    Operation(WRITE_INTO_VIEW, PLAIN, VARIADIC, _written),
 )

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from ...torch_internals.graph import Node, attribute_of
 from ...torch_internals.saved_tensors import saved_by
-from .operation import DecidedBy, Operation, Replay, register
+from ..kind import LAYER, PARAMETRISATION
+from ..recipe import Replay
+from .operation import DecidedBy, Operation, register
 
 HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-VECTOR = 16  # channels that oneDNN takes at a time
-FEWEST_CHANNELS = 4  # of an image, say: there are kernels for fewer
+VECTOR = 16  # channels that oneDNN processes at a time
+MIN_CHANNELS = 4  # oneDNN has other kernels for fewer, an image's
 
 
 def _scaled(function: Replay) -> DecidedBy:
@@ -29,9 +31,8 @@ def _without_bias(node: Node) -> tuple[int, ...]:
 
 
 def _spikes_of_convolution(node: Node) -> torch.memory_format | None:
-    """oneDNN has the gradient of a convolution's weight in half the time from an input with its
-    channels last, where their number does not fill the vectors of AVX-512; where it does, the other
-    way round."""
+    """channels_last where the number of channels does not fill the vectors of AVX-512: oneDNN then
+    computes the weight's gradient in half the time. Where it does, the other format is faster."""
     weight = saved_by(node, "weight")
     if (
         weight is None
@@ -46,11 +47,12 @@ def _spikes_of_convolution(node: Node) -> torch.memory_format | None:
     out, channels = weight.shape[:2]
     return (
         torch.channels_last
-        if out >= VECTOR and channels >= FEWEST_CHANNELS and channels % VECTOR
+        if out >= VECTOR and channels >= MIN_CHANNELS and channels % VECTOR
         else None
     )
 
 
+NORM = {"result1": 1}  # of a weight norm
 CONVOLUTION = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
 
 
@@ -65,33 +67,19 @@ def _normalised(dim: int, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 
 
 register(
-    Operation(
-        "WeightNormInterfaceBackward0",
-        ("v", "g"),
-        _weight_norm,
-        {"result1": 1},
-        recompute_always=True,
-        multiple_outputs=True,
-    ),
-    Operation(
-        "AddmmBackward0", (None, "mat1", "mat2"), _scaled(torch.addmm), recompute_on_data=True
-    ),
-    Operation("MmBackward0", ("self", "mat2"), lambda _: torch.mm, recompute_on_data=True),
-    Operation("MvBackward0", ("self", "vec"), lambda _: torch.mv, recompute_always=True),
-    Operation("VdotBackward0", ("self", "other"), lambda _: torch.vdot, recompute_always=True),
-    Operation("BmmBackward0", ("self", "mat2"), lambda _: torch.bmm, recompute_on_data=True),
-    Operation(
-        "BaddbmmBackward0",
-        (None, "batch1", "batch2"),
-        _scaled(torch.baddbmm),
-        recompute_on_data=True,
-    ),
+    Operation("WeightNormInterfaceBackward0", PARAMETRISATION, ("v", "g"), _weight_norm, NORM),
+    Operation("MvBackward0", PARAMETRISATION, ("self", "vec"), lambda _: torch.mv),
+    Operation("VdotBackward0", PARAMETRISATION, ("self", "other"), lambda _: torch.vdot),
+    Operation("AddmmBackward0", LAYER, (None, "mat1", "mat2"), _scaled(torch.addmm)),
+    Operation("MmBackward0", LAYER, ("self", "mat2"), lambda _: torch.mm),
+    Operation("BmmBackward0", LAYER, ("self", "mat2"), lambda _: torch.bmm),
+    Operation("BaddbmmBackward0", LAYER, (None, "batch1", "batch2"), _scaled(torch.baddbmm)),
     Operation(
         "ConvolutionBackward0",
+        LAYER,
         ("input", "weight", None),
         DecidedBy(lambda *arguments: partial(_convolve, arguments), *CONVOLUTION),
         absent=_without_bias,
-        recompute_on_data=True,
         reads_spikes_as=_spikes_of_convolution,
     ),
 )

@@ -1,4 +1,4 @@
-"""Elements picked by index: embedding, advanced indexing. The indices stay as they are; they are
+"""Elements selected by index: embedding, advanced indexing. Their nodes keep the indices, which are
 few or the user's own."""
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from torch import Tensor
 from ...torch_internals.graph import Node, attribute_of
 from ...torch_internals.saved_tensors import saved_by
 from ...torch_internals.versioned import Versioned
-from .operation import Operation, Replay, register
+from ..kind import LAYER, PARAMETRISATION
+from ..recipe import Replay
+from .operation import ONE, Operation, register
 
-ONE = (None,)
 
-
-class _Picked:
-    """A function of a tensor and of indices that its node keeps.
+class _Selection:
+    """A function of a tensor and of indices that its node saves.
 
     Args:
         function: takes the tensor and the indices; an index of None stands for a whole dimension.
@@ -49,7 +49,9 @@ def _by(function: Replay, name: str, *attributes: str) -> Callable[[Node], Repla
         if index is None:
             return None
         indices = index if isinstance(index, tuple | list) else (index,)
-        return _Picked(function, tuple(indices), *(attribute_of(node, each) for each in attributes))
+        return _Selection(
+            function, tuple(indices), *(attribute_of(node, each) for each in attributes)
+        )
 
     return replay
 
@@ -63,16 +65,16 @@ def _embed(weight: Tensor, indices: Tensor) -> Tensor:
 
 
 register(
-    Operation("EmbeddingBackward0", ONE, _by(_embed, "indices"), recompute_on_data=True),
-    Operation("IndexBackward0", ONE, _by(_index, "indices"), recompute_always=True),
+    Operation("EmbeddingBackward0", LAYER, ONE, _by(_embed, "indices")),
+    Operation("IndexBackward0", PARAMETRISATION, ONE, _by(_index, "indices")),
     Operation(
-        "IndexSelectBackward0", ONE, _by(torch.index_select, "index", "dim"), recompute_always=True
+        "IndexSelectBackward0", PARAMETRISATION, ONE, _by(torch.index_select, "index", "dim")
     ),
     Operation(
         "GatherBackward0",
+        PARAMETRISATION,
         ("self",),
         _by(torch.gather, "index", "dim"),
-        recompute_always=True,
         shape_only=("self",),
     ),
 )

@@ -1,5 +1,4 @@
-"""Functions that go element by element and in pieces: clamps, absolute value, the larger of two;
-and powers."""
+"""Elementwise functions in pieces: clamps, absolute value, the larger of two; and powers."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...torch_internals.graph import Node, attribute_of
+from ..kind import ELEMENTWISE
 from .operation import DecidedBy, Operation, register
 from .shape import applying
 
@@ -21,72 +21,32 @@ def _bounds_absent(node: Node) -> tuple[int, ...]:
     return tuple(i for i, name in ((1, "min"), (2, "max")) if attribute_of(node, name) is None)
 
 
+SELF = ("self",)
+BOTH = ("self", "other")
+aten = torch.ops.aten
+
 register(
     Operation(
         "ClampBackward0",
+        ELEMENTWISE,
         ("self", "min", "max"),
         lambda _: torch.clamp,
         absent=_bounds_absent,
-        recompute_always=True,
-        pointwise=True,
     ),
     Operation(
         "ClampBackward1",
-        ("self",),
+        ELEMENTWISE,
+        SELF,
         DecidedBy(lambda low, high: partial(_clamp, low, high), "min", "max"),
-        recompute_always=True,
-        pointwise=True,
     ),
+    Operation("ClampMinBackward0", ELEMENTWISE, SELF, applying(torch.clamp_min, "min")),
+    Operation("ClampMaxBackward0", ELEMENTWISE, SELF, applying(torch.clamp_max, "max")),
     Operation(
-        "ClampMinBackward0",
-        ("self",),
-        applying(torch.clamp_min, "min"),
-        recompute_always=True,
-        pointwise=True,
+        "HardtanhBackward0", ELEMENTWISE, SELF, applying(aten.hardtanh, "min_val", "max_val")
     ),
-    Operation(
-        "ClampMaxBackward0",
-        ("self",),
-        applying(torch.clamp_max, "max"),
-        recompute_always=True,
-        pointwise=True,
-    ),
-    Operation(
-        "HardtanhBackward0",
-        ("self",),
-        applying(torch.ops.aten.hardtanh, "min_val", "max_val"),
-        recompute_always=True,
-        pointwise=True,
-    ),
-    Operation(
-        "LeakyReluBackward0",
-        ("self",),
-        applying(torch.ops.aten.leaky_relu, "negative_slope"),
-        recompute_always=True,
-        pointwise=True,
-    ),
-    Operation(
-        "AbsBackward0", ("self",), lambda _: torch.abs, recompute_always=True, pointwise=True
-    ),
-    Operation(
-        "MaximumBackward0",
-        ("self", "other"),
-        lambda _: torch.maximum,
-        recompute_always=True,
-        pointwise=True,
-    ),
-    Operation(
-        "MinimumBackward0",
-        ("self", "other"),
-        lambda _: torch.minimum,
-        recompute_always=True,
-        pointwise=True,
-    ),
-    Operation(
-        "PowBackward0",
-        ("self",),
-        applying(torch.pow, "exponent"),
-        recompute_always=True,
-        pointwise=True,
-    ),
+    Operation("LeakyReluBackward0", ELEMENTWISE, SELF, applying(aten.leaky_relu, "negative_slope")),
+    Operation("AbsBackward0", ELEMENTWISE, SELF, lambda _: torch.abs),
+    Operation("MaximumBackward0", ELEMENTWISE, BOTH, lambda _: torch.maximum),
+    Operation("MinimumBackward0", ELEMENTWISE, BOTH, lambda _: torch.minimum),
+    Operation("PowBackward0", ELEMENTWISE, SELF, applying(torch.pow, "exponent")),
 )

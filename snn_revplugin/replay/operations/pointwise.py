@@ -1,4 +1,4 @@
-"""Arithmetic element by element, casts, copies, means and sums."""
+"""Elementwise arithmetic, casts, copies, dropout."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ...packed.spikes import PackedSpikes
 from ...torch_internals import capture
 from ...torch_internals.graph import Node, attribute_of, name_of, type_of_output
 from ...torch_internals.saved_tensors import saved_by
-from .operation import DecidedBy, Operation, Replay, register
-
-ONE = (None,)
+from ..kind import COPY, ELEMENTWISE
+from ..recipe import Replay
+from .operation import ONE, DecidedBy, Operation, register
 
 
 def _scaled(function: Replay) -> DecidedBy:
@@ -25,39 +25,31 @@ def _cast(node: Node) -> Replay:
     return partial(Tensor.to, device=device, dtype=dtype)
 
 
-def _reduced(function):
-    def replay(node: Node) -> Replay:
-        dim, keepdim = attribute_of(node, "dim"), attribute_of(node, "keepdim")
-        return partial(function, dim=dim or None, keepdim=keepdim, dtype=type_of_output(node)[0])
-
-    return replay
-
-
 def _native_dropout(node: Node) -> Replay:
-    """The mask, one byte an element, stays; the scale is the one that the kernel used."""
+    """The node keeps the mask, one byte per element; the scale is the one that the kernel used."""
     p, mask = attribute_of(node, "p"), saved_by(node, "result1")
     scale = 0.0 if p == 1 else 1.0 / (1.0 - p)
     return lambda x: x * mask * scale
 
 
-def constant_of(node: Node, x: Tensor, output: Tensor) -> Replay | None:
-    """A sum with a constant that its node does not save (``1 - spikes``), solved for the constant.
+def solve_constant(node: Node, x: Tensor, output: Tensor) -> Replay | None:
+    """Solve a sum with a constant that its node does not save (``1 - spikes``) for the constant.
 
     Args:
         node: of ``x + c``, ``x - c`` or ``c - x``.
-        x: the operand that is known.
-        output: what the operation gave.
+        x: the operand with a gradient.
+        output: of the operation.
 
     Returns:
-        The sum as a function of ``x`` alone, or None if no one constant gives ``output`` again, bit
-        for bit.
+        The sum as a function of ``x`` alone, or None if no single constant gives ``output`` bit for
+        bit.
     """
     name = name_of(node)
     alpha = attribute_of(node, "alpha")
     with torch.no_grad():
         if x.numel() == 0 or x.shape != output.shape or not capture.may_synchronise(x):
             return None
-        at = x.abs().argmin()  # where x is zero the constant can be read off
+        at = x.abs().argmin()  # where x is zero the output is the constant
         x_there, output_there = x.reshape(-1)[at].item(), output.reshape(-1)[at].item()
         if name == "RsubBackward1":
             c = output_there + alpha * x_there
@@ -71,8 +63,11 @@ def constant_of(node: Node, x: Tensor, output: Tensor) -> Replay | None:
 
 
 def packed_mask(mask: Tensor) -> PackedSpikes | None:
-    """A dropout mask, whose elements are zero or one and the same number, at one bit each; None for
-    any other tensor."""
+    """Pack a dropout mask, whose elements are zero or one number, at one bit per element.
+
+    Returns:
+        None for any other tensor.
+    """
     if not capture.may_synchronise(mask):
         return None
     scale = mask.max()
@@ -80,53 +75,23 @@ def packed_mask(mask: Tensor) -> PackedSpikes | None:
     return PackedSpikes(fired, mask.dtype, scale) if torch.equal(fired * scale, mask) else None
 
 
+NEITHER = (None, None)  # two operands, which the node does not save
+BOTH = ("self", "other")
+
+
+def _sum(node: str, function: Replay) -> Operation:
+    return Operation(node, ELEMENTWISE, NEITHER, _scaled(function), solve_constant=solve_constant)
+
+
 register(
-    Operation(
-        "AddBackward0",
-        (None, None),
-        _scaled(torch.add),
-        constant=True,
-        pointwise=True,
-        recompute_always=True,
-    ),
-    Operation(
-        "SubBackward0",
-        (None, None),
-        _scaled(torch.sub),
-        constant=True,
-        pointwise=True,
-        recompute_always=True,
-    ),
-    Operation(
-        "RsubBackward0", (None, None), _scaled(torch.rsub), pointwise=True, recompute_always=True
-    ),
-    Operation(
-        "RsubBackward1",
-        (None, None),
-        _scaled(torch.rsub),
-        constant=True,
-        pointwise=True,
-        recompute_always=True,
-    ),
-    Operation(
-        "MulBackward0",
-        ("self", "other"),
-        lambda _: torch.mul,
-        pointwise=True,
-        recompute_always=True,
-    ),
-    Operation(
-        "DivBackward0",
-        ("self", "other"),
-        lambda _: torch.div,
-        pointwise=True,
-        recompute_always=True,
-    ),
-    Operation("NegBackward0", ONE, lambda _: torch.neg, pointwise=True, recompute_always=True),
-    Operation("ReluBackward0", ONE, lambda _: torch.relu, {"result": 0}, pointwise=True),
-    Operation("ToCopyBackward0", ONE, _cast, layout=True, pointwise=True),
-    Operation("CloneBackward0", ONE, lambda _: torch.clone, layout=True),
-    Operation("MeanBackward1", ONE, _reduced(torch.mean)),
-    Operation("SumBackward1", ONE, _reduced(torch.sum)),
-    Operation("NativeDropoutBackward0", ONE, _native_dropout, pointwise=True),
+    _sum("AddBackward0", torch.add),
+    _sum("SubBackward0", torch.sub),
+    _sum("RsubBackward1", torch.rsub),
+    Operation("RsubBackward0", ELEMENTWISE, NEITHER, _scaled(torch.rsub)),
+    Operation("MulBackward0", ELEMENTWISE, BOTH, lambda _: torch.mul),
+    Operation("DivBackward0", ELEMENTWISE, BOTH, lambda _: torch.div),
+    Operation("NegBackward0", ELEMENTWISE, ONE, lambda _: torch.neg),
+    Operation("NativeDropoutBackward0", ELEMENTWISE, ONE, _native_dropout),
+    Operation("ToCopyBackward0", COPY, ONE, _cast),
+    Operation("CloneBackward0", COPY, ONE, lambda _: torch.clone),
 )

@@ -1,4 +1,4 @@
-"""Pooling. Max pooling's indices, 8 bytes each, are found again together with its output."""
+"""Pooling. Max pooling's indices, 8 bytes each, are recomputed together with its output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ...torch_internals.graph import Node, shape_of_output
-from .operation import DecidedBy, Operation, Replay, register
+from ..kind import LAYER
+from ..recipe import Replay
+from .operation import DecidedBy, Operation, register
 
 INDICES = {"result1": 1}
 CHUNK = 1 << 17  # elements pooled at a time on a CPU
@@ -39,9 +41,12 @@ def _average_pool(function: Replay) -> DecidedBy:
 
 
 def _max_pool2d(x: Tensor, **arguments) -> tuple[Tensor, Tensor]:
-    """``aten.max_pool2d_with_indices``, on a CPU by way of channels_last: that kernel finds the
-    same maxima at the same indices, vectorised and so twice as fast where the other's branches
-    cannot be predicted. A part of the batch at a time, to keep the copies small."""
+    """``aten.max_pool2d_with_indices``, on a CPU in the memory format channels_last.
+
+    The kernel for that format finds the same maxima at the same indices. It is vectorised, and so
+    twice as fast where the other kernel's branches cannot be predicted. It runs on a part of the
+    batch at a time, to keep the copies small.
+    """
     if x.device.type != "cpu" or x.dim() != 4 or not x.is_contiguous() or x.numel() == 0:
         return aten.max_pool2d_with_indices(x, **arguments)
 
@@ -61,7 +66,7 @@ def _max_pool2d(x: Tensor, **arguments) -> tuple[Tensor, Tensor]:
             pooled, pool(x[start : start + batch]) if start else first, strict=True
         ):
             whole[start : start + batch] = part
-        first = part = None  # a part goes before the next one comes
+        first = part = None  # free a part before the next one is allocated
     return pooled
 
 
@@ -75,17 +80,9 @@ def _adaptive(function: Replay, dimensions: int) -> Callable[[Node], Replay]:
 def _pool(
     node: str, replay: DecidedBy, outputs: dict[str, int], of_spikes: DecidedBy | None = None
 ) -> Operation:
-    # Their backward reads no element of the input, only its shape.
-    multiple_outputs = bool(outputs)
+    # Backward reads the shape of the input and no element.
     return Operation(
-        node,
-        ("self",),
-        replay,
-        outputs,
-        recompute_on_data=True,
-        multiple_outputs=multiple_outputs,
-        shape_only=("self",),
-        of_spikes=of_spikes,
+        node, LAYER, ("self",), replay, outputs, shape_only=("self",), of_spikes=of_spikes
     )
 
 

@@ -1,5 +1,4 @@
-"""Padding and interpolation. They save a shape at most; what stands above them needs their
-output."""
+"""Padding and interpolation. They save a shape at most; the node above may save their output."""
 
 from __future__ import annotations
 
@@ -9,15 +8,16 @@ import torch
 from torch import Tensor
 
 from ...torch_internals.graph import Node, attribute_of
-from .operation import Operation, Replay, register
+from ..kind import LAYER, PLAIN
+from ..recipe import Replay
+from .operation import ONE, Operation, register
 from .shape import applying
 
-ONE = (None,)
 aten = torch.ops.aten
 
 
 def _padded_with_a_number(node: Node, output: Tensor) -> Replay:
-    """The number is not saved, but it stands in a corner of the output."""
+    """The number is not saved; a corner of the output tells it."""
     pad, corner, number = attribute_of(node, "pad"), [0] * output.dim(), 0.0
     for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
         if (before > 0 or after > 0) and output.numel():
@@ -35,9 +35,7 @@ def _pad_from_within(name: str, dimensions: int) -> Operation:
     """Reflection and replication."""
     function = getattr(aten, f"{name.lower()}_pad{dimensions}d")
     node = f"{name}Pad{dimensions}DBackward0"
-    return Operation(
-        node, ("self",), applying(function, "padding"), recompute_on_data=True, shape_only=("self",)
-    )
+    return Operation(node, LAYER, ("self",), applying(function, "padding"), shape_only=("self",))
 
 
 def _interpolation(name: str, dimensions: int, function: Replay, *more: str) -> Operation:
@@ -45,13 +43,13 @@ def _interpolation(name: str, dimensions: int, function: Replay, *more: str) -> 
         ("scales",) if dimensions == 1 else tuple("scales_" + axis for axis in "dhw"[-dimensions:])
     )
     node = f"Upsample{name}{dimensions}DBackward0"
-    return Operation(
-        node, ONE, applying(function, "output_size", *more, *scales), recompute_on_data=True
-    )
+    return Operation(node, LAYER, ONE, applying(function, "output_size", *more, *scales))
 
 
 register(
-    Operation("ConstantPadNdBackward0", ONE, lambda _: None, of_output=_padded_with_a_number),
+    Operation(
+        "ConstantPadNdBackward0", PLAIN, ONE, lambda _: None, of_output=_padded_with_a_number
+    ),
     *(
         _pad_from_within(name, dimensions)
         for name in ("Reflection", "Replication")

@@ -1,5 +1,5 @@
-"""Operations that move elements about: views, slices, stacks. They save nothing; what stands above
-them needs their output."""
+"""Operations that move elements: views, slices, stacks. They save nothing, but the node above may
+save their output."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 
 from ...torch_internals.graph import Node, attribute_of, shape_of_output
-from .operation import VARIADIC, DecidedBy, Operation, Replay, register
-
-ONE = (None,)
+from ..kind import PLAIN, SPLIT, VIEW
+from ..recipe import Replay
+from .operation import ONE, VARIADIC, DecidedBy, Operation, register
 
 
 def _output_shape(node: Node) -> tuple[int, ...]:
     return tuple(shape_of_output(node))
 
 
-# A view stays a view where the strides of what it views came back; where they did not, the elements
-# still have.
-VIEW = DecidedBy(lambda shape: partial(Tensor.reshape, shape=shape), read=_output_shape)
+# A view stays a view where the recomputed tensor has the saved strides; otherwise reshape
+# copies, and the elements are equal.
+RESHAPE = DecidedBy(lambda shape: partial(Tensor.reshape, shape=shape), read=_output_shape)
 EXPAND = DecidedBy(lambda shape: partial(Tensor.expand, size=shape), read=_output_shape)
 
 
 def applying(function: Replay, *names: str) -> DecidedBy:
-    """A replay that passes the named attributes on."""
+    """A replay that calls ``function`` with the operand and the named attributes."""
     return DecidedBy(lambda *arguments: partial(_applied, function, arguments), *names)
 
 
@@ -51,47 +51,35 @@ def _unstacked(node: Node, position: int, output: Tensor) -> Tensor:
 
 
 register(
-    Operation("ViewBackward0", ONE, VIEW, is_view=True, before=_unviewed),
-    Operation("UnsafeViewBackward0", ONE, VIEW, is_view=True, before=_unviewed),
-    Operation("ReshapeAliasBackward0", ONE, VIEW, is_view=True, before=_unviewed),
-    Operation("AliasBackward0", ONE, lambda _: lambda x: x, is_view=True),
-    Operation("TBackward0", ONE, lambda _: torch.t, is_view=True),
-    Operation("TransposeBackward0", ONE, applying(torch.transpose, "dim0", "dim1"), is_view=True),
-    Operation("PermuteBackward0", ONE, applying(torch.permute, "dims"), is_view=True),
-    Operation("SqueezeBackward0", ONE, lambda _: torch.squeeze, is_view=True),
-    Operation("SqueezeBackward1", ONE, applying(torch.squeeze, "dim"), is_view=True),
-    Operation("SqueezeBackward2", ONE, applying(torch.squeeze, "dim"), is_view=True),
-    Operation("UnsqueezeBackward0", ONE, applying(torch.unsqueeze, "dim"), is_view=True),
-    Operation("ExpandBackward0", ONE, EXPAND, is_view=True),
-    Operation("SelectBackward0", ONE, applying(torch.select, "dim", "index"), is_view=True),
+    Operation("ViewBackward0", VIEW, ONE, RESHAPE, before=_unviewed),
+    Operation("UnsafeViewBackward0", VIEW, ONE, RESHAPE, before=_unviewed),
+    Operation("ReshapeAliasBackward0", VIEW, ONE, RESHAPE, before=_unviewed),
+    Operation("AliasBackward0", VIEW, ONE, lambda _: lambda x: x),
+    Operation("TBackward0", VIEW, ONE, lambda _: torch.t),
+    Operation("TransposeBackward0", VIEW, ONE, applying(torch.transpose, "dim0", "dim1")),
+    Operation("PermuteBackward0", VIEW, ONE, applying(torch.permute, "dims")),
+    Operation("SqueezeBackward0", VIEW, ONE, lambda _: torch.squeeze),
+    Operation("SqueezeBackward1", VIEW, ONE, applying(torch.squeeze, "dim")),
+    Operation("SqueezeBackward2", VIEW, ONE, applying(torch.squeeze, "dim")),
+    Operation("UnsqueezeBackward0", VIEW, ONE, applying(torch.unsqueeze, "dim")),
+    Operation("ExpandBackward0", VIEW, ONE, EXPAND),
+    Operation("SelectBackward0", VIEW, ONE, applying(torch.select, "dim", "index")),
     Operation(
         "SliceBackward0",
+        VIEW,
         ONE,
         applying(torch.ops.aten.slice.Tensor, "dim", "start", "end", "step"),
-        is_view=True,
     ),
+    Operation("UnbindBackward0", SPLIT, ONE, applying(torch.unbind, "dim")),
+    Operation("SplitBackward0", SPLIT, ONE, applying(torch.split, "split_size", "dim")),
+    Operation("SplitWithSizesBackward0", SPLIT, ONE, applying(torch.split, "split_sizes", "dim")),
+    Operation("FlipBackward0", PLAIN, ONE, applying(torch.flip, "dims")),
+    Operation("RollBackward0", PLAIN, ONE, applying(torch.roll, "shifts", "dims")),
+    Operation("PixelShuffleBackward0", PLAIN, ONE, applying(torch.pixel_shuffle, "upscale_factor")),
     Operation(
-        "UnbindBackward0", ONE, applying(torch.unbind, "dim"), is_view=True, multiple_outputs=True
+        "PixelUnshuffleBackward0", PLAIN, ONE, applying(torch.pixel_unshuffle, "downscale_factor")
     ),
-    Operation(
-        "SplitBackward0",
-        ONE,
-        applying(torch.split, "split_size", "dim"),
-        is_view=True,
-        multiple_outputs=True,
-    ),
-    Operation(
-        "SplitWithSizesBackward0",
-        ONE,
-        applying(torch.split, "split_sizes", "dim"),
-        is_view=True,
-        multiple_outputs=True,
-    ),
-    Operation("FlipBackward0", ONE, applying(torch.flip, "dims")),
-    Operation("RollBackward0", ONE, applying(torch.roll, "shifts", "dims")),
-    Operation("PixelShuffleBackward0", ONE, applying(torch.pixel_shuffle, "upscale_factor")),
-    Operation("PixelUnshuffleBackward0", ONE, applying(torch.pixel_unshuffle, "downscale_factor")),
-    Operation("RepeatBackward0", ONE, applying(Tensor.repeat, "repeats")),
-    Operation("StackBackward0", VARIADIC, _joined(torch.stack), before=_unstacked),
-    Operation("CatBackward0", VARIADIC, _joined(torch.cat)),
+    Operation("RepeatBackward0", PLAIN, ONE, applying(Tensor.repeat, "repeats")),
+    Operation("StackBackward0", PLAIN, VARIADIC, _joined(torch.stack), before=_unstacked),
+    Operation("CatBackward0", PLAIN, VARIADIC, _joined(torch.cat)),
 )

@@ -1,22 +1,23 @@
-"""Kernels are tried out beside the plain code before they are taken; here in Triton's
-interpreter."""
+"""Kernels are compared with the plain code before they are used; here in Triton's interpreter."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from snn_revplugin import Settings
-from snn_revplugin.bptt.statistics import CallStatistics
-from snn_revplugin.kernels import backend
-from snn_revplugin.kernels import self_test as proof
-from snn_revplugin.kernels.backend import select_backend, takes_triton
+from snn_revplugin import Settings, use_settings
+from snn_revplugin.bptt.record import NeuronRecord
+from snn_revplugin.bptt.step import step
+from snn_revplugin.kernels import backend, launch, self_test
+from snn_revplugin.kernels.backend import takes_triton
 from snn_revplugin.kernels.self_test import failure, packing_failure
 from snn_revplugin.kernels.triton_coupled import TritonCoupled
 from snn_revplugin.kernels.triton_neuron import TritonNeuron
@@ -53,7 +54,7 @@ def plif() -> ParametricLeakyIntegrateAndFire:
 
 NEURONS = {
     "Leaky": leaky,
-    "Leaky that resets at once": lambda: leaky(delayed=False),
+    "Leaky with an immediate reset": lambda: leaky(delayed=False),
     "LIF": lambda: LeakyIntegrateAndFire(SIGMOID, 1.0, None, False, tau=2.0),
     "PLIF": plif,
     "coupled": lambda: Coupled(split_dim=-1, surrogate=SIGMOID),
@@ -61,14 +62,14 @@ NEURONS = {
 
 
 @pytest.fixture(autouse=True)
-def _nothing_tried_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _nothing_tested_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(backend, "INTERPRETED", True)
-    monkeypatch.setattr(proof, "_verdicts", {})
+    monkeypatch.setattr(self_test, "_verdicts", {})
     yield
 
 
-def tensors(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    return torch.zeros(2, 6, dtype=dtype), torch.zeros(2, 6, dtype=dtype)
+def tensors(dtype: torch.dtype = torch.float32) -> tuple[Tensor, tuple[Tensor]]:
+    return torch.zeros(2, 6, dtype=dtype), (torch.zeros(2, 6, dtype=dtype),)
 
 
 def test_the_default_is_to_take_kernels_that_pass() -> None:
@@ -77,11 +78,9 @@ def test_the_default_is_to_take_kernels_that_pass() -> None:
 
 @pytest.mark.parametrize("name", NEURONS)
 def test_right_kernels_pass(name: str) -> None:
-    dynamics = NEURONS[name]()
-    assert failure(dynamics, *tensors()) is None
-    assert all(each.grad is None for each in dynamics.parameters), (
-        "a sample's gradients are nobody else's"
-    )
+    neuron = NEURONS[name]()
+    assert failure(neuron, *tensors()) is None
+    assert all(each.grad is None for each in neuron.parameters)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -110,16 +109,13 @@ def test_a_kernel_whose_spikes_differ_is_not_taken(
 ) -> None:
     def higher_threshold(kernels: TritonNeuron | TritonCoupled) -> None:
         if isinstance(kernels, TritonCoupled):
-            kernels._numbers = (
-                *kernels._numbers[:5],
-                kernels.plain.v_threshold * 1.01,
-                kernels._numbers[6],
-            )
+            *others, threshold, v_reset = kernels._numbers
+            kernels._numbers = (*others, threshold * 1.01, v_reset)
         else:
-            decay, threshold, factor = kernels._given(
-                kernels._spec(torch.float32, torch.float32, torch.zeros(1))
+            numbers = kernels._numbers
+            kernels._numbers = lambda spec: numbers(spec)._replace(
+                threshold=numbers(spec).threshold * 1.01
             )
-            kernels._given = lambda spec: (decay, threshold * 1.01, factor)
 
     mistaken(monkeypatch, higher_threshold)
     assert "spikes or potentials differ" in failure(NEURONS[name](), *tensors())
@@ -147,12 +143,13 @@ def test_a_kernel_that_fails_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> No
     )
 
 
-def test_a_neuron_is_tried_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever instance of it comes, with whatever values, in whatever surroundings; and random
-    numbers stay as they were."""
-    tried = []
-    compare = proof._compare
-    monkeypatch.setattr(proof, "_compare", lambda *given: tried.append(given) or compare(*given))
+def test_a_neuron_is_tested_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all its instances and values, with gradients or autocast on or off; the random numbers of
+    the user are not drawn."""
+    tried, compare = [], self_test._compare
+    monkeypatch.setattr(
+        self_test, "_compare", lambda *given: tried.append(given) or compare(*given)
+    )
     before = torch.random.get_rng_state()
     with torch.no_grad(), torch.autocast("cpu"):
         assert failure(plif(), *tensors()) is None
@@ -161,14 +158,14 @@ def test_a_neuron_is_tried_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_below_autograd_a_neuron_is_tried_out_all_the_same() -> None:
+def test_below_autograd_a_neuron_is_tested() -> None:
     """An operator of ``torch.compile`` runs where nothing is recorded."""
     with torch._C._AutoDispatchBelowAutograd():
         assert failure(leaky(), *tensors()) is None
 
 
-def test_below_autograd_nothing_is_tried_out_in_backward() -> None:
-    """A second thread could wait there for the first one's device for ever."""
+def test_in_backward_a_neuron_is_tested() -> None:
+    """No graph is recorded and no thread is started, so none can wait for another."""
     said = []
 
     def look(_: Tensor) -> None:
@@ -178,15 +175,15 @@ def test_below_autograd_nothing_is_tried_out_in_backward() -> None:
     x = torch.ones(1, requires_grad=True)
     x.register_hook(look)
     x.sum().backward()
-    assert said == [proof.IN_BACKWARD] and not proof._verdicts
+    assert said == [None]
 
 
-def test_the_decision_asks_for_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Off the interpreter; with a device that is not there, so that the kernels fail."""
+def test_the_decision_runs_the_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the interpreter; on a device that does not exist, so that the kernels fail."""
     monkeypatch.setattr(backend, "INTERPRETED", False)
     monkeypatch.setattr(backend, "why_not", lambda tensor=None: None)
     monkeypatch.setattr(backend, "NO_CUDA", "")
-    dynamics, statistics = leaky(), CallStatistics()
+    neuron, record = leaky(), NeuronRecord()
 
     class OnCuda:
         """As much of a CUDA tensor as the decision looks at."""
@@ -194,24 +191,51 @@ def test_the_decision_asks_for_the_proof(monkeypatch: pytest.MonkeyPatch) -> Non
         dtype, is_cuda, device = torch.float32, True, torch.device("cuda", 0)
 
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr("snn_revplugin.kernels.kernel_spec.why_no_kernel", lambda *_: None)
-    assert select_backend(dynamics, OnCuda(), OnCuda(), statistics) is dynamics
-    assert statistics.backend.startswith("torch code: the kernel failed on cuda:0: ")
+    monkeypatch.setattr(Leaky, "why_no_kernel", lambda *_: None)
+    assert record.backend.select(neuron, OnCuda(), (OnCuda(),)) is neuron
+    assert record.statistics.backend.startswith("torch code: the kernel failed on cuda:0: ")
 
 
-def test_nothing_is_tried_out_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_tested_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert packing_failure(torch.device("cuda", 0)) == proof.CAPTURING
-    assert not proof._verdicts, "the next call may try"
+    assert packing_failure(torch.device("cuda", 0)) == self_test.CAPTURING
+    assert not self_test._verdicts, "the next call may test"
 
 
-def test_packing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU numpy packs, so that what is tried here is what becomes of a kernel that is
-    wrong."""
+def test_packing_that_is_right() -> None:
     assert packing_failure(CPU) is None and takes_triton(torch.zeros(1))
-    monkeypatch.setattr(proof, "_verdicts", {})
-    monkeypatch.setattr(
-        "snn_revplugin.packed.spikes.np.packbits",
-        lambda flat, bitorder: np.zeros(-(-flat.size // 8), "uint8"),
-    )
+
+
+def test_packing_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = launch.pack
+    monkeypatch.setattr(launch, "pack", lambda code, fired, bits: pack(code, ~fired, bits))
     assert "packed spikes differ" in packing_failure(CPU)
+
+
+def test_unpacking_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    unpack = launch.unpack
+    monkeypatch.setattr(launch, "unpack", lambda *given: 1 - unpack(*given))
+    assert "packed spikes differ" in packing_failure(CPU)
+
+
+def test_the_environment_is_not_written_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    """... neither by the first use of kernels nor by a training step."""
+    for name in [each for each in sys.modules if each.startswith(f"{launch.__package__}.")]:
+        if name.split(".")[2] in (launch.INTERPRETED, launch.COMPILED):
+            monkeypatch.delitem(sys.modules, name)
+    fresh = cache(launch.kernels.__wrapped__)
+    monkeypatch.setattr(launch, "kernels", fresh)
+    monkeypatch.setattr("snn_revplugin.kernels.triton_transition.kernels", fresh)
+
+    def forbidden(*_: object) -> None:
+        raise AssertionError("os.environ was written into")
+
+    x, (v,) = tensors()
+    record, neuron = NeuronRecord(), plif()
+    with monkeypatch.context() as patched, use_settings(backend="triton"):
+        for name in ("__setitem__", "__delitem__"):
+            patched.setattr(type(os.environ), name, forbidden)
+        spikes, (v,) = step(neuron, x + 2.0, (v.requires_grad_(),), record)
+        (spikes.sum() + v.sum()).backward()
+        assert fresh(False) is not fresh(True)
+    assert record.statistics.backend == "Triton kernels in the interpreter"

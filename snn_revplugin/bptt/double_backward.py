@@ -1,0 +1,126 @@
+"""Gradients that are differentiated again (``create_graph=True``): gradient penalties, MAML.
+
+A step's closed-form derivative is a value without a graph. So a Function saves its input and its
+states as autograd saves tensors, with their edges in the graph but with a function in the place of
+their memory (:func:`save_edges`). Where a backward records a graph, the step is repeated in
+differentiable torch code from those tensors, and autograd differentiates that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..neurons.transition import Transition
+from ..torch_internals.saved_tensors import replace_saved_by_function
+from .chain import ChainLink, StepView
+
+Inputs = tuple[Tensor, ...]
+
+
+class InputOfStep:
+    """Recomputes the input of a time step."""
+
+    __slots__ = ("link",)
+
+    def __init__(self, link: ChainLink) -> None:
+        self.link = link
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        link = self.link
+        if link.current is not None:
+            return link.current.compute()
+        view, transition = StepView.of(link), link.transition.plain
+        if transition.from_outputs:
+            return transition.recover_inputs(link.fired, False, view.outputs)
+        return transition.recover_current(view.charged, view.before[0], view.reset_signal)
+
+
+class StateOfStep:
+    """Recomputes one of the states before a time step."""
+
+    __slots__ = ("index", "link")
+
+    def __init__(self, link: ChainLink, index: int) -> None:
+        self.link, self.index = link, index
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        return self.link.before.states()[self.index]
+
+
+class ChargedOfStep:
+    """Recomputes the charged potential of a time step."""
+
+    __slots__ = ("link",)
+
+    def __init__(self, link: ChainLink) -> None:
+        self.link = link
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        return StepView.of(self.link).charged
+
+
+class SpikesOfStep:
+    """Unpacks the outputs of a time step."""
+
+    __slots__ = ("link",)
+
+    def __init__(self, link: ChainLink) -> None:
+        self.link = link
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        return self.link.fired.spikes()
+
+
+def save_edges(output: Tensor, *unpacks: Callable[[], Tensor]) -> None:
+    """Release what the Function that gave ``output`` has saved; in its place stand functions that
+    recompute it."""
+    if output.grad_fn is not None:
+        replace_saved_by_function(output.grad_fn, unpacks)
+
+
+def differentiate_with_graph(
+    function: Callable[..., tuple[Tensor, ...]],
+    transition: Transition,
+    inputs: Inputs,
+    grads: Sequence[Tensor | None],
+) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+    """The derivative of ``function(transition, *inputs)``, with a graph of its own.
+
+    Args:
+        inputs: as autograd saved them, with their edges.
+        grads: the gradients at what the function gives.
+
+    Returns:
+        The gradients at the inputs, and at the transition's parameters.
+    """
+    transition = transition.plain
+    with torch.enable_grad():
+        # Aliases end the derivative here: a state's own history leads to the parameters, and may
+        # lead to the input.
+        aliases = [
+            each.view_as(each) if each.requires_grad else each
+            for each in (*inputs, *transition.parameters)
+        ]
+        own = transition.with_parameters(aliases[len(inputs) :])
+        outputs = function(own, *aliases[: len(inputs)])
+        pairs = [
+            (output, grad)
+            for output, grad in zip(outputs, grads, strict=True)
+            if grad is not None and output.requires_grad
+        ]
+        wanted = [each for each in aliases if each.requires_grad]
+        found = iter(())
+        if pairs and wanted:
+            heads, at_heads = zip(*pairs, strict=True)
+            found = iter(
+                torch.autograd.grad(heads, wanted, at_heads, create_graph=True, allow_unused=True)
+            )
+        gradients = tuple(next(found, None) if each.requires_grad else None for each in aliases)
+    return gradients[: len(inputs)], gradients[len(inputs) :]

@@ -1,0 +1,163 @@
+"""T time steps of a neuron with one state, in plain torch code: forward, and their derivative.
+
+Backward scans forward once more, which is exact whatever the reset, and walks back in closed form.
+Each step's gradient is written over the charged potential that it was computed from. Both read the
+spikes from their bits and decide none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..packed.spikes import PackedSpikes
+from .transition import Derivative, KeptSequence, Needed, Scan, SequenceGradients, add_gradients
+
+if TYPE_CHECKING:
+    from .one_state import OneStateNeuron
+
+
+def scan(
+    neuron: OneStateNeuron, currents: Tensor, v: Tensor, keep_charged: bool, with_path: bool
+) -> Scan:
+    """T time steps forward, see :meth:`.transition.Transition.scan`."""
+    fired_of, charged_of, path, fired, slots = [], [], [], None, [None] * len(currents)
+    if currents.is_contiguous() and currents.dtype == v.dtype:
+        fired = torch.empty_like(currents, dtype=neuron.surrogate.dtype_of_spikes(currents))
+        slots = fired.unbind(0)
+    for x, slot in zip(currents.unbind(0), slots, strict=True):
+        signal = neuron.reset_signal_at(v)
+        charged = neuron.charge(x, v, signal)
+        fired_of.append(neuron.fires(charged, out=slot))
+        v = neuron.reset(charged, fired_of[-1], signal)
+        if keep_charged:
+            charged_of.append(charged)
+        if with_path:
+            path.append(v)
+    if fired is None:
+        fired = torch.stack(fired_of)
+    packed = PackedSpikes(fired.bool(), fired.dtype, neuron.graded_factor)
+    kept = torch.stack(charged_of) if charged_of else None
+    spikes = neuron.spikes(fired)
+    if not with_path:
+        return Scan(packed, spikes, (v,), kept)
+    return Scan(packed, spikes, (v.clone(),), kept, torch.stack(path))
+
+
+def vjp_of_scan(
+    neuron: OneStateNeuron, kept: KeptSequence, gradients: SequenceGradients, needed: Needed
+) -> Derivative:
+    """The derivative of T time steps, see :meth:`.transition.Transition.vjp_of_scan`."""
+    steps = _Steps(neuron, kept, any(needed))
+    charged, (grad_v,) = steps.charged, gradients.states
+    overwrite = steps.owned and charged.dtype == kept.dtype
+    grad_currents = charged if overwrite else torch.empty_like(charged, dtype=kept.dtype)
+    fits = grad_currents.dtype == charged.dtype
+    totals = (None,) * len(needed)
+    for t in range(len(charged) - 1, -1, -1):
+        if gradients.path is not None:
+            grad_v = gradients.path[t] if grad_v is None else grad_v + gradients.path[t]
+        grad_s = None if gradients.outputs is None else gradients.outputs[t]
+        if grad_s is None and grad_v is None:
+            grad_currents[t] = 0
+            continue
+        slot = grad_currents[t]
+        view = SequenceView(steps, t)
+        grad_x, grad_v, grads = neuron.gradient(
+            grad_s, grad_v, view, needed, slot if fits else None
+        )
+        if grad_x is not slot:
+            slot.copy_(grad_x)
+        totals = add_gradients(totals, grads)
+    return grad_currents, (grad_v,), totals
+
+
+class _Steps:
+    """The charged potentials of T time steps, and what else their derivatives read.
+
+    Attributes:
+        charged: ``[T, ...]``.
+        owned: whether their memory may be written over.
+        currents: ``[T, ...]``, if a derivative reads them; else None.
+    """
+
+    def __init__(self, neuron: OneStateNeuron, kept: KeptSequence, learns: bool) -> None:
+        self.neuron, self.start = neuron, kept.start[0]
+        self._spikes = None if kept.packed is None else kept.packed.steps()
+        self.currents: Tensor | None = None
+        if kept.inputs is None:
+            self.charged, self.owned = kept.charged, False
+            return
+        currents, owned = kept.inputs.consume()
+        if neuron.reads_input and learns:
+            self.currents, owned = currents, False
+        self.charged, self.owned = self._scan_again(currents, owned), True
+
+    def _scan_again(self, currents: Tensor, owned: bool) -> Tensor:
+        """The charged potentials, over the currents themselves where those may be written over."""
+        v, neuron = self.start, self.neuron
+        in_place = owned and v.dtype == currents.dtype and 0 not in currents.stride()
+        dtype = torch.result_type(currents, v)
+        charged = currents if in_place else torch.empty_like(currents, dtype=dtype)
+        for t, (x, h) in enumerate(zip(currents.unbind(0), charged.unbind(0), strict=True)):
+            signal = self.reset_signal(t)
+            after_charge = neuron.charge(x, v, signal, out=h)
+            if after_charge is not h:
+                h.copy_(after_charge)
+            v = neuron.reset(h, self.fired(t, h), signal)
+        return charged
+
+    def fired(self, t: int, h: Tensor) -> Tensor:
+        """The spikes of step ``t``; decided only where no bits are kept, from the potentials of
+        forward themselves."""
+        return self.neuron.fires(h) if self._spikes is None else self._spikes.binary(t)
+
+    def reset_signal(self, t: int) -> Tensor | None:
+        if not self.neuron.has_reset_signal:
+            return None
+        if t and self.neuron.reset_follows_spikes and self._spikes is not None:
+            return self._spikes.binary(t - 1)
+        return self.neuron.reset_signal_at(self.before(t))
+
+    def before(self, t: int) -> Tensor:
+        """The potential before step ``t``."""
+        if t == 0:
+            return self.start
+        h = self.charged[t - 1]
+        return self.neuron.reset(h, self.fired(t - 1, h), None)
+
+
+class SequenceView:
+    """One time step of a sequence, as :class:`.transition.StepView`."""
+
+    def __init__(self, steps: _Steps, t: int) -> None:
+        self.steps, self.t = steps, t
+        self._fired: Tensor | None = None
+
+    @property
+    def charged(self) -> Tensor:
+        return self.steps.charged[self.t]
+
+    @property
+    def current(self) -> Tensor | None:
+        return None if self.steps.currents is None else self.steps.currents[self.t]
+
+    @property
+    def fired(self) -> Tensor:
+        if self._fired is None:
+            self._fired = self.steps.fired(self.t, self.charged)
+        return self._fired
+
+    @property
+    def silent(self) -> Tensor:
+        return 1.0 - self.fired
+
+    @property
+    def before(self) -> tuple[Tensor]:
+        return (self.steps.before(self.t),)
+
+    @property
+    def reset_signal(self) -> Tensor | None:
+        return self.steps.reset_signal(self.t)
