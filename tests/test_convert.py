@@ -13,6 +13,7 @@ import torch
 import torch.nn as nn
 import torch.nn.utils.parametrize as parametrize
 from compare import Observed, assert_agree, assert_path
+from nets import BATCH
 from snntorch import utils
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import Tensor
@@ -151,7 +152,7 @@ def both(
 
 def train(net: nn.Module, name: str = "") -> Observed:
     net.zero_grad()
-    x = torch.randn(6, 3, 5, requires_grad=True)
+    x = torch.randn(6, BATCH, 5, requires_grad=True)
     y = net(x)
     (y * torch.randn(y.shape)).sum().backward()
     gradients = {name + key: p.grad.clone() for key, p in net.named_parameters()}

@@ -16,6 +16,7 @@ import snntorch as snn
 import torch
 import torch.nn as nn
 from compare import MakeNeuron, Observed, agree, assert_agree, assert_path, nir_content
+from nets import BATCH
 from snntorch import functional as SF
 from snntorch import surrogate, utils
 from snntorch.functional import probe, stdp_learner
@@ -62,7 +63,7 @@ class Net(nn.Sequential):
 
 
 def draw() -> Tensor:
-    return torch.randn(T, 3, 5) * 2
+    return torch.randn(T, BATCH, 5) * 2
 
 
 # ---------------------------------------------------------------------------------------------- NIR
@@ -166,7 +167,7 @@ def test_plasticity() -> None:
         learner = stdp_learner.STDPLearner(fc, lif, 2.0, 2.0)
         spikes = []
         for _ in range(T):
-            spikes.append(lif(fc((torch.rand(2, 6) > 0.5).float())).detach())
+            spikes.append(lif(fc((torch.rand(BATCH, 6) > 0.5).float())).detach())
             learner.step()
         assert fc.weight.grad.any()
         return Observed({"spikes": torch.stack(spikes), "dw": fc.weight.grad.clone()})
@@ -196,7 +197,7 @@ def test_losses(name: str) -> None:
         net = Net(make, spike_grad=surrogate.atan())
         spikes, membranes = net.record(draw())
         recorded = membranes if "membrane" in name else spikes
-        targets = torch.tensor([1, 0, 1])
+        targets = torch.arange(BATCH) % 2
         loss = LOSSES[name]()(*((recorded,) if name == "l1_rate_sparsity" else (recorded, targets)))
         loss.backward()
         accuracies = SF.accuracy_rate(spikes, targets), SF.accuracy_temporal(spikes, targets)

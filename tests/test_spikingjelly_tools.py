@@ -42,6 +42,7 @@ from snn_revplugin.adapters.spikingjelly import CoupledLIFNode, RevLIFNode
 from snn_revplugin.swap.module import ReversibleNeuron
 
 T = 4
+BATCH = 4
 
 
 class Net(nn.Module):
@@ -83,7 +84,7 @@ class Net(nn.Module):
 
 
 def draw() -> Tensor:
-    return torch.rand(T, 2, 2, 6, 6) * 4
+    return torch.rand(T, BATCH, 2, 6, 6) * 4
 
 
 def of_both(
@@ -435,7 +436,7 @@ def test_memories_taken_out_and_put_back(node: str) -> None:
         net(draw())
         base.load_memories(net, held)
         second = net(x[2:])
-        (torch.cat([first, second]) * torch.randn(T, 2, 4)).sum().backward()
+        (torch.cat([first, second]) * torch.randn(T, BATCH, 4)).sum().backward()
         return Observed({"first": first, "second": second}).see_gradients(net)
 
     agree(program, *NODES[node])
@@ -530,7 +531,7 @@ def test_plasticity(name: str) -> None:
         assert fc.weight.grad.any()
         return Observed({"spikes": torch.stack(spikes), "dw": fc.weight.grad.clone()})
 
-    agree(program, *NODES["LIF"])
+    agree(program, *NODES["LIF"], path="small")
 
 
 def test_online_learning() -> None:
@@ -541,7 +542,7 @@ def test_online_learning() -> None:
         optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
         average = fptt_online_training_init_w_ra(optimizer)
         loss = nn.functional.mse_loss
-        fptt_online_training(net, optimizer, draw(), torch.rand(T, 2, 4), loss, 0.5, average)
+        fptt_online_training(net, optimizer, draw(), torch.rand(T, BATCH, 4), loss, 0.5, average)
         return Observed({}, {name: each.detach() for name, each in net.named_parameters()})
 
     agree(program, *NODES["LIF"])
