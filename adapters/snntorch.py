@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 from snn_revplugin.bptt.chain import link_of
@@ -24,12 +25,13 @@ from snn_revplugin.neurons.leaky import Leaky as LeakyEquations
 from snn_revplugin.neurons.surrogate import AnySurrogate, Surrogate, surrogate_of
 from snn_revplugin.neurons.transition import Transition, snapshot
 from snn_revplugin.packed.spikes import PackedSpikes
+from snn_revplugin.swap.hosts import Host, register_host
 from snn_revplugin.swap.module import ReversibleNeuron
 from snn_revplugin.swap.table import Swap, register_swap
 from snn_revplugin.torch_internals import capture
 from snn_revplugin.torch_internals.distributed import is_overwritten_by_ddp
 
-from .snntorch_tools import refuse_in_nir
+from .snntorch_tools import NIR_REFUSAL
 
 try:
     import snntorch
@@ -74,7 +76,7 @@ def _known_surrogate(spike_grad: Any) -> tuple[str, tuple[float, ...]] | None:
     """Name and parameters of a ``spike_grad`` of snnTorch's that we have in closed form."""
     code = getattr(spike_grad, "__code__", None)
     if code is not None and spike_grad.__module__ == "snntorch.surrogate":
-        maker = spike_grad.__qualname__.split(".")[0]
+        maker = code.co_qualname.split(".")[0]
         if maker in SURROGATES:
             closed_over = dict(
                 zip(
@@ -90,7 +92,17 @@ def _known_surrogate(spike_grad: Any) -> tuple[str, tuple[float, ...]] | None:
     return None
 
 
-class RevLeaky(ReversibleNeuron, snntorch.Leaky):
+class _HoldsMem(ReversibleNeuron):
+    """A neuron whose membrane potential is ``mem``."""
+
+    tool_patches = NIR_REFUSAL
+
+    def step_from(self, current: Tensor, potential: Tensor) -> None:
+        self.mem = potential
+        self.forward(current)
+
+
+class RevLeaky(_HoldsMem, snntorch.Leaky):
     """``snntorch.Leaky`` with the same spikes, membranes and gradients, and a fraction of the
     memory. Takes the host's arguments, all 14 of them, and ``reversible=False`` for the host's own
     path.
@@ -106,10 +118,6 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
     tensor([[1., 1., 1.],
             [1., 1., 1.]])
     """
-
-    def __init__(self, *args: Any, reversible: bool = True, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.reversible = reversible
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """One time step; arguments and results as in ``snntorch.Leaky.forward``."""
@@ -167,6 +175,7 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
             # Last: the compiler cannot trace a function any more whose closure it has seen read.
             or (surrogate := _known_surrogate(self.spike_grad)) is None
         ):
+            self.note_compiled_fallback()
             return super().forward(input_, mem)
         self.note_operators(STEP_KEEPS)
         name, slopes = surrogate
@@ -194,6 +203,12 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
     @reset.setter
     def reset(self, signal: Tensor) -> None:
         self._reset = signal
+
+    def end(self) -> None:
+        if "_reset" in self.__dict__:  # the host's class has a plain attribute in its place
+            self.__dict__["reset"] = self.reset
+            del self.__dict__["_reset"]
+        super().end()
 
     def _why_host(
         self, input_: Tensor, mem: Tensor | None, parameters: tuple[Tensor, ...]
@@ -238,7 +253,7 @@ class RevLeaky(ReversibleNeuron, snntorch.Leaky):
         )
 
 
-class CoupledLeaky(ReversibleNeuron, snntorch.Leaky):
+class CoupledLeaky(_HoldsMem, snntorch.Leaky):
     """The split-coupled reversible node of :mod:`snn_revplugin.coupled` behind the API of
     ``snntorch.Leaky``.
 
@@ -272,6 +287,8 @@ class CoupledLeaky(ReversibleNeuron, snntorch.Leaky):
     >>> out
     tensor([[1.5000, 3.0000]])
     """
+
+    has_no_nir_node = True
 
     def __init__(
         self,
@@ -327,6 +344,7 @@ class CoupledLeaky(ReversibleNeuron, snntorch.Leaky):
                 numbers = [self.tau, self.alpha, self.beta, self.threshold]
                 out, self.mem = torch.ops.snn_revplugin.step(input_, held, numbers, *equations)
                 return out if self.init_hidden and not self.output else (out, self.mem)
+            self.note_compiled_fallback()
         coupled, reason = self._coupled(), self.why_fallback(input_, held)
         if reason is None and coupled.surrogate is None:
             reason = "the surrogate is no Heaviside step"
@@ -395,6 +413,14 @@ def _broadcasts_to(shape: torch.Size, target: torch.Size) -> bool:
     )
 
 
+def _is_neuron(module: nn.Module) -> bool:
+    # LeakyParallel, and its like of one release each, are no SpikingNeuron.
+    return isinstance(module, snntorch.SpikingNeuron) or any(
+        kind.__module__.startswith("snntorch._neurons.leaky") for kind in type(module).__mro__
+    )
+
+
+register_host(Host("snntorch", _is_neuron, surrogates=tuple(SURROGATES)))
 register_swap(
     Swap(
         host=snntorch.Leaky,
@@ -411,4 +437,3 @@ register_swap(
         ),
     )
 )
-refuse_in_nir(CoupledLeaky)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 from snn_revplugin.bptt.record import TransitionKey
@@ -26,24 +27,22 @@ from snn_revplugin.neurons.integrate_and_fire import (
 )
 from snn_revplugin.neurons.surrogate import AnySurrogate, Surrogate, surrogate_of
 from snn_revplugin.neurons.transition import GraphNodes, Transition
+from snn_revplugin.swap.hosts import Host, register_host
 from snn_revplugin.swap.module import ReversibleNeuron
 from snn_revplugin.swap.table import Swap, register_swap
 from snn_revplugin.torch_internals.saved_tensors import saved_tensor_hooks_active
 
-from .spikingjelly_stateful import StatefulCoupled, StatefulTransitions
-from .spikingjelly_tools import enter_in_tools, why_counted
+from .spikingjelly_0_0_0_0_14 import StatefulTransitions
+from .spikingjelly_tools import patches_for, register_in_vision, why_counted
 
 try:
-    from spikingjelly.activation_based import functional, neuron
+    from spikingjelly.activation_based import base, functional, neuron
     from spikingjelly.activation_based import surrogate as host_surrogate
 except ImportError as error:
     raise ImportError(
         "snn_revplugin.adapters.spikingjelly needs SpikingJelly: pip install"
         " 'snn-revplugin[spikingjelly]'"
     ) from error
-
-# Since 2.0 a neuron's transitions are pure functions; in 0.0.0.0.14 they read and write its state.
-PURE = hasattr(neuron.BaseNode, "single_step_functional_forward")
 
 # The surrogates of SpikingJelly whose derivative has a closed form: our name for it; the parameters
 # go by their own names.
@@ -66,13 +65,6 @@ _SURROGATES = {
     "DeterministicPass": "straight_through",
     "Rect": "rect",
 }
-if not PURE:  # their derivatives were others, or rounded in another way
-    del _SURROGATES["PiecewiseLeakyReLU"], _SURROGATES["LogTailedReLU"]
-SURROGATES: dict[type, str] = {
-    getattr(host_surrogate, name): ours
-    for name, ours in _SURROGATES.items()
-    if hasattr(host_surrogate, name)
-}
 
 
 def surrogate_from(function: Any) -> AnySurrogate | None:
@@ -80,33 +72,21 @@ def surrogate_from(function: Any) -> AnySurrogate | None:
     forward."""
     name = SURROGATES.get(type(function))
     if name is not None and function.spiking:
-        parameters = _parameters_of(function)
+        parameters = _Transitions.parameters_of(function)
         if all(isinstance(each, int | float) for each in parameters):
             return Surrogate(name, parameters, strict=False, function=function)
-    if isinstance(function, host_surrogate.nn.Module) and any(
+    if isinstance(function, nn.Module) and any(
         each.requires_grad for each in function.parameters()
     ):
         return None
     return surrogate_of(function)
 
 
-def _parameters_of(function: Any) -> tuple:
-    """A surrogate function's parameters, in the order of its derivative's arguments."""
-    if PURE:
-        return tuple(getattr(function, "_sg_params", {}).values())
-    held = getattr(function, "__dict__", {})
-    return tuple(
-        held[name]
-        for name in ("alpha", "beta", "w", "c", "n", "T_period", "leak", "k")
-        if name in held
-    )
-
-
 def _to_compile(function: Any) -> tuple[str, list[float]] | None:
     """A surrogate function of SpikingJelly's as an operator takes it, by name and parameters."""
-    name, slopes = SURROGATES.get(type(function)), _parameters_of(function)
+    name, slopes = SURROGATES.get(type(function)), _Transitions.parameters_of(function)
     if (
-        not PURE
+        not _Transitions.has_operators
         or name is None
         or not function.spiking
         or not all(isinstance(each, int | float) for each in slopes)
@@ -116,7 +96,7 @@ def _to_compile(function: Any) -> tuple[str, list[float]] | None:
 
 
 def _surrogate_key(function: Any) -> tuple:
-    return function, getattr(function, "spiking", None), *_parameters_of(function)
+    return function, getattr(function, "spiking", None), *_Transitions.parameters_of(function)
 
 
 class _NotesOperators(ReversibleNeuron):
@@ -128,22 +108,50 @@ class _NotesOperators(ReversibleNeuron):
     def single_step_forward(self, x: Tensor, *args: Tensor, **kwargs: object) -> Tensor:
         """One time step from the neuron's own state."""
         spikes = super().single_step_forward(x, *args, **kwargs)
-        if torch.compiler.is_compiling() and self._equations_to_compile(x, self.v) is not None:
-            self.note_operators(self.keeps_of_step)
+        if torch.compiler.is_compiling():
+            self._note_compiled(x, self.keeps_of_step)
         return spikes
 
     def multi_step_forward(self, x_seq: Tensor, *args: Tensor, **kwargs: object) -> Tensor:
         """T time steps from the neuron's own state."""
         spikes = super().multi_step_forward(x_seq, *args, **kwargs)
-        if torch.compiler.is_compiling() and self._equations_to_compile(x_seq, self.v) is not None:
-            self.note_operators(self.keeps_of_step if self.store_v_seq else self.keeps_of_sequence)
+        if torch.compiler.is_compiling():
+            keeps = self.keeps_of_step if self.store_v_seq else self.keeps_of_sequence
+            self._note_compiled(x_seq, keeps)
         return spikes
+
+    def step_from(self, current: Tensor, potential: Tensor) -> None:
+        self.step_mode, self.v = "s", potential
+        self.forward(current)
+
+    def _note_compiled(self, x: Tensor, keeps: str) -> None:
+        if self._equations_to_compile(x, self.v) is None:
+            self.note_compiled_fallback()
+        else:
+            self.note_operators(keeps)
+
+
+class _NothingToAdd:
+    """SpikingJelly 2 builds a neuron's forward on its pure transitions itself."""
 
 
 class _PureTransitions:
     """SpikingJelly 2's two pure transitions, taken reversibly where that can be done."""
 
+    Coupled = _NothingToAdd
+    dynamics_methods = (
+        "single_step_functional_forward",
+        "multi_step_functional_forward",
+        "materialize_states",
+    )
+    other_surrogates = ()
+    has_operators = True
     saves_through_hooks = True
+
+    @staticmethod
+    def parameters_of(function: Any) -> tuple:
+        """A surrogate function's parameters, in the order of its derivative's arguments."""
+        return tuple(getattr(function, "_sg_params", {}).values())
 
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object
@@ -203,6 +211,14 @@ class _PureTransitions:
         )
         return spikes
 
+    def _reset_arithmetic(self) -> dict[str, GraphNodes]:
+        """Arguments of the equations for a release that resets in another way."""
+        return {}
+
+    def _charge_arithmetic(self) -> dict[str, bool]:
+        """Arguments of the equations for a release that rounds the charge in another way."""
+        return {}
+
     def _why_host(self, x: Tensor, v: Tensor) -> str | None:
         return (
             None
@@ -211,12 +227,22 @@ class _PureTransitions:
         )
 
 
-class _ReversibleNode(_PureTransitions if PURE else StatefulTransitions, _NotesOperators):
-    """What the three neurons share, besides the transitions of the host that is installed."""
+# The one choice between releases: since 2.0 a neuron's transitions are pure functions; in
+# 0.0.0.0.14 they read and write its state.
+_Transitions = (
+    _PureTransitions
+    if hasattr(neuron.BaseNode, "single_step_functional_forward")
+    else StatefulTransitions
+)
+SURROGATES: dict[type, str] = {
+    getattr(host_surrogate, name): ours
+    for name, ours in _SURROGATES.items()
+    if hasattr(host_surrogate, name) and name not in _Transitions.other_surrogates
+}
 
-    def __init__(self, *args: Any, reversible: bool = True, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.reversible = reversible
+
+class _ReversibleNode(_Transitions, _NotesOperators):
+    """What the three neurons share, besides the transitions of the host that is installed."""
 
     def _transition_for(self, x: Tensor, v: Tensor) -> Transition | None:
         reason = self.why_fallback(x, v, *self._learned()) or self._why_host(x, v) or why_counted()
@@ -229,7 +255,8 @@ class _ReversibleNode(_PureTransitions if PURE else StatefulTransitions, _NotesO
             reason = "the learned time constant has another dtype than the input"
         if reason is None:
             surrogate = _surrogate_key(self.surrogate_function)
-            key = TransitionKey(self._learned(), surrogate, self._constants(), self._nodes)
+            arithmetic = tuple(self._reset_arithmetic().values())
+            key = TransitionKey(self._learned(), surrogate, self._constants(), arithmetic)
             transition = self.record.transition(key, self._build, starts=v.grad_fn is None)
             if transition is None:
                 reason = (
@@ -277,12 +304,6 @@ class _ReversibleNode(_PureTransitions if PURE else StatefulTransitions, _NotesO
     def _learned(self) -> tuple[Tensor, ...]:
         return ()
 
-    @property
-    def _nodes(self) -> GraphNodes:
-        """Three where the spikes that the host gives out reset the potential, with a gradient."""
-        resets = not (PURE or self.detach_reset) and self.step_mode == "s"
-        return GraphNodes.RESET if resets else GraphNodes.ONE
-
 
 class RevIFNode(_ReversibleNode, neuron.IFNode):
     """``spikingjelly.activation_based.neuron.IFNode`` with the same spikes, potentials and
@@ -293,7 +314,7 @@ class RevIFNode(_ReversibleNode, neuron.IFNode):
     scripted_charge = False
 
     def _equations(self, surrogate: AnySurrogate) -> Transition:
-        return IntegrateAndFire(surrogate, *self._constants(), nodes=self._nodes)
+        return IntegrateAndFire(surrogate, *self._constants(), **self._reset_arithmetic())
 
     def _kind(self) -> tuple[str, float, str]:
         return "if", 1.0, ""
@@ -317,7 +338,7 @@ class RevLIFNode(_ReversibleNode, neuron.LIFNode):
 
     def _equations(self, surrogate: AnySurrogate) -> Transition:
         return LeakyIntegrateAndFire(
-            surrogate, *self._constants(), nodes=self._nodes, by_factor=not PURE
+            surrogate, *self._constants(), **self._reset_arithmetic(), **self._charge_arithmetic()
         )
 
     def _kind(self) -> tuple[str, float, str]:
@@ -345,15 +366,15 @@ class RevParametricLIFNode(_ReversibleNode, neuron.ParametricLIFNode):
             *constants,
             decay_input=decay_input,
             w=self.w,
-            nodes=self._nodes,
-            by_factor=not PURE,
+            **self._reset_arithmetic(),
+            **self._charge_arithmetic(),
         )
 
     def _kind(self) -> tuple[str, float, str]:
         return "plif", 0.0, "decay_input" if self.decay_input else ""
 
 
-class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), _NotesOperators, neuron.BaseNode):
+class CoupledLIFNode(_Transitions.Coupled, _NotesOperators, neuron.BaseNode):
     """The split-coupled reversible node of :mod:`snn_revplugin.coupled` behind the API of
     SpikingJelly's neurons.
 
@@ -502,31 +523,43 @@ class CoupledLIFNode(*(() if PURE else (StatefulCoupled,)), _NotesOperators, neu
         )
 
 
-neuron.CoupledLIFNode = CoupledLIFNode
-
-_DYNAMICS = (
-    "forward",
-    "single_step_forward",
-    "multi_step_forward",
-    *(
-        ("single_step_functional_forward", "multi_step_functional_forward", "materialize_states")
-        if PURE
-        else ("neuronal_charge", "neuronal_fire", "neuronal_reset", "v_float_to_tensor")
-    ),
-)
 _PAIRS = {
     neuron.IFNode: RevIFNode,
     neuron.LIFNode: RevLIFNode,
     neuron.ParametricLIFNode: RevParametricLIFNode,
 }
-for _host, _reversible in _PAIRS.items():
-    setattr(neuron, _reversible.__name__, _reversible)
-    register_swap(
-        Swap(
-            _host,
-            _reversible,
-            _DYNAMICS,
-            swapped=getattr(functional, "invalidate_reset_cache", None),
-        )
+_DYNAMICS = (
+    "forward",
+    "single_step_forward",
+    "multi_step_forward",
+    *_Transitions.dynamics_methods,
+)
+
+
+def _is_neuron(module: nn.Module) -> bool:
+    """Whether a module is a neuron of SpikingJelly's, or the user's own ``MemoryModule`` with a
+    state."""
+    if isinstance(module, neuron.BaseNode):
+        return True
+    hosts = (kind for kind in type(module).__mro__ if kind.__module__.startswith("spikingjelly."))
+    first = next(hosts, None)
+    if first is base.MemoryModule:
+        return type(module) is not first and bool(module._memories)
+    return first is not None and f"{first.__module__}.".startswith(f"{neuron.__name__}.")
+
+
+register_host(
+    Host(
+        "spikingjelly",
+        _is_neuron,
+        surrogates=tuple(each.__name__ for each in SURROGATES),
+        swapped=getattr(functional, "invalidate_reset_cache", None),
     )
-enter_in_tools(_PAIRS, alone=(CoupledLIFNode,))
+)
+for _host, _reversible in _PAIRS.items():
+    register_swap(Swap(_host, _reversible, _DYNAMICS))
+_OURS = (*_PAIRS.values(), CoupledLIFNode)
+_NotesOperators.tool_patches = patches_for(_PAIRS, alone=(CoupledLIFNode,))
+register_in_vision(_OURS)
+for _reversible in _OURS:
+    setattr(neuron, _reversible.__name__, _reversible)

@@ -1,30 +1,33 @@
-"""SpikingJelly's tools that find a neuron by its exact class: ours are entered in their tables, or
-refused in words.
+"""SpikingJelly's tools that find a neuron by its exact class: ours are added to their tables, or
+refused with a sentence.
 
 Most tools ask ``isinstance``, and our neurons are instances of the host's. Three do not:
 
 * the configurations of ``distributed.vision`` have a public call to register a class;
 * ``nir_exchange.export_to_nir`` makes its table anew at each export, in a private property, and
-  what is not in it ends in nirtorch's bare ``KeyError``: the property is wrapped, so that the table
+  what is not in it ends in nirtorch's bare ``KeyError``: the property is patched, so that the table
   has our rows too;
-* ``precision`` sets up neurons of the host's three classes for its own Triton kernels and passes
-  any other over in silence: the private function is wrapped, so that ours are refused.
+* ``precision`` sets up neurons of the host's three classes for its own Triton kernels and ignores
+  any other silently: the private function is patched, so that ours are refused.
 
-``op_counter`` knows no class, but counts the operations that run; it is told to count the host's.
+``op_counter`` knows no class, but counts the operations that run; under it our neurons run the
+host's.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch.nn as nn
 
 from snn_revplugin.swap.module import ReversibleNeuron
+from snn_revplugin.swap.patches import Patch, Patches, import_tool
 from snn_revplugin.torch_internals import transforms
 
-COUNTED = "SpikingJelly's op_counter is to count the host's operations"
+Swaps = Mapping[type[nn.Module], type[nn.Module]]
+
+COUNTED = "SpikingJelly's op_counter counts the host's operations"
 
 
 def why_counted() -> str | None:
@@ -36,44 +39,47 @@ def why_counted() -> str | None:
     return COUNTED if watched else None
 
 
-def enter_in_tools(
-    swaps: Mapping[type[nn.Module], type[nn.Module]], alone: Sequence[type[nn.Module]]
-) -> None:
-    """Make our neurons known to the tools that this installation of SpikingJelly has.
+def register_in_vision(kinds: Sequence[type[nn.Module]]) -> None:
+    """Register our classes with the configurations of ``distributed.vision``."""
+    config = import_tool(
+        "spikingjelly.activation_based.distributed.vision",
+        "spikingjelly.activation_based.distributed.vision.config",
+    )
+    for each in kinds if config is not None else ():
+        config.register_neuron_class(each)
+
+
+def patches_for(swaps: Swaps, alone: Sequence[type[nn.Module]]) -> Patches:
+    """The patches of the tools that this installation of SpikingJelly has.
 
     Args:
         swaps: our class for each of the host's.
         alone: classes of ours that no class of the host's stands for.
     """
-    for enter in (_enter_in_vision, _enter_in_nir, _refuse_neuron_precision):
-        # Tools need packages that are missing or broken here, or were somewhere else in another
-        # release: neurons do not care.
-        with contextlib.suppress(Exception):
-            enter(swaps, alone)
+    package = "spikingjelly.activation_based"
+    return Patches(
+        Patch(
+            "export_to_nir",
+            f"{package}.nir_exchange.to_nir",
+            "_ModuleMapper.map_dict",
+            lambda table: _with_our_rows(table, swaps, alone),
+        ),
+        Patch(
+            "prepare_model_for_precision",
+            f"{package}.precision.api",
+            "_configure_triton_neurons",
+            _refuse_ours,
+        ),
+    )
 
 
-def _enter_in_vision(
-    swaps: Mapping[type[nn.Module], type[nn.Module]], alone: Sequence[type[nn.Module]]
-) -> None:
-    from spikingjelly.activation_based.distributed.vision import config
-
-    for each in (*swaps.values(), *alone):
-        config.register_neuron_class(each)
-
-
-def _enter_in_nir(
-    swaps: Mapping[type[nn.Module], type[nn.Module]], alone: Sequence[type[nn.Module]]
-) -> None:
-    from spikingjelly.activation_based.nir_exchange import to_nir
-
-    hosts_table = to_nir._ModuleMapper.map_dict.fget
-
+def _with_our_rows(hosts_table: property, swaps: Swaps, alone: Sequence[type]) -> property:
     def map_dict(mapper: Any) -> dict[type[nn.Module], Callable[[nn.Module], Any]]:
-        table = hosts_table(mapper)
+        table = hosts_table.fget(mapper)
         ours = {reversible: table[host] for host, reversible in swaps.items() if host in table}
         return {**table, **ours, **dict.fromkeys(alone, _refuse_nir)}
 
-    to_nir._ModuleMapper.map_dict = property(map_dict)
+    return property(map_dict)
 
 
 def _refuse_nir(module: nn.Module) -> NoReturn:
@@ -83,13 +89,7 @@ def _refuse_nir(module: nn.Module) -> NoReturn:
     )
 
 
-def _refuse_neuron_precision(
-    swaps: Mapping[type[nn.Module], type[nn.Module]], alone: Sequence[type[nn.Module]]
-) -> None:
-    from spikingjelly.activation_based.precision import api
-
-    configure = api._configure_triton_neurons
-
+def _refuse_ours(configure: Callable[[nn.Module, Any, Any], dict]) -> Callable:
     def configure_or_refuse(model: nn.Module, config: Any, device: Any) -> dict:
         ours = [
             name or "(the model itself)"
@@ -105,4 +105,4 @@ def _refuse_neuron_precision(
             )
         return configure(model, config, device)
 
-    api._configure_triton_neurons = configure_or_refuse
+    return configure_or_refuse

@@ -1,20 +1,23 @@
-"""What the coupled node keeps, against SpikingJelly's single-step node: ``python
-benchmarks/coupled_node.py``.
+"""Measures what the coupled node stores, against SpikingJelly's single-step node.
 
-Node memory is what a node holds beyond its outputs between forward and backward, in bytes of live
-tensors a neuron: outputs are the next layer's saved input, whoever the node. Both are float32, hard
-reset, one call a time step, from rest, on inputs as a batch norm gives them. The host's ``LIFNode``
-holds 12 bytes a neuron-step, the 'current SNN node' of the paper, which states 58.65 times less for
-its own. The second table is what stands of a node at most while backward runs, again beyond outputs
-and
-gradients of the inputs: potentials are scanned forward again then, a stretch at a time.
+Run ``python benchmarks/coupled_node.py``. Both nodes are float32 with a hard reset. They take one
+call per time step, start from rest, and read inputs as a batch norm gives them.
 
-The third table says what rounding does over T = 100, relative to the largest potential or input: to
-potentials and inputs that training rebuilds, to the gradient at the inputs against plain autograd,
-and for comparison to potentials that are had by running the inverse back over all steps. Training
-does not do that. ``K`` is the distance of the anchors that it would need to lose no more than 4
-bits: the smaller alpha, the more. The last column is the ratio that such anchors, 4 bytes a neuron,
-leave.
+The first table gives the node memory: what a node holds between forward and backward beyond its
+outputs, in bytes of live tensors per neuron. With any node the outputs are the next layer's saved
+input. The host's ``LIFNode`` holds 12 bytes per neuron and time step; it is the 'current SNN node'
+of the paper, which states 58.65 times less for its own node.
+
+The second table gives the most that a node holds while backward runs, beyond its outputs and the
+gradients of its inputs. Backward scans the potentials forward a second time, one interval at a
+time.
+
+The third table gives the effect of rounding over T = 100, relative to the largest potential or
+input: on the potentials and inputs that training reconstructs, and on the gradient at the inputs
+against plain autograd. For comparison it gives the error of potentials from the inverse, run back
+over all steps; training does not do that. ``K`` is the distance between the anchors that this would
+need to lose no more than 4 bits: the smaller alpha, the more anchors. The last column is the ratio
+that remains with such anchors of 4 bytes per neuron.
 """
 
 from __future__ import annotations
@@ -42,20 +45,20 @@ LOST_BITS = 4
 
 
 class Memory(NamedTuple):
-    """Bytes of one neuron's node, for all time steps together."""
+    """The memory of a node in bytes per neuron, for all time steps together."""
 
     kept: float  # between forward and backward
-    peak: float  # at most, until backward has ended
+    peak: float  # the most, until backward has ended
 
 
 class Rounding(NamedTuple):
     """Largest errors, relative to the largest potential or input; NaN where potentials overflow."""
 
     largest: float  # potential
-    scanned: float  # potentials that training rebuilds
-    inputs: float  # inputs that are rebuilt
-    inverted: float  # potentials that the inverse gives, step after step
-    gradient: float  # of the inputs, against plain autograd
+    scanned: float  # potentials that training reconstructs
+    inputs: float  # inputs that training reconstructs
+    inverted: float  # potentials from the inverse, run back over all steps
+    gradient: float  # at the inputs, against plain autograd
 
 
 def main() -> None:
@@ -74,13 +77,15 @@ def main() -> None:
         each: {length: node_memory(node_of(*each), length) for length in options.time_steps}
         for each in ALPHAS
     }
-    print("Node memory, bytes a neuron between forward and backward; times less than the host's\n")
+    print(
+        "Node memory, bytes per neuron between forward and backward; times less than the host's\n"
+    )
     table("", *(f"T = {length}" for length in options.time_steps))
     row("host's LIFNode", *(f"{each.kept:.1f}" for each in host.values()))
     for each, found in ours.items():
         row(name_of(*each), *(ratio(host[length].kept, found[length].kept) for length in found))
 
-    print("\nThe most that stands of the node at any time, backward included\n")
+    print("\nThe peak of the node's memory, backward included\n")
     table("", *(f"T = {length}" for length in options.time_steps))
     row("host's LIFNode", *(f"{each.peak:.1f}" for each in host.values()))
     for each, found in ours.items():
@@ -123,8 +128,8 @@ def node_of(alpha: float, tau: float) -> CoupledLIFNode:
 
 
 def node_memory(node: nn.Module, length: int) -> Memory:
-    """What a node holds of ``length`` calls beyond its outputs. Its inputs are leaves, whose
-    gradients are there already."""
+    """What a node holds for ``length`` calls beyond its outputs. Its inputs are leaves whose
+    gradients are allocated before."""
     torch.manual_seed(0)
     frames = [torch.randn(SHAPE, requires_grad=True) for _ in range(length)]
     for each in frames:
@@ -139,7 +144,7 @@ def node_memory(node: nn.Module, length: int) -> Memory:
 
 @torch.no_grad()
 def rounding(node: CoupledLIFNode, length: int) -> Rounding:
-    """Errors of what is rebuilt over ``length`` steps."""
+    """The errors of what is reconstructed over ``length`` steps."""
     torch.manual_seed(0)
     equations: Coupled = node._coupled()
     x, v = torch.randn(length, *SHAPE), torch.zeros(SHAPE)
@@ -176,7 +181,7 @@ def worst(error: float, found: Tensor, right: Tensor) -> float:
 
 @torch.enable_grad()
 def gradient_difference(node: CoupledLIFNode, x: Tensor) -> float:
-    """Between the gradients at the inputs that the node gives and that plain autograd gives,
+    """The difference between the node's gradients at the inputs and those of plain autograd,
     relative to the largest."""
     found, weights = [], torch.randn_like(x)
     for node.reversible in (True, False):
@@ -188,7 +193,7 @@ def gradient_difference(node: CoupledLIFNode, x: Tensor) -> float:
 
 
 def anchor_distance(alpha: float, tau: float) -> int:
-    """The steps between two anchors of a node whose potentials are inverted, at least 1."""
+    """The number of steps between two anchors if potentials were inverted, at least 1."""
     return max(
         1,
         steps_between_anchors(min(1.0, 1 / Coupled(tau, alpha).growth_backward), LOST_BITS, 10_000),
@@ -196,8 +201,7 @@ def anchor_distance(alpha: float, tau: float) -> int:
 
 
 def first_time_steps(alpha: float, tau: float) -> int:
-    """The smallest T at which the node's memory is the paper's factor below the host's, by
-    measurement."""
+    """The smallest T at which the measured memory is the paper's factor below the host's."""
     length = 1
     while 12 * length < PAPER * node_memory(node_of(alpha, tau), length).kept:
         length += 1

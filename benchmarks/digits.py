@@ -1,9 +1,8 @@
-"""The digits networks with the host's neurons, ours in their place, and coupled nodes: ``python
-benchmarks/digits.py``.
+"""Trains the digits networks with the host's neurons, with ours and with coupled nodes.
 
-Accuracy on the test set after some epochs, the median over seeds with the smallest and the largest
-beside it; memory of one training step in live tensors; the median time of training steps taken in
-turns.
+Run ``python benchmarks/digits.py``. It prints the accuracy on the test set after some epochs (the
+median over seeds, the smallest and the largest), the memory of one training step in live tensors,
+and the median time of training steps that alternate between the neurons.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ SIDES = (HOST, OURS, COUPLED)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each")
+    parser.add_argument("--seeds", type=int, default=3, help="number of trainings per neuron")
     options = parser.parse_args()
     print(
         ", ".join(f"{name} {version}" for name, version in versions().items() if version),

@@ -1,22 +1,22 @@
-"""The fast backward of the coupled node against the usual one of reversible layers: ``python
-benchmarks/fast_backward.py``.
+"""Measures the fast backward of the coupled node against the usual one of reversible layers.
 
-Today's reversible layers (RevNet and the libraries after it) invert, run the layer forward again
-with gradients on, and differentiate that second graph. Ours has no second graph. Four ways to train
-the same net, SpikingJelly's conv-BN-LIF blocks (64-64-M-128-128-M-256-256-256-256, step mode 'm',
+Run ``python benchmarks/fast_backward.py``. Today's reversible layers (RevNet and the libraries
+after it) invert, run the layer forward a second time with gradients on, and differentiate that
+second graph. Ours builds no second graph. The script trains the same net in four ways. The net
+consists of SpikingJelly's conv-BN-LIF blocks (64-64-M-128-128-M-256-256-256-256, step mode 'm',
 batch 4 of 3x32x32) with coupled nodes:
 
-* ours: the node's gradient in closed form, the batch norm in front of it inverted;
-* usual: the node's input from the inverse, the node again with gradients on,
-  ``torch.autograd.grad``; autograd keeps the batch norm's input;
-* usual, layer: ``torch.utils.checkpoint`` over convolution, batch norm and node, which keeps as
+* ours: the node's gradient in closed form; the batch norm in front of it is inverted;
+* usual: the node's input from the inverse, a second run of the node with gradients on, and
+  ``torch.autograd.grad``; autograd stores the batch norm's input;
+* usual, layer: ``torch.utils.checkpoint`` over convolution, batch norm and node, which stores as
   little as ours;
-* plain: autograd keeps everything.
+* plain: autograd stores everything.
 
-Times are medians of training steps taken in turns; shorter is what a step of ours takes less than
-the other one's, the median over neighbours. Memory is that of live tensors. Gradients are compared
-with those of the usual way; and in float32, with those that float64 gives for the same spikes: what
-rounding has done to them.
+Times are medians of alternating training steps. "shorter by" is how much less time a step of ours
+takes, the median over adjacent steps. Memory is that of live tensors. Gradients are compared with
+those of the usual way. In float32 they are also compared with those that float64 gives for the same
+spikes, which shows the effect of rounding.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ COLUMNS = (
 
 
 class UsualNode(CoupledLIFNode):
-    """The coupled node with the backward that reversible layers usually have."""
+    """The coupled node with the usual backward of reversible layers."""
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object
@@ -62,8 +62,8 @@ class UsualNode(CoupledLIFNode):
 
 
 class _Usual(torch.autograd.Function):
-    """Keeps outputs, spikes as bytes and the first potential; inverts, runs again with gradients
-    on, differentiates."""
+    """Stores outputs, spikes as bytes and the first potential. Backward inverts, runs the node a
+    second time with gradients on, and differentiates that graph."""
 
     @staticmethod
     def forward(ctx: Any, x_seq: Tensor, v: Tensor, node: UsualNode) -> tuple[Tensor, Tensor]:
@@ -95,27 +95,23 @@ class _Usual(torch.autograd.Function):
 
 
 class SameSpikes(CoupledLIFNode):
-    """The plain node. It notes which neurons fire in float32, and in float64 the same ones fire."""
+    """The plain node. It records which neurons fire in float32; in float64 the same ones fire."""
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object
     ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
-        coupled, outputs, (v,), notes = (
-            self._coupled(),
-            [],
-            states,
-            inputs[0].dtype is torch.float32,
-        )
-        if notes:
+        coupled, outputs, (v,) = self._coupled(), [], states
+        records = inputs[0].dtype is torch.float32
+        if records:
             self.fired = []
-        again = iter(self.fired)
+        recorded = iter(self.fired)
 
         def fire(z: Tensor) -> Tensor:
             spikes = self.surrogate_function(z)
-            if notes:
+            if records:
                 self.fired.append(spikes.detach())
                 return spikes
-            return next(again) + (spikes - spikes.detach())
+            return next(recorded) + (spikes - spikes.detach())
 
         for x in inputs[0]:
             y, v = differentiable_coupled_step(coupled, x, v, fire)
@@ -124,7 +120,7 @@ class SameSpikes(CoupledLIFNode):
 
 
 def gradients_in_float64(setup: Setup, batch: Batch) -> list[Tensor]:
-    """Those of the float32 net's spikes, without the rounding of float32."""
+    """The gradients for the float32 net's spikes, without the rounding of float32."""
     torch.manual_seed(0)
     net = setup.workload.make(SameSpikes)
     setup.loss(net, batch)
@@ -134,7 +130,7 @@ def gradients_in_float64(setup: Setup, batch: Batch) -> list[Tensor]:
 
 
 def nets(build: Callable[[type[nn.Module]], nn.Module]) -> dict[str, nn.Module]:
-    """The four, with the same parameters."""
+    """The four nets, with the same parameters."""
     plain = partial(CoupledLIFNode, reversible=False)
     made = {}
     for name, neuron in (
@@ -153,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--time-steps", type=int, nargs="+", default=TIME_STEPS)
     parser.add_argument(
-        "--repeats", type=int, default=7, help="training steps of each that are timed"
+        "--repeats", type=int, default=7, help="number of timed training steps per net"
     )
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64"))
     options = parser.parse_args()
@@ -170,7 +166,7 @@ def main() -> None:
 
 
 def rows(setup: Setup, repeats: int) -> list[tuple[str, ...]]:
-    """The table's lines for one number of time steps."""
+    """The rows of the table for one number of time steps."""
     batch, made = setup.data(), nets(setup.workload.make)
     steps, memory, gradients = {}, {}, {}
     for name, net in made.items():

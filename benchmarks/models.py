@@ -1,11 +1,15 @@
-"""The hosts' own models, the host's neurons and ours in one run: ``python benchmarks/models.py
-[NAME ...]``.
+"""Measures the hosts' own models with the host's neurons and with ours, in one run.
 
-One training step each, forward and backward: memory in bytes of live tensors, the gradients of the
-parameters among them; time of steps taken in turns, and the median of the ratios; whether all
-spikes are equal; the largest difference of a layer's gradient, relative to the largest entry of the
-host's; and the boundaries that ``explain`` names. To add a model, add a row, here or in
-``models_snntorch.py``.
+Run ``python benchmarks/models.py [NAME ...]``. For one training step each, forward and backward, it
+prints:
+
+* the memory in bytes of live tensors, which includes the gradients of the parameters;
+* the time of steps that alternate between host and ours, and the median of their ratios;
+* whether all spikes are equal;
+* the largest difference of a layer's gradient, relative to the largest entry of the host's;
+* the boundaries that ``explain`` names.
+
+To add a model, add a row, here or in ``models_snntorch.py``.
 """
 
 from __future__ import annotations
@@ -54,11 +58,11 @@ COLUMNS = (
 
 
 class OverTime(nn.Module):
-    """A model of SpikingJelly's from rest over T time steps, to ``[N, classes]``.
+    """A model of SpikingJelly that starts from rest and runs T time steps, to ``[N, classes]``.
 
     Args:
         net: the model.
-        mode: "s", in a loop; "m"; or "own" where the model repeats the image itself.
+        mode: "s" (in a loop), "m", or "own" if the model itself repeats the image.
     """
 
     def __init__(self, net: nn.Module, mode: str) -> None:
@@ -68,9 +72,8 @@ class OverTime(nn.Module):
         self.net, self.mode = net, mode
         if mode != "own":
             functional.set_step_mode(net, mode)
-        for each in (
-            net.modules()
-        ):  # so that spikes come through, and no residual branch is multiplied by zero
+        # so that neurons fire, and no residual branch is multiplied by zero
+        for each in net.modules():
             if isinstance(each, nn.modules.batchnorm._BatchNorm):
                 nn.init.uniform_(each.weight, 0.5, 1.5)
 
@@ -98,11 +101,11 @@ def spikingjelly(
     """The rows of one model.
 
     Args:
-        module: of ``spikingjelly.activation_based.model``; ``builder`` in it, ``name`` by default,
-            makes the model.
-        image: shape of one image.
-        *modes: the step modes; a model that has none of its own repeats the image over T itself.
-        options: the builder's.
+        module: the module of ``spikingjelly.activation_based.model`` that contains the builder.
+        image: the shape of one image.
+        *modes: the step modes; without one, the model itself repeats the image over T.
+        builder: the function that makes the model; ``name`` by default.
+        options: arguments of the builder.
     """
 
     def make(mode: str) -> Callable[[type[nn.Module]], nn.Module]:
@@ -201,11 +204,9 @@ MODELS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", help="prefixes of model names; by default all models")
     parser.add_argument(
-        "names", nargs="*", help="models whose names begin so; all of them by default"
-    )
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="training steps of each that are timed"
+        "--repeats", type=int, default=3, help="number of timed training steps per model"
     )
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
@@ -226,7 +227,7 @@ def main() -> None:
 
 
 def cells_of(workload: Workload, mode: str, repeats: int, device: str) -> tuple[str, ...]:
-    """A model as the cells of one line."""
+    """The cells of one model's row."""
     setup = Setup.usual(workload, device=device)
     comparison = compare(setup, repeats)
     host, ours = (comparison.memory[whose] for whose in (HOST, OURS))
@@ -258,11 +259,11 @@ def cells_of(workload: Workload, mode: str, repeats: int, device: str) -> tuple[
 
 
 def differences(setup: Setup) -> tuple[float, str]:
-    """The largest difference of a layer's gradient, relative to the layer's largest entry, and our
-    neurons' boundaries.
+    """The largest difference of a layer's gradient, relative to the layer's largest entry, and the
+    boundaries of our neurons.
 
-    A layer's weight and bias count together: a bias in front of a batch norm has a gradient of
-    nothing but rounding.
+    A layer's weight and bias count together: the gradient of a bias in front of a batch norm is
+    only rounding.
     """
     batch, gradients = setup.data(), {}
     for whose in (HOST, OURS):

@@ -1,8 +1,7 @@
-"""The networks of snnTorch's tutorials, as rows for the table of the hosts' models (``python
-benchmarks/models.py``).
+"""The networks of snnTorch's tutorials, as rows for the table of ``benchmarks/models.py``.
 
-They are those of ``examples/``, in the sizes of the tutorials' own data. ``MODELS`` holds a
-workload and its step mode each.
+They are the networks of ``examples/``, in the sizes of the tutorials' own data. Each entry of
+``MODELS`` is a workload and its step mode.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ Neuron = type[nn.Module]
 
 
 def options(**more: object) -> dict[str, object]:
-    """The arguments of a neuron that keeps its potential itself."""
+    """The arguments of a neuron that stores its membrane potential itself."""
     from snntorch import surrogate
 
     return {"beta": 0.9, "spike_grad": surrogate.fast_sigmoid(slope=10), "init_hidden": True} | more
@@ -29,11 +28,11 @@ def options(**more: object) -> dict[str, object]:
 
 class InOneSequence(nn.Module):
     """Layers in one ``nn.Sequential`` that ends in a neuron: quick start, tutorials 6 and 7,
-    population coding.
+    population coding, autoencoder.
 
     Args:
-        layers: the last gives out spikes and potential.
-        potentials: whether the output is the potentials, not the spikes.
+        layers: the layers; the last one returns spikes and potential.
+        potentials: whether the output is the potentials instead of the spikes.
     """
 
     def __init__(self, *layers: nn.Module, potentials: bool = False) -> None:
@@ -44,8 +43,8 @@ class InOneSequence(nn.Module):
         """The last layer's spikes or potentials, ``[T, N, ...]``."""
         from snntorch import SpikingNeuron, utils
 
-        # The host resets the neurons of every net that it has seen, and the memory for that would
-        # count here.
+        # The host resets the neurons of every net that it knows, and their memory would count
+        # here.
         SpikingNeuron.instances[:] = [
             each for each in self.layers if isinstance(each, SpikingNeuron)
         ]
@@ -103,7 +102,7 @@ def autoencoder(neuron: Neuron) -> nn.Module:
 
 
 class FeedForward(nn.Module):
-    """Tutorial 5: two linear layers, potentials carried by hand."""
+    """Tutorial 5: two linear layers; the loop passes the potentials from step to step."""
 
     def __init__(self, neuron: Neuron, hidden: int = 1000) -> None:
         super().__init__()
@@ -121,7 +120,7 @@ class FeedForward(nn.Module):
 
 
 class Regression(nn.Module):
-    """Regression 1: decays learned neuron by neuron, thresholds of their own, a read-out that never
+    """Regression 1: each neuron learns its own decay and has its own threshold; the read-out never
     resets."""
 
     def __init__(self, neuron: Neuron, features: int = 28 * 28, hidden: int = 128) -> None:
@@ -152,8 +151,8 @@ class Regression(nn.Module):
 
 
 class ForwardForward(nn.Module):
-    """Forward-forward: no gradient from one layer to the next, and of each the mean square of its
-    firing rates."""
+    """Forward-forward: no gradient passes from one layer to the next; the output of a layer is the
+    mean square of its firing rates."""
 
     def __init__(
         self, neuron: Neuron, features: int = 28 * 28, hidden: int = 500, depth: int = 2
@@ -177,12 +176,12 @@ class ForwardForward(nn.Module):
 
 
 def loss_of_goodness(goodness: Tensor, classes: Tensor) -> Tensor:
-    """Half of the inputs are to make the layers busy, the others to leave them calm."""
+    """The loss asks for high firing rates for half of the inputs, and low ones for the others."""
     return F.softplus((goodness - 0.2) * torch.where(classes % 2 == 0, -10.0, 10.0)).mean()
 
 
 def loss_of_last(potentials: Tensor, classes: Tensor) -> Tensor:
-    """Mean squared error at the last step, of one number for each class or of a whole image."""
+    """The squared error of the mean output at the last step, against one number per class."""
     return (potentials[-1].flatten(1).mean(1) - classes / 10).square().mean()
 
 

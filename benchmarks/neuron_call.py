@@ -1,9 +1,11 @@
-"""What one neuron call costs, from a few neurons to many: ``python benchmarks/neuron_call.py``.
+"""Measures the time of one neuron call, from a few neurons to many.
 
-One layer in a time loop: a linear layer of as many inputs as neurons on data that change at every
-step, then ``snntorch.Leaky`` or ``RevLeaky``, batch of one; forward and backward of T steps, over
-T. Host and ours take turns; the ratio is the median over neighbours. Small layers are kept as they
-are (the setting ``smallest``); the last columns compute them again all the same.
+Run ``python benchmarks/neuron_call.py``. The net is one layer in a time loop: a linear layer with
+as many inputs as neurons, on data that change at every step, then ``snntorch.Leaky`` or
+``RevLeaky``, with a batch of one. The time is that of forward and backward of T steps, divided by
+T. Host and ours alternate; the ratio is the median over adjacent runs. The library stores small
+layers instead of recomputing them (the setting ``recompute_min_bytes``); the last columns recompute
+them too.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.cli.comparison import take_turns, versions
 
 NEURONS = (4, 64, 128, 256, 1024, 4096)
-COLUMNS = ("neurons", "host", "ours", "ratio", "ours, all computed again", "ratio")
+COLUMNS = ("neurons", "host", "ours", "ratio", "ours, all recomputed", "ratio")
 
 
 def call(
@@ -58,7 +60,7 @@ def main() -> None:
         sides = {
             "host": (snntorch.Leaky, 0),
             "ours": (RevLeaky, get_settings().recompute_min_bytes),
-            "again": (RevLeaky, 0),
+            "ours, recomputed": (RevLeaky, 0),
         }
         steps = {
             name: call(kind, neurons, options.time_steps, least)

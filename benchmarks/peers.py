@@ -1,11 +1,12 @@
-"""Work 2 by other ways to save memory: ``python benchmarks/peers.py``.
+"""Measures workload 2 with other ways to save memory.
 
-SpikingJelly's conv-BN-LIF net (64-64-M-128-128-M-256-256-256-256, step mode 'm', T 16, batch 4 of
-3x32x32) trained with the host's ``LIFNode``, with ours, and with each convolution, batch norm and
-neuron checkpointed: by SpikingJelly's ``memopt.optimize_memory(level=1,
-checkpoint_budget="memory")``, which compresses spikes, and by ``torch.utils.checkpoint``; and with
-ours inside of either. Memory of one training step in live tensors, times of steps taken in turns;
-gradients against the host's.
+Run ``python benchmarks/peers.py``. SpikingJelly's conv-BN-LIF net
+(64-64-M-128-128-M-256-256-256-256, step mode 'm', T 16, batch 4 of 3x32x32) trains with the host's
+``LIFNode`` and with ours. It also trains with each block of convolution, batch norm and neuron
+checkpointed: by SpikingJelly's ``memopt.optimize_memory(level=1, checkpoint_budget="memory")``,
+which compresses spikes, and by ``torch.utils.checkpoint``; with the host's neurons and with ours.
+The script prints the memory of one training step in live tensors, the times of alternating steps,
+and the difference of the gradients from the host's.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from snn_revplugin.cli.comparison import Setup, largest_relative_difference, tak
 from snn_revplugin.cli.workloads import HOST, OURS, WORKLOADS, Block, CheckpointedBlock, in_blocks
 from snn_revplugin.report.memory import memory_report, mib
 
-COLUMNS = ("way", "retained", "peak", "step", "over the host's", "gradients")
+COLUMNS = ("method", "retained", "peak", "step", "over the host's", "gradients")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--time-steps", type=int, default=16)
     parser.add_argument(
-        "--repeats", type=int, default=7, help="training steps of each that are timed"
+        "--repeats", type=int, default=7, help="number of timed training steps per method"
     )
     options = parser.parse_args()
     setup = Setup.usual(WORKLOADS["vgg"], time_steps=options.time_steps)

@@ -1,9 +1,10 @@
-"""By how much a process grows in one training step: ``python benchmarks/resident.py``.
+"""Measures by how much a process grows in one training step.
 
-Work 1, the convolutional net of snnTorch's tutorials in its own time loop, batch 32 of 28x28,
-host's neurons and ours, each in a fresh process after a warm-up of two short steps; the growth of
-the largest resident set that Linux reports (``VmHWM``), with no environment variable set. Next to
-it, the bytes of Python objects that a neuron call leaves behind in forward, by ``tracemalloc``.
+Run ``python benchmarks/resident.py``. It trains workload 1, the convolutional net of snnTorch's
+tutorials in its own time loop, batch 32 of 28x28, with the host's neurons and with ours. Each runs
+in a fresh process, after a warm-up of two short steps. The script prints the growth of the largest
+resident set that Linux reports (``VmHWM``), with no environment variable set. It also prints the
+bytes of Python objects that a neuron call leaves behind in forward, by ``tracemalloc``.
 """
 
 from __future__ import annotations
@@ -24,13 +25,17 @@ NEURONS = 3
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--time-steps", type=int, default=400)
-    parser.add_argument("--whose", choices=(HOST, OURS), help="measure in this process")
+    parser.add_argument(
+        "--whose", choices=(HOST, OURS), help="measure these neurons in this process"
+    )
     options = parser.parse_args()
     if options.whose:
         print(*measure(options.whose, options.time_steps))
         return
     grown = {}
-    print("| neurons | resident set grows by | Python objects a neuron call |\n| --- | --- | --- |")
+    print(
+        "| neurons | resident set grows by | Python objects per neuron call |\n| --- | --- | --- |"
+    )
     for whose in (HOST, OURS):
         command = (
             sys.executable,
@@ -47,7 +52,7 @@ def main() -> None:
 
 
 def measure(whose: str, time_steps: int) -> tuple[float, float]:
-    """MiB by which the process grows, and bytes of Python objects a neuron call."""
+    """MiB by which the process grows, and bytes of Python objects per neuron call."""
 
     def step(time_steps: int) -> None:
         Setup.loss(Setup.usual(WORKLOADS["csnn"], time_steps=time_steps), net, batch).backward()
@@ -67,7 +72,7 @@ def measure(whose: str, time_steps: int) -> tuple[float, float]:
 
 
 def largest_resident_set() -> float:
-    """Of this process so far, in MiB."""
+    """The largest resident set of this process so far, in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 

@@ -1,9 +1,10 @@
-"""The works of the README, host's neurons and ours in one run: ``python benchmarks/work.py``.
+"""Measures the workloads of the README with the host's neurons and with ours, in one run.
 
-Work 1 is the convolutional net of snnTorch's tutorials in its own time loop, T 100 and 400, batch
-32 of 28x28. Work 2 is eight conv-BN-LIF blocks of SpikingJelly in multi-step mode, T 16, batch 4 of
-3x32x32. Memory is that of one training step, forward and backward, in bytes of live tensors; times
-are of steps taken in turns, and their ratio is the median over pairs of neighbours.
+Run ``python benchmarks/work.py``. Workload 1 is the convolutional net of snnTorch's tutorials in
+its own time loop, T 100 and 400, batch 32 of 28x28. Workload 2 is eight conv-BN-LIF blocks of
+SpikingJelly in multi-step mode, T 16, batch 4 of 3x32x32. Memory is that of one training step,
+forward and backward, in bytes of live tensors. Times are those of alternating steps, and their
+ratio is the median over adjacent pairs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from snn_revplugin.cli.comparison import Comparison, Setup, compare, rows_of, ve
 from snn_revplugin.cli.workloads import HOST, OURS, WORKLOADS
 from snn_revplugin.report.memory import mib
 
-WORKS = (("work 1", "csnn", 100), ("work 1", "csnn", 400), ("work 2", "vgg", 16))
+WORKS = (
+    ("workload 1", "csnn", 100),
+    ("workload 1", "csnn", 400),
+    ("workload 2", "vgg", 16),
+)
 COLUMNS = (
     "work",
     "T",
@@ -40,11 +45,11 @@ COLUMNS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--repeats", type=int, default=7, help="training steps of each that are timed"
+        "--repeats", type=int, default=7, help="number of timed training steps per workload"
     )
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--csv", type=Path, help="write the figures to this file too")
+    parser.add_argument("--csv", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
 
     rows = []
@@ -69,7 +74,7 @@ def main() -> None:
 
 
 def cells_of(title: str, comparison: Comparison) -> tuple[str, ...]:
-    """A comparison as the cells of one line."""
+    """The cells of one comparison's row."""
     host, ours = (comparison.memory[whose] for whose in (HOST, OURS))
     step = {row.neurons: 1000 * row.p50 for row in rows_of(comparison) if row.metric == "step"}
     return (

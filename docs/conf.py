@@ -1,10 +1,9 @@
-"""The documentation site: ``make docs`` builds it into ``out/docs``. Options of Sphinx, and nothing
-else."""
+"""The options of Sphinx for the documentation: ``make docs`` builds it into ``out/docs``."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # the tables that are generated from the library
+sys.path.insert(0, str(Path(__file__).parent))  # for registries.py
 
 import registries
 
@@ -15,13 +14,12 @@ author = "the snn_revplugin authors"
 version = release = snn_revplugin.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-suppress_warnings = ["config.cache"]  # the tables are text: they are made anew for every build
+suppress_warnings = ["config.cache"]  # the tables are text, made for every build
 
-# Pages are Markdown, which is read on its own too; ``{{ name }}`` stands for a table of
-# registries.py.
+# Pages are Markdown, readable without a build; a table of registries.py replaces ``{{ name }}``.
 myst_enable_extensions = ["substitution"]
 myst_heading_anchors = 3
-smartquotes = False  # step mode 's' is what one types
+smartquotes = False  # users type step mode 's' with straight quotes
 myst_substitutions = registries.tables()
 
 autodoc_member_order = "bysource"

@@ -1,9 +1,8 @@
-"""The tables of the page on what is supported, made from the library's own registries when the
-documentation is built.
+"""The tables of docs/supported.md. The build of the documentation makes them from the library.
 
-Nothing is listed by hand that the library knows: the neurons are the table of swaps, the operations
-are ``replay.OPERATIONS``, the options are the parameters of the hosts' constructors, each tried
-out, and what came of it is what ``explain`` says.
+This file lists nothing by hand that the library knows. The neurons come from the table of swaps,
+the operations from ``replay.OPERATIONS``, and the options from the parameters of the hosts'
+constructors. It tries each option, and the table gives what ``explain`` then says.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from snn_revplugin.neurons.surrogate import Surrogate
 from snn_revplugin.replay import OPERATIONS
 from snn_revplugin.report.explain import operation_name
 from snn_revplugin.swap.module import ReversibleNeuron
-from snn_revplugin.swap.table import HOSTS, known_swaps
+from snn_revplugin.swap.table import known_swaps
 
-ADAPTERS = {name: importlib.import_module(adapter) for name, adapter in HOSTS.items()}
+ADAPTERS = {"snntorch": snntorch_adapter, "spikingjelly": spikingjelly_adapter}
 TIME_STEPS = 3
 
 
@@ -37,7 +36,7 @@ def _half(potential: torch.Tensor) -> torch.Tensor:
     return potential.half().to(potential.dtype)
 
 
-# For each option of a neuron, of whatever host and version, the values that are tried.
+# The values to try for each option of a neuron, of any host and version.
 TRIED: dict[str, tuple[Any, ...]] = {
     # snntorch.Leaky
     "beta": (0.9, torch.full((8,), 0.9)),
@@ -67,7 +66,7 @@ TRIED: dict[str, tuple[Any, ...]] = {
     "store_v_seq": (True,),
 }
 
-# Arguments of surrogates that have no defaults.
+# Arguments for the surrogates that need some.
 SURROGATES_NEED: dict[str, tuple[Any, ...]] = {
     "custom_surrogate": (lambda input_, grad, spikes: grad,),
     "MultiLevelSpikeCount": (3,),
@@ -75,7 +74,7 @@ SURROGATES_NEED: dict[str, tuple[Any, ...]] = {
 
 
 def tables() -> dict[str, str]:
-    """Every table of this file, in Markdown, by the name under which a page asks for it."""
+    """All tables of this file in Markdown, keyed by the name that a page uses."""
     made = {"neurons": neurons(), "operations": operations(), "settings": settings()}
     for swap in known_swaps():
         made[f"options_{swap.host.__name__.lower()}"] = options(swap.reversible, swap.host)
@@ -87,7 +86,7 @@ def tables() -> dict[str, str]:
 
 
 def neurons() -> str:
-    """The swaps of ``convert``; and the neurons of ours that stand for none of a host's."""
+    """The swaps of ``convert``, and our neurons that replace no neuron of a host."""
     hosts = {swap.reversible: swap.host for swap in known_swaps()}
     rows = []
     for adapter in ADAPTERS.values():
@@ -100,12 +99,12 @@ def neurons() -> str:
             if is_ours and not name.startswith("_"):
                 stands_for = _code(_path(hosts[kind])) if kind in hosts else "none"
                 rows.append((_code(name), stands_for))
-    return table(("neuron", "stands for"), rows)
+    return table(("neuron", "replaces"), rows)
 
 
 def options(kind: type[nn.Module], host: type[nn.Module]) -> str:
-    """Every parameter of the host's constructor, the values that are tried, and what ``explain``
-    says of each."""
+    """Every parameter of the host's constructor, the values tried, and what ``explain`` says of
+    each."""
     rows = []
     for name, parameter in inspect.signature(host.__init__).parameters.items():
         if name in ("self", "args", "kwargs"):
@@ -120,9 +119,11 @@ def options(kind: type[nn.Module], host: type[nn.Module]) -> str:
 
 
 def outcome(kind: type[nn.Module], name: str, value: object) -> str:
-    """What a neuron with this option does in a few time steps on the output of a convolution."""
+    """What a neuron with this option does in a few time steps behind a convolution."""
     leaky = issubclass(kind, snntorch_adapter.snntorch.Leaky)
-    with warnings.catch_warnings(action="ignore"):  # the host's, of options that it calls unstable
+    with warnings.catch_warnings(
+        action="ignore"
+    ):  # of the host, for options that it calls unstable
         neuron = kind(**({"beta": 0.9} if leaky and name != "beta" else {}), **{name: value})
     current = nn.Conv1d(1, 8, 1)(torch.rand(TIME_STEPS * 4, 1, 1)).view(TIME_STEPS, 4, 8).unbind()
     if not leaky and neuron.step_mode == "m":
@@ -136,19 +137,19 @@ def outcome(kind: type[nn.Module], name: str, value: object) -> str:
     if row.reasons:
         return f"the host's own path: {'; '.join(row.reasons)}"
     if row.steps_between_anchors is None:
-        return "reversible: the sequence is scanned again"
+        return "reversible: the sequence is scanned a second time"
     return f"reversible: an anchor every {row.steps_between_anchors} steps"
 
 
 def surrogates(known: Iterable[tuple[str, Any]], surrogate_from: Callable[[Any], Any]) -> str:
-    """The hosts' surrogate gradients with their default parameters: how ours computes each one's
-    derivative."""
+    """The hosts' surrogate gradients with their default parameters, and how the library computes
+    their derivatives."""
     rows = []
     for name, function in known:
         surrogate = surrogate_from(function)
         if surrogate is None:
             how = (
-                "the host's own path: it is not a plain Heaviside step forward, or learns"
+                "the host's own path: its forward is not a plain Heaviside step, or it learns"
                 " parameters of its own"
             )
         elif isinstance(surrogate, Surrogate):
@@ -165,8 +166,8 @@ def surrogates(known: Iterable[tuple[str, Any]], surrogate_from: Callable[[Any],
 
 
 def operations() -> str:
-    """``replay.OPERATIONS``: one row a graph node, with the tensors that it saves and recipes stand
-    for."""
+    """``replay.OPERATIONS``: one row per graph node, with the saved tensors that recipes
+    replace."""
     rows = []
     for each in sorted(
         OPERATIONS.values(), key=lambda each: (operation_name(each.node), each.node)
@@ -179,11 +180,11 @@ def operations() -> str:
         else:
             told = "nothing"
         rows.append((operation_name(each.node), _code(each.node), told))
-    return table(("operation", "its node in the graph", "saved tensors that are had again"), rows)
+    return table(("operation", "its node in the graph", "saved tensors that are recomputed"), rows)
 
 
 def settings() -> str:
-    """The fields of :class:`snn_revplugin.Settings`, with its docstring's words."""
+    """The fields of :class:`snn_revplugin.Settings`, with the text of its docstring."""
     described = dict(
         re.findall(
             r"^    (\w+): (.*(?:\n        .*)*)",
@@ -227,7 +228,7 @@ def _of_spikingjelly() -> Iterable[tuple[str, Any]]:
 
 
 def _path(kind: type) -> str:
-    """Where users import a class from: the shortest module of its host that has it."""
+    """Where users import a class from: the shortest module of its host that contains it."""
     parts = kind.__module__.split(".")
     modules = (".".join(parts[: i + 1]) for i in range(len(parts)))
     return next(
@@ -240,7 +241,7 @@ def _path(kind: type) -> str:
 def _shown(value: object) -> str:
     """A value of an option, in Markdown."""
     if isinstance(value, torch.Tensor):
-        return "one value a neuron"
+        return "one value per neuron"
     if callable(value):
         return "a function" if inspect.isfunction(value) else _code(type(value).__name__)
     return _code(repr(value))

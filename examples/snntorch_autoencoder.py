@@ -1,5 +1,6 @@
-"""A spiking autoencoder: convolutions down to a code of spikes, transposed convolutions back up to
-the image.
+"""A spiking autoencoder on scikit-learn's digits.
+
+Convolutions compress the image to a code of spikes, and transposed convolutions reconstruct it.
 
 python examples/snntorch_autoencoder.py                 # the host's neurons
 snn-revplugin run examples/snntorch_autoencoder.py      # the same file with the neurons swapped
@@ -40,7 +41,7 @@ class Autoencoder(nn.Module):
         )
 
     def forward(self, images):
-        """The read-out's potentials at the last time step, as an image ``[N, 1, 8, 8]``."""
+        """Return the read-out's potentials at the last time step as an image ``[N, 1, 8, 8]``."""
         utils.reset(self.encoder)
         utils.reset(self.decoder)
         for _ in range(options.time_steps):

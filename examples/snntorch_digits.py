@@ -1,5 +1,6 @@
-"""A snnTorch training script on scikit-learn's digits, as one writes it: convolutional net,
-explicit mem, own time loop.
+"""A usual snnTorch training script on scikit-learn's digits.
+
+The net is convolutional, passes ``mem`` explicitly and has its own time loop.
 
 python examples/snntorch_digits.py                      # the host's neurons
 snn-revplugin run examples/snntorch_digits.py           # the same file with the neurons swapped
@@ -30,12 +31,8 @@ class Net(nn.Module):
         self.fc, self.lif3 = nn.Linear(32 * 3 * 3, 10), snn.Leaky(**neuron)
 
     def forward(self, x):
-        mem1, mem2, mem3, mems = (
-            self.lif1.reset_mem(),
-            self.lif2.reset_mem(),
-            self.lif3.reset_mem(),
-            [],
-        )
+        mem1, mem2, mem3 = self.lif1.reset_mem(), self.lif2.reset_mem(), self.lif3.reset_mem()
+        mems = []
         for _ in range(options.time_steps):
             spk1, mem1 = self.lif1(self.conv1(x), mem1)
             spk2, mem2 = self.lif2(F.max_pool2d(self.conv2(spk1), 2), mem2)

@@ -1,5 +1,6 @@
-"""Frames of events, another one at every time step, through a convolutional ``nn.Sequential``: as
-in snnTorch's tutorial 7.
+"""A convolutional net on frames of events, a different frame at every time step.
+
+The net is one ``nn.Sequential``, as in snnTorch's tutorial 7.
 
 python examples/snntorch_events.py                      # the host's neurons
 snn-revplugin run examples/snntorch_events.py           # the same file with the neurons swapped
@@ -24,7 +25,7 @@ net = nn.Sequential(
 
 
 def spikes_of(frames):
-    """Frames ``[T, N, 2, 8, 8]`` to spikes ``[T, N, 10]``."""
+    """Map frames ``[T, N, 2, 8, 8]`` to spikes ``[T, N, 10]``."""
     utils.reset(net)
     return torch.stack([net(frame)[0] for frame in frames])
 

@@ -1,7 +1,6 @@
-"""A fully connected net of two layers that carries its potentials by hand, a loss on the potential
-of every time step.
+"""A fully connected net with a loss on the potential of every time step.
 
-As in snnTorch's tutorial 5.
+Its loop passes the potentials of both layers from step to step, as in snnTorch's tutorial 5.
 
 python examples/snntorch_feedforward.py                 # the host's neurons
 snn-revplugin run examples/snntorch_feedforward.py      # the same file with the neurons swapped

@@ -1,8 +1,8 @@
-"""Forward-forward learning: each layer learns alone to be busy for an image with its right label,
-and calm for a wrong one.
+"""Forward-forward learning: each layer learns by itself, without a gradient from the next layer.
 
+A layer learns high firing rates for an image with its right label, and low ones for a wrong label.
 The label stands in front of the image. A layer's goodness is the mean square of its neurons' firing
-rates; no gradient passes from one layer to the next.
+rates.
 
 python examples/snntorch_forward_forward.py             # the host's neurons
 snn-revplugin run examples/snntorch_forward_forward.py  # the same file with the neurons swapped
@@ -27,8 +27,8 @@ class Layer(nn.Module):
         self.optimizer = torch.optim.Adam(self.parameters(), lr=5e-3)
 
     def forward(self, x):
-        """The neurons' firing rates; the input is scaled to a length, so that no layer reads the
-        goodness of the one below."""
+        """Return the neurons' firing rates. The input is scaled to a fixed length, so that no layer
+        reads the goodness of the one below."""
         x = F.normalize(x, dim=1) * x.shape[1] ** 0.5
         mem, rate = self.lif.reset_mem(), 0
         for _ in range(options.time_steps):
@@ -37,8 +37,8 @@ class Layer(nn.Module):
         return rate
 
     def learn(self, right, wrong):
-        """One step on both kinds of input; what the layer makes of them afterwards, for the
-        next."""
+        """Take one training step on both kinds of input. Return the loss, and the layer's new
+        outputs for the next layer."""
         good, bad = (self(x).square().mean(1) for x in (right, wrong))
         loss = F.softplus(torch.cat([0.2 - good, bad - 0.2]) * 10).mean()
         self.optimizer.zero_grad()
@@ -65,7 +65,7 @@ for i, (images, classes) in enumerate(digits.batches(options.iterations, options
 images, classes = digits.held_out()
 with torch.no_grad():
     goodness = []
-    for label in range(10):  # whose label makes the layers busiest?
+    for label in range(10):  # which label gives the highest firing rates?
         x, sum_of_layers = labelled(images, torch.full_like(classes, label)), 0
         for layer in layers:
             x = layer(x)

@@ -1,5 +1,4 @@
-"""Population coding: fifty output neurons for each class, counted together over very few time
-steps.
+"""Population coding: fifty output neurons per class, counted together over very few time steps.
 
 python examples/snntorch_population.py                  # the host's neurons
 snn-revplugin run examples/snntorch_population.py       # the same file with the neurons swapped

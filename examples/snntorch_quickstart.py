@@ -1,5 +1,6 @@
-"""snnTorch's quick start: a convolutional net in one ``nn.Sequential``, whose neurons keep their
-potential themselves.
+"""snnTorch's quick start: a convolutional net in one ``nn.Sequential``.
+
+Its neurons store their membrane potential themselves.
 
 python examples/snntorch_quickstart.py                  # the host's neurons
 snn-revplugin run examples/snntorch_quickstart.py       # the same file with the neurons swapped
@@ -24,7 +25,7 @@ net = nn.Sequential(
 
 
 def spikes_of(images):
-    """The same image at every time step; the output's spikes ``[T, N, 10]``."""
+    """Show the same image at every time step; return the output's spikes ``[T, N, 10]``."""
     utils.reset(net)
     return torch.stack([net(images)[0] for _ in range(options.time_steps)])
 

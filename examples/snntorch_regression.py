@@ -1,8 +1,7 @@
-"""Regression: the potential of a read-out neuron that never resets has to grow to a patient's
-progression of diabetes.
+"""Regression: the potential of a read-out neuron predicts a patient's progression of diabetes.
 
-Each hidden neuron has a decay of its own, learned, and a threshold of its own; as in snnTorch's
-first tutorial on regression.
+The read-out never resets. Each hidden neuron learns its own decay and has its own threshold, as in
+snnTorch's first tutorial on regression.
 
 python examples/snntorch_regression.py                  # the host's neurons
 snn-revplugin run examples/snntorch_regression.py       # the same file with the neurons swapped
@@ -51,9 +50,8 @@ diabetes = load_diabetes()
 features = torch.tensor(diabetes.data, dtype=torch.float32) * 20
 targets = torch.tensor(diabetes.target, dtype=torch.float32) / 100
 train, test = slice(0, 350), slice(350, None)
-growth = torch.linspace(0, 1, options.time_steps).unsqueeze(
-    1
-)  # the potential has to be there at the last step
+# the potential has to reach the target at the last step
+growth = torch.linspace(0, 1, options.time_steps).unsqueeze(1)
 
 net = Net(features.shape[1])
 loss_fn = nn.MSELoss()

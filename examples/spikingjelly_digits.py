@@ -1,5 +1,4 @@
-"""A SpikingJelly training script on scikit-learn's digits, as one writes it: conv-BN-LIF,
-multi-step mode.
+"""A usual SpikingJelly training script on scikit-learn's digits: conv-BN-LIF, multi-step mode.
 
 python examples/spikingjelly_digits.py                  # the host's neurons
 snn-revplugin run examples/spikingjelly_digits.py       # the same file with the neurons swapped

@@ -3,13 +3,16 @@ spikes, same gradients.
 
 ::
 
-    import snn_revplugin snn_revplugin.convert(net)      # every supported neuron of a net, in
-    place; restore(net) undoes it
+    import snn_revplugin
+
+    snn_revplugin.convert(net)  # every supported neuron of a net, in place; restore(net) undoes it
 
 or neuron by neuron, from ``snn_revplugin.adapters.snntorch`` and
 ``snn_revplugin.adapters.spikingjelly``. Importing this package imports no host.
 """
 
+# Registers the names of the hosts that there are adapters for; imports neither.
+from . import adapters as adapters
 from .report.check import check_reversible
 from .report.explain import explain
 from .report.memory import memory_report

@@ -1,4 +1,4 @@
-"""The few numbers that weigh memory against time and rounding."""
+"""The settings: a few numbers that trade memory against time and rounding."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ BACKENDS = ("auto", "triton", "torch")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the memory saving works, for every reversible neuron that is called while these settings
-    hold.
+    """How the library saves memory. A reversible neuron reads the settings at each call.
 
     Args:
-        reversible: False makes every neuron take its host's own path, for comparison.
+        reversible: with False every neuron takes its host's own path, for comparison.
         lost_bits: how many bits of a membrane potential's mantissa (24 in float32, 53 in float64)
-            reversing time may cost before an anchor mends it, at most 5. More bits mean fewer
-            anchors and coarser gradients; at 0 a neuron that leaks is not reversed at all but
-            rebuilt forward, exactly.
-        max_anchor_interval: the most time steps between two anchors of a neuron that is reversed.
-        rebuild_interval: the time steps between two anchors of a neuron whose reset cannot be
-            inverted. Its potentials are rebuilt forward from the anchor below, exactly; a whole
-            stretch of them stands in memory at a time. At 1 every potential is kept, and the layers
-            below run forward twice, not three times.
+            reversal in time may lose before an anchor corrects it, at most 5. More bits mean fewer
+            anchors and less exact gradients. At 0 a neuron with a leak is not reversed: its
+            potentials are rebuilt forward, exactly.
+        max_anchor_interval: the largest number of time steps between two anchors of a neuron that
+            is reversed.
+        rebuild_interval: the number of time steps between two anchors of a neuron whose reset
+            cannot be inverted. Its potentials are rebuilt forward from the anchor below, exactly;
+            the potentials of one interval stand in memory at the same time. At 1 every potential
+            is stored, and the layers below run forward twice instead of three times.
         backend: what computes a neuron's arithmetic: "triton" for fused kernels, "torch" for plain
-            torch code, "auto" for kernels where they can be had and have agreed with the plain code
-            on a sample. With "triton" they are taken on trust, and a call raises where they cannot
-            be had.
-        smallest: the bytes of a time step, of a neuron's current and what was saved on the way to
-            it, up to which both are kept as they are from the second such step on: Python would
-            need about as many to note how to have them again, and time. Larger means faster where
-            Python takes most of the time; at 0 everything is computed again.
-        match_host_order: True keeps backward to the host's own order of operations and memory
-            formats, for gradients with the host's very bits wherever potentials are not reversed.
-            Otherwise a layer that sees the same data at every time step is differentiated once, and
-            spikes come to a convolution's backward as that is fastest.
+            torch code, "auto" for kernels where they are available and have agreed with the plain
+            code on a sample. With "triton" the kernels are not tested first, and a call raises an
+            error where they are not available.
+        recompute_min_bytes: a size in bytes per time step, of a neuron's current and of what was
+            saved on the way to it. Up to this size both are stored, from the second such step on:
+            the Python objects of a recipe would take about as many bytes, and time. A larger value
+            is faster where Python takes most of the time. At 0 everything is recomputed.
+        match_host_order: with True backward keeps the host's own order of operations and memory
+            formats, so that gradients have the host's bits wherever potentials are not reversed.
+            With False a layer that receives the same data at every time step is differentiated
+            once, and spikes reach a convolution's backward in the memory format that is fastest.
 
     Raises:
-        ValueError: a number out of range, or an unknown backend.
+        ValueError: a number is out of range, or the backend is unknown.
     """
 
     reversible: bool = True
@@ -71,7 +71,7 @@ _settings: ContextVar[Settings] = ContextVar("snn_revplugin_settings", default=S
 
 
 def get_settings() -> Settings:
-    """The settings that hold at present in this thread."""
+    """The current settings of this thread."""
     return _settings.get()
 
 

@@ -2,6 +2,7 @@
 it."""
 
 import csv
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,11 +13,13 @@ import pytest
 import snntorch
 import torch
 import torch.nn as nn
+from snntorch import surrogate
 from typer.testing import CliRunner, Result
 
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.cli.app import app
 from snn_revplugin.cli.script import SwapOnRegistration
+from snn_revplugin.swap import module
 
 SCRIPT = """
 import sys
@@ -200,6 +203,137 @@ def test_a_neuron_with_dynamics_of_its_own_is_left_and_the_reason_told():
     assert type(net[0]) is Mine
     (row,) = swaps.explain().rows
     assert "Mine overrides forward" in row.left
+
+
+@dataclasses.dataclass
+class Unhashable(nn.Module):
+    """A dataclass compares by its fields, so it has no hash."""
+
+    scale: float
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+
+class HashedByState(nn.Module):
+    """As torchmetrics' metrics: the hash reads what the constructor has yet to set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Identity()
+        self.states = [1, 2]
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.states))
+
+    def __eq__(self, other: object) -> bool:
+        raise RecursionError("compared")
+
+
+def test_modules_are_told_apart_by_identity():
+    with SwapOnRegistration() as swaps:
+        net = nn.Module()
+        net.first, net.second = HashedByState(), HashedByState()
+        net.plain, net.other = Unhashable(1.0), Unhashable(1.0)
+        net.plain.leaky = snntorch.Leaky(0.9)
+        net.other.leaky = snntorch.Leaky(0.9)
+    assert [row.name for row in swaps.explain().rows] == [
+        "Module.plain.leaky",
+        "Module.other.leaky",
+    ]
+    assert type(net.plain.leaky) is snntorch.Leaky
+
+
+def test_a_metric_as_a_submodule():
+    torchmetrics = pytest.importorskip("torchmetrics")
+    with SwapOnRegistration() as swaps:
+        net = nn.Module()
+        net.leaky = snntorch.Leaky(0.9)
+        net.accuracy = torchmetrics.MetricCollection([torchmetrics.MeanMetric()])
+    assert [row.name for row in swaps.explain().rows] == ["Module.leaky"]
+
+
+def test_run_of_a_notebook_names_nbconvert(tmp_path: Path):
+    path = tmp_path / "train.ipynb"
+    path.write_text("{}")
+    result = CliRunner(env={"COLUMNS": "400"}).invoke(app, ["run", str(path)])
+    assert result.exit_code == 2
+    assert "jupyter nbconvert --to script" in result.output
+
+
+def test_run_of_a_directory(tmp_path: Path):
+    result = CliRunner(env={"COLUMNS": "400"}).invoke(app, ["run", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "is a directory" in result.output
+
+
+def test_run_of_a_module(script: Path, monkeypatch: pytest.MonkeyPatch):
+    package = script.parent / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "train.py").write_text(f"{SCRIPT}\nprint(__package__, sys.argv[0], sys.path[0])\n")
+    monkeypatch.chdir(script.parent)
+    arguments = ["-m", "package.train", "6"]
+    plain = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
+    result = invoke("run", *arguments)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == plain.stdout
+    assert "2 of 3 spiking neurons ran as reversible ones" in result.stderr
+
+
+def test_run_passes_options_on_to_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "echo_arguments.py").write_text("import sys\nprint(sys.argv[1:])\n")
+    monkeypatch.chdir(tmp_path)
+    result = invoke("run", "-m", "echo_arguments", "--help", "-x", "--", "--out", "y")
+    assert result.stdout.strip() == str(["--help", "-x", "--", "--out", "y"])
+
+
+def test_run_of_a_module_that_does_not_exist():
+    result = invoke("run", "-m", "no_such_package.train")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("snn-revplugin: ")
+    assert "no_such_package" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_run_says_that_classes_were_swapped(script: Path):
+    report = invoke("run", script, "6").stderr
+    assert "the classes of 2 of them were swapped" in report
+    assert "type(m) == ItsClass" in report
+
+
+def test_run_counts_what_ran_reversibly():
+    with SwapOnRegistration() as swaps:
+        net = nn.Sequential(nn.Linear(2, 2), snntorch.Leaky(0.9, init_hidden=True))
+        unused = nn.Sequential(snntorch.Leaky(0.9))
+        with torch.no_grad():
+            net(torch.rand(3, 2))
+    assert swaps.report().startswith("snn-revplugin: 0 of 2 spiking neurons ran as reversible ones")
+    assert "Sequential (2).0: RevLeaky\n  never called" in swaps.report()
+    del unused
+
+
+@pytest.mark.parametrize("has_compiler", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_run_tells_what_was_compiled(has_compiler: bool, monkeypatch: pytest.MonkeyPatch):
+    """Also of a net that is gone; with an older torch the host's path is compiled."""
+    if has_compiler and not module.HAS_COMPILER:
+        pytest.skip(f"operators need torch {module.OLDEST_COMPILER}")
+    monkeypatch.setattr(module, "HAS_COMPILER", has_compiler)
+    torch.compiler.reset()
+
+    def train() -> None:
+        net = nn.Sequential(
+            nn.Linear(2, 2),
+            snntorch.Leaky(0.9, init_hidden=True, spike_grad=surrogate.atan()),
+        )
+        net[1].reset_mem()
+        torch.compile(net, backend="eager")(torch.rand(3, 2)).sum().backward()
+
+    with SwapOnRegistration() as swaps:
+        train()
+    count, line = (1, "compiled, as an operator") if has_compiler else (0, "on the host's own path")
+    assert swaps.report().startswith(f"snn-revplugin: {count} of 1 spiking neurons ran")
+    assert line in swaps.report()
 
 
 def test_doctor_prints_versions_devices_and_what_is_supported():

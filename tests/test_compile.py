@@ -117,7 +117,7 @@ def check(
     assert 0.02 < expected.exact["spikes"].ge(0.5).double().mean() < 0.98
     assert_agree(expected, found)
     if keeps is not None:
-        assert nets[1].neuron.compiled_keeps == keeps
+        assert nets[1].neuron._compiled_calls.keeps == keeps
         assert keeps in str(snn_revplugin.explain(nets[1])) or not keeps
     return nets[1]
 
@@ -236,7 +236,7 @@ def test_without_gradients_the_hosts_path_is_compiled() -> None:
     net = TimeLoop(RevLeaky, beta=0.8)
     with torch.no_grad():
         torch.compile(net, backend="eager", fullgraph=True)(torch.randn(T, 5, 6))
-    assert net.neuron.compiled_keeps == ""
+    assert net.neuron._compiled_calls.keeps == ""
 
 
 def test_what_changes_is_compiled_again() -> None:

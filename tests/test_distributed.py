@@ -71,10 +71,6 @@ def test_two_processes_train_as_the_hosts_and_as_one(family: str, tmp_path: Path
             "not looked into: with torch 2.11 autograd itself finds a buffer that DDP has written"
             " into, in these time loops"
         )
-    if torch.__version__ < "2.7" and family == "fsdp":
-        pytest.skip(
-            "fully_shard of torch 2.6 cannot run on a CPU: it asks a stream there for an event"
-        )
     seen = launch(family, tmp_path / "seen.pt")
     for setup in SETUPS[family]:
         for name in nets_of(family, setup):

@@ -170,4 +170,4 @@ def test_examples_run_with_the_neurons_swapped(script: str) -> None:
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "test accuracy" in done.stdout
-    assert "ran as reversible ones" in done.stderr and "computed again: " in done.stderr
+    assert "ran as reversible ones" in done.stderr and "recomputed: " in done.stderr

@@ -1,4 +1,4 @@
-"""``explain`` tells what was kept, what is computed again, and why anything was not."""
+"""``explain`` says what is kept, what is recomputed, and why anything is not."""
 
 import pytest
 import snntorch
@@ -13,6 +13,7 @@ from snn_revplugin.replay import OPERATIONS
 from snn_revplugin.report.explain import Account, explain
 from snn_revplugin.report.memory import memory_report
 from snn_revplugin.settings import use_settings
+from snn_revplugin.swap import module
 
 
 class Halved(torch.autograd.Function):
@@ -49,9 +50,9 @@ def test_a_neuron_in_a_time_loop():
     assert row.recomputed["convolution"] == 40
     assert not row.boundaries and not row.reasons
     text = str(row)
-    assert "1 bit a spike" in text
+    assert "1 bit per spike" in text
     assert f"an anchor every {row.steps_between_anchors} steps" in text
-    assert "computed again: " in text and "convolution" in text
+    assert "recomputed: " in text and "convolution" in text
 
 
 def test_a_neuron_that_scans_a_whole_sequence():
@@ -60,7 +61,7 @@ def test_a_neuron_that_scans_a_whole_sequence():
     (row,) = explain(net).rows
     assert (row.calls, row.steps, row.steps_between_anchors) == (1, 5, None)
     assert row.bytes_per_neuron_step == 1 / 8
-    assert "the first potential of a sequence: 0.125 bytes a neuron-step" in str(row)
+    assert "the first potential of a sequence: 0.125 bytes per neuron and step" in str(row)
 
 
 def test_every_neuron_goes_by_the_name_of_its_module():
@@ -87,7 +88,7 @@ def test_a_boundary_is_named():
     net(torch.rand(2, 1, 10))
     assert not rows(net)["first"].boundaries
     assert "Halved (an autograd Function)" in rows(net)["second"].boundaries
-    assert "boundary, what it saved stays: Halved (an autograd Function)" in str(explain(net))
+    assert "not recomputed, activations kept: Halved (an autograd Function)" in str(explain(net))
     assert rows(net)["second"].steps_between_anchors == 1
 
 
@@ -128,6 +129,20 @@ def test_neurons_of_the_host_are_told_apart():
     assert told["1"].left == "Synaptic has no reversible counterpart"
     assert "not reversible: Synaptic has no reversible counterpart" in str(explain(net))
     assert told["4"].left == ""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_neuron_that_was_compiled_on_the_hosts_path(monkeypatch: pytest.MonkeyPatch):
+    """As with a torch whose compiler does not trace the operators."""
+    monkeypatch.setattr(module, "HAS_COMPILER", False)
+    torch.compiler.reset()
+    for neurons in (leaky(), RevLIFNode()):
+        net = nn.Sequential(nn.Linear(3, 3), neurons)
+        torch.compile(net, backend="eager")(torch.rand(2, 3)).sum().backward()
+        (row,) = explain(net).rows
+        assert row.compiled_fallback and not row.is_reversible
+        assert "compiled, on the host's own path: " in str(row)
+        assert "never called" not in str(row)
 
 
 def test_a_net_without_neurons():

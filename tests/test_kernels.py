@@ -33,7 +33,7 @@ from snn_revplugin.bptt.sequence import sequence
 from snn_revplugin.bptt.step import step
 from snn_revplugin.kernels import backend, launch
 from snn_revplugin.kernels.fuse import fuse
-from snn_revplugin.kernels.self_test import SampleStep, take_step
+from snn_revplugin.kernels.self_test import SampleInputs, SampleStep, take_step
 from snn_revplugin.kernels.surrogate_constants import SURROGATES
 from snn_revplugin.kernels.triton_neuron import BackwardTensors, TritonNeuron
 from snn_revplugin.neurons.integrate_and_fire import (
@@ -45,6 +45,7 @@ from snn_revplugin.neurons.kernel_spec import KERNEL_DTYPES
 from snn_revplugin.neurons.leaky import Leaky
 from snn_revplugin.neurons.one_state import OneStateNeuron
 from snn_revplugin.neurons.surrogate import Surrogate, surrogate_of
+from snn_revplugin.neurons.transition import KeptSequence, SequenceGradients
 from snn_revplugin.packed.spikes import PackedSpikes
 from snn_revplugin.replay import Normed
 
@@ -587,6 +588,68 @@ def test_spikes_are_not_decided_again_by_the_norms_input(
         return [spikes, last], list(norm.parameters())
 
     assert_trains_alike(run)
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize("count", [7, 8], ids=["bits beside bytes", "whole bytes"])
+@pytest.mark.parametrize("name", ["IF hard 0.0", "IF soft", "Leaky subtract", "Leaky zero"])
+def test_a_sequence_decides_no_spike_in_backward(name: str, count: int, device: str) -> None:
+    """Potentials on the threshold, and inputs that are recomputed a little off: the gradients are
+    those of the spikes that forward gave."""
+    neuron = CASES[name](device, torch.float32, count)
+    one, threshold = torch.tensor(1.0, device=device), 1.0
+    if name.startswith("Leaky"):
+        one, threshold = one.requires_grad_(), one * (1 - 1e-7)
+    neuron = replace(neuron, threshold=threshold)
+    if isinstance(neuron, Leaky):
+        neuron = replace(neuron, beta=one)
+    x, kernels = torch.ones(6, count, device=device), fused(neuron)
+    start = (torch.zeros(count, device=device),)
+    needed = tuple(each.requires_grad for each in neuron.parameters)
+    with torch.no_grad():
+        packed = neuron.scan(x, start).fired
+        assert packed.fired().any()
+        gradients = SequenceGradients(draw(tuple(x.shape), x.dtype, device)[0], (None,))
+        found = []
+        for transition, inputs in ((neuron, x), (kernels, x), (kernels, x * (1 - 1e-6))):
+            kept = KeptSequence(start, x.dtype, inputs=SampleInputs(inputs), packed=packed)
+            grad_x, (grad_start,), grads = transition.vjp_of_scan(kept, gradients, needed)
+            found.append((grad_x, grad_start, *grads))
+    for plain, exact, off in zip(*found, strict=True):
+        assert_close("exact", plain, exact)
+        assert_close("off", plain, off)
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize("name", ["Leaky subtract", "Leaky zero"])
+def test_a_step_decides_no_reset_signal_in_backward(name: str, device: str) -> None:
+    """The potential before is over the threshold by a rounding, but the reset did not act."""
+    neuron, (x, v) = CASES[name](device, torch.float32, 9), draw((9,), torch.float32, device)
+    v = torch.full_like(v, neuron.threshold.item() * (1 - 1e-6))
+    with torch.no_grad():
+        view = take_step(neuron, x, (v,))
+        assert not view.packed_signal.fired().any()
+        view.before = (v * (1 + 1e-5),)
+        expected = neuron.vjp_of_charge(view, x, (True,) * 3)
+        ours = fused(neuron).vjp_of_charge(view, x, (True,) * 3)
+    for name_, i in (("input", 0), ("before", 1), ("parameters", 2)):
+        pairs = zip(*(each[i] if i else (each[i],) for each in (expected, ours)), strict=True)
+        for a, b in pairs:
+            assert_close(name_, a, b)
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize("w", [-90.0, -15.0])
+@pytest.mark.parametrize("name", ["PLIF soft", "PLIF hard -0.3", "PLIF soft input kept"])
+def test_a_learned_rate_next_to_zero(name: str, w: float, device: str) -> None:
+    """Its gradient takes no quotient by the rate: it is no NaN, and as precise as any other."""
+    neuron = CASES[name](device, torch.float32, 8)
+    neuron = replace(neuron, w=torch.tensor(w, device=device, requires_grad=True))
+    for run in (steps(neuron, 5, (8,), device), whole(neuron, 5, (8,), device)):
+        (_, grads), (_, ours) = trained(run, "torch"), trained(run, "triton")
+        for i, (a, b) in enumerate(zip(grads, ours, strict=True)):
+            assert b.isfinite().all()
+            assert_close(f"leaf {i}", a, b)
 
 
 @ON_EVERY_DEVICE

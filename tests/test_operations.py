@@ -1,7 +1,7 @@
 """Operations between a neuron and the next: one row each, held against the host's own neuron.
 
 A row is a function from spikes (and parameters) to a current, and says which graph nodes are
-computed again and which are boundaries. To cover another operation, add a row.
+recomputed and which are boundaries. To cover another operation, add a row.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from snn_revplugin.adapters.spikingjelly import RevIFNode, RevLIFNode
 from snn_revplugin.bptt.record import NeuronRecord
 from snn_revplugin.replay import FIRED, OPERATIONS, HeldTensor, attach_recipes
 from snn_revplugin.report.memory import LiveBytes
-from snn_revplugin.torch_internals import graph, saved_tensors
+from snn_revplugin.torch_internals import graph
 
 pytestmark = pytest.mark.usefixtures("recompute_everything")
 
@@ -138,7 +138,7 @@ class Row:
         name: the row's name in the test's id.
         shape: of one time step's spikes; the first dimension is the batch.
         build: makes the operation, a module from spikes to a current.
-        replayed: the names of the graph nodes that are computed again, without their ``Backward0``.
+        replayed: the names of the graph nodes that are recomputed, without their ``Backward0``.
         boundaries: the names of those that are not.
         over_time: how SpikingJelly's layers apply it to all time steps at once.
         retained: at most this share of the bytes that the host holds for backward.
@@ -1175,9 +1175,7 @@ def test_time_loop(row: Row, dtype: torch.dtype) -> None:
         found = {
             name.replace("Unsafe", "") for name in names(statistics.operations)
         }  # torch 2.11 and 2.15 differ in it
-        assert (
-            found - (set() if saved_tensors.TELLS_HOOKS else {"Slice"} - expected) == expected
-        )  # torch 2.6 slices to select
+        assert found == expected
         assert names(statistics.boundaries) == set(row.boundaries.split())
     assert statistics.fallback_calls == 0
 
@@ -1230,14 +1228,11 @@ def retained(neuron: type[snntorch.Leaky], row: Row) -> int:
 
 @pytest.mark.parametrize("row", KNOWN_ROWS)
 def test_less_is_retained(row: Row) -> None:
-    if OLDER_TORCH and saved_tensors.TELLS_HOOKS and "dropout" in row.name:
+    if OLDER_TORCH and "dropout" in row.name:
         pytest.skip(
             "seen with torch 2.11, where dropout masks are not packed; why was not looked into"
         )
-    share = row.retained
-    if not saved_tensors.TELLS_HOOKS and "NativeGroupNorm" in row.replayed:
-        share = max(share, 0.6)  # torch 2.6 keeps more of it
-    assert retained(RevLeaky, row) < share * retained(snntorch.Leaky, row)
+    assert retained(RevLeaky, row) < row.retained * retained(snntorch.Leaky, row)
 
 
 @pytest.mark.parametrize(
@@ -1295,10 +1290,7 @@ def tensors_saved_by(nodes: list[graph.Node]) -> dict[tuple[int, str], Tensor]:
 @pytest.mark.parametrize("row", KNOWN_ROWS)
 def test_values_come_back_bit_for_bit(row: Row, dtype: torch.dtype) -> None:
     """The current itself, and all that autograd had saved on the way to it."""
-    lacking = row.name in NOT_IN_BFLOAT16 or (
-        not saved_tensors.TELLS_HOOKS and row.name == "average pool 3d"
-    )  # torch 2.6
-    if dtype is torch.bfloat16 and lacking:
+    if dtype is torch.bfloat16 and row.name in NOT_IN_BFLOAT16:
         with pytest.raises(RuntimeError, match="not implemented"):
             current_of(row, dtype)
         return

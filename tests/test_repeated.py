@@ -103,7 +103,7 @@ def test_one_backward_of_the_layer_and_the_hosts_gradients(
     assert counts[0] and set(counts[0].values()) == {T}
     again = (
         layer is LAYERS["linear without bias"]
-    )  # whose forward is an ``mm`` too, and computed again once
+    )  # whose forward is an ``mm`` too, and recomputed once
     assert counts[1].keys() == counts[0].keys() and set(counts[1].values()) == {1 + again}
 
 

@@ -715,7 +715,7 @@ class TestChangedInPlace:
         agree(two_layers(style, between, build), host, ours)
 
     def test_a_bias(self, style: str) -> None:
-        """Autograd does not save it, but the current is computed again with it."""
+        """Autograd does not save it, but the current is recomputed with it."""
         torch.manual_seed(0)
         module, first = linear(), linear()
         below, above = (Layer(NEURONS[style][1], style) for _ in range(2))
@@ -989,7 +989,7 @@ class TestHooks:
         agree(two_layers(style, between), *NEURONS[style])
 
     def test_a_checkpoint_around_an_operation(self, style: str) -> None:
-        """It is computed again once, in backward, and not when the neuron looks at the graph."""
+        """It is recomputed once, in backward, and not when the neuron looks at the graph."""
         calls: list[int] = []
 
         def block(weigh: nn.Module, spikes: Tensor) -> Tensor:

@@ -431,7 +431,7 @@ class StepView:
 
     @property
     def reset_signal(self) -> Tensor | None:
-        signal = self.link.reset_signal
+        signal = self.packed_signal
         if self._reset_signal is None and signal is not None:
             self._reset_signal = signal.binary()
         return self._reset_signal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -17,18 +18,29 @@ class NeuronRecord:
     """The part of a neuron that the host does not know about. Copies and pickles of a neuron start
     with a fresh one.
 
+    Args:
+        owner: the neuron, held weakly.
+        statistics: those of a neuron that this one is a replica of.
+
     Attributes:
         statistics: what the neuron's calls kept and recomputed.
         cache: what the walks below the neuron share from one time step to the next.
         backend: what computes its arithmetic.
     """
 
-    def __init__(self) -> None:
-        self.statistics = CallStatistics()
+    def __init__(
+        self, owner: object | None = None, statistics: CallStatistics | None = None
+    ) -> None:
+        self._owner = None if owner is None else weakref.ref(owner)
+        self.statistics = CallStatistics() if statistics is None else statistics
         self.cache = RecipeCache()
         self.backend = BackendChoice(self.statistics)
         self._key: TransitionKey | None = None
         self._transition: Transition | None = None
+
+    def belongs_to(self, owner: object) -> bool:
+        """Whether this is the record of ``owner`` itself."""
+        return self._owner is not None and self._owner() is owner
 
     def transition(
         self, key: TransitionKey, build: Callable[[], Transition | None], starts: bool = False

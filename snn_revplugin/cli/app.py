@@ -9,6 +9,7 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from . import bench as benching
 from . import demo as demonstration
@@ -125,20 +126,56 @@ def doctor() -> None:
     examination.run(Console())
 
 
-@app.command(context_settings={"allow_interspersed_args": False})
+class _LikePython(TyperCommand):
+    """A command whose option ``-m MODULE`` ends the options, as Python's does."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        if args[:1] == ["-m"]:
+            args = [*args[:2], "--", *args[2:]]
+        return super().parse_args(ctx, args)
+
+
+@app.command(cls=_LikePython, context_settings={"allow_interspersed_args": False})
 def run(
     path: Annotated[
-        Path, typer.Argument(metavar="SCRIPT", exists=True, help="A training script, as it is.")
-    ],
+        str | None, typer.Argument(metavar="SCRIPT", help="A training script, unmodified.")
+    ] = None,
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="ARGS...", help="What the script is called with.")
+        list[str] | None, typer.Argument(metavar="ARGS...", help="The script's arguments.")
+    ] = None,
+    module: Annotated[
+        str | None,
+        typer.Option("-m", metavar="MODULE", help="Run a module in place of SCRIPT, as python -m."),
     ] = None,
 ) -> None:
-    """Run a training script with its supported neurons swapped; at the end, tell what each kept and
-    why."""
-    code, report = script.run(path, arguments or [])
+    """Run a training script with its supported neurons swapped; at the end, report what each kept
+    and why."""
+    arguments = arguments or []
+    if module is not None:
+        target, arguments = module, arguments if path is None else [path, *arguments]
+    else:
+        target = _script(path)
+    code, report = script.run(target, arguments, is_module=module is not None)
     typer.echo(report, err=True)
     raise typer.Exit(code)
+
+
+def _script(path: str | None) -> str:
+    """The path of a script, or an error that says what to name in its place."""
+    if path is None:
+        problem = "name a script, or a module with -m"
+    elif not Path(path).exists():
+        problem = f"{path!r} does not exist"
+    elif Path(path).is_dir():
+        problem = f"{path!r} is a directory; name the script in it, or a module with -m"
+    elif Path(path).suffix == ".ipynb":
+        problem = (
+            f"{path!r} is a notebook; make a script of it with 'jupyter nbconvert --to script"
+            f" {path}', or call snn_revplugin.convert(net) in the notebook"
+        )
+    else:
+        return path
+    raise typer.BadParameter(problem, param_hint="'SCRIPT'")
 
 
 def _check_device(device: str) -> None:

@@ -15,13 +15,14 @@ from ..replay import OPERATIONS
 from ..report.explain import operation_name
 from ..report.memory import mib
 from ..settings import get_settings
-from ..swap.table import HOSTS, known_swaps
+from ..swap.hosts import adapters, imported_hosts
+from ..swap.table import known_swaps
 from .comparison import versions
 
 
 def _arithmetic() -> str:
-    """What computes a neuron's time steps on this machine's devices, under the settings that
-    hold."""
+    """What computes a neuron's time steps on this machine's devices, under the current
+    settings."""
     wanted, reason = get_settings().backend, why_not()
     if wanted == "torch":
         return BY_SETTING
@@ -36,7 +37,7 @@ def _arithmetic() -> str:
     return (
         where
         if wanted == "triton"
-        else f"{where}. A kernel is tried out beside the torch code at a neuron's first call"
+        else f"{where}. A kernel is compared with the torch code at a neuron's first call"
     )
 
 
@@ -59,12 +60,11 @@ def run(console: Console) -> None:
     console.print(f"[italic]Arithmetic[/italic]\n{_arithmetic()}\n", highlight=False)
 
     table = Table("host", "neuron", "swapped for", title="Neurons", title_justify="left")
-    adapters = {}
-    for host, adapter in HOSTS.items():
+    for host, adapter in adapters().items():
         if importlib.util.find_spec(host) is None:
             table.add_row(host, "not installed", f"pip install 'snn-revplugin\\[{host}]'")
         else:
-            adapters[host] = importlib.import_module(adapter)
+            importlib.import_module(adapter)
     for swap in known_swaps():
         table.add_row(
             swap.host.__module__.partition(".")[0], swap.host.__name__, swap.reversible.__name__
@@ -77,11 +77,10 @@ def run(console: Console) -> None:
         title="Surrogates with a derivative in closed form (others: through autograd)",
         title_justify="left",
     )
-    for host, adapter in adapters.items():
-        names = (name if isinstance(name, str) else name.__name__ for name in adapter.SURROGATES)
-        table.add_row(host, ", ".join(names))
+    for host in imported_hosts():
+        table.add_row(host.name, ", ".join(host.surrogates))
     console.print(table)
 
-    console.print("[italic]Operations that are computed again (at any other, what it saved stays)")
+    console.print("[italic]Operations that are recomputed (others: their activations are kept)")
     console.print(", ".join(sorted({operation_name(node) for node in OPERATIONS})), highlight=False)
     console.print(f"\n[italic]Settings[/italic]\n{get_settings()}", highlight=False)

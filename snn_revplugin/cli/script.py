@@ -1,4 +1,4 @@
-"""Somebody's training script, unmodified, with its neurons swapped while it runs."""
+"""A user's training script, unmodified, with its neurons swapped while it runs."""
 
 from __future__ import annotations
 
@@ -8,31 +8,37 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass, field
 from types import TracebackType
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import ref
 
 import torch.nn as nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from ..bptt.statistics import CallStatistics
 from ..report.explain import Account, Explanation, account_of
-from ..swap.convert import looks_spiking, restore
-from ..swap.module import ReversibleNeuron
-from ..swap.table import reversible_class, swap_for
+from ..swap.module import CompiledCalls, ReversibleNeuron
+from ..swap.table import host_class, make_host, make_reversible, swap_for
 
 INTERRUPTED = 130  # a shell's exit code for Ctrl-C
+TIP = (
+    "  while the script ran, the classes of {swapped} of them were swapped: isinstance(m, ItsClass)"
+    " stays true, while type(m) == ItsClass and m.__class__.__name__ == 'ItsClass' become false"
+)
 
 
+@dataclass(eq=False)
 class _Place:
-    """Where a module stands. It outlives the module and holds no tensor, so that one can tell of a
-    net that is gone."""
+    """The place of a module in its net. It outlives the module and holds no tensor, so that the
+    report can name the neurons of a net that no longer exists."""
 
-    def __init__(self, kind: str) -> None:
-        self.kind, self.name = kind, ""
-        self.parent: _Place | None = None
-        self.statistics: CallStatistics | None = None
-        self.left = ""
+    kind: str
+    name: str = ""
+    parent: _Place | None = None
+    statistics: CallStatistics | None = None
+    compiled: CompiledCalls = field(default_factory=CompiledCalls)
+    swapped: bool = False
+    left: str = ""
 
     @property
     def root(self) -> _Place:
@@ -45,16 +51,18 @@ class _Place:
 
 
 class SwapOnRegistration:
-    """Makes every supported neuron reversible that becomes somebody's submodule inside a ``with``
-    block.
+    """Makes every supported neuron reversible that becomes a submodule of another module inside a
+    ``with`` block.
 
-    A neuron that never becomes a submodule, or comes to a net another way (a copy, an unpickled
-    module), is not seen. After the block the neurons that still live are the host's again.
+    A neuron that never becomes a submodule, or becomes one without being assigned (in a copy, or an
+    unpickled module), is not seen. After the block the neurons that still exist have their host's
+    class again.
     """
 
     def __init__(self) -> None:
-        self._places: WeakKeyDictionary[nn.Module, _Place] = WeakKeyDictionary()
-        self._swapped: WeakSet[nn.Module] = WeakSet()
+        # By identity: modules may define __eq__ and __hash__ that fail, or that find others equal.
+        # The entry of a module is removed when it dies, before its id can be another's.
+        self._places: dict[int, tuple[ref[nn.Module], _Place]] = {}
         self._neurons: list[_Place] = []
 
     def __enter__(self) -> SwapOnRegistration:
@@ -63,8 +71,11 @@ class SwapOnRegistration:
 
     def __exit__(self, *exception: object) -> None:
         self._hook.remove()
-        for neuron in list(self._swapped):
-            restore(neuron)
+        for module_ref, place in list(self._places.values()):
+            module = module_ref() if place.swapped else None
+            host = None if module is None else host_class(module)
+            if host is not None:
+                make_host(module, host)
 
     def explain(self) -> Explanation:
         """What every neuron kept and why, with the class of its outermost module before its
@@ -79,39 +90,57 @@ class SwapOnRegistration:
             tuple(_account(place, f"{roots[place.root]}.{place.path}") for place in self._neurons)
         )
 
+    def report(self) -> str:
+        """The explanation under a line that counts the neurons."""
+        rows = self.explain().rows
+        if not rows:
+            return "snn-revplugin: no spiking neuron of a known host became part of a module"
+        reversible = sum(row.is_reversible for row in rows)
+        swapped = sum(place.swapped for place in self._neurons)
+        lines = [
+            f"snn-revplugin: {reversible} of {len(rows)} spiking neurons ran as reversible ones"
+        ]
+        if swapped:
+            lines.append(TIP.format(swapped=swapped))
+        return "\n".join((*lines, *map(str, rows)))
+
     def _registered(self, parent: nn.Module, name: str, child: nn.Module | None) -> None:
         if child is None:
             return
         place = self._place(child)
         place.parent, place.name = self._place(parent), name
         if place.statistics is not None or place.left:
-            return  # met before, under another name
+            return  # known already, under another name
         swap, reason = swap_for(child)
         if swap is not None:
-            child.__class__ = reversible_class(type(child), swap)
-            self._swapped.add(child)
+            make_reversible(child, swap)
+            place.swapped = True
         if isinstance(child, ReversibleNeuron):
             place.kind, place.statistics = type(child).__name__, child.record.statistics
-        elif reason or looks_spiking(child):
-            place.left = reason or f"{place.kind} has no reversible counterpart"
+            place.compiled = child._compiled_calls
+        elif reason:
+            place.left = reason
         else:
             return
         self._neurons.append(place)
 
     def _place(self, module: nn.Module) -> _Place:
-        if module not in self._places:
-            self._places[module] = _Place(type(module).__name__)
-        return self._places[module]
+        key = id(module)
+        if key not in self._places:
+            alive = ref(module, lambda _: self._places.pop(key, None))
+            self._places[key] = alive, _Place(type(module).__name__)
+        return self._places[key][1]
 
 
 def _account(place: _Place, name: str) -> Account:
     if place.statistics is None:
         return Account(name, place.kind, left=place.left)
-    return account_of(name, place.kind, place.statistics)
+    return account_of(name, place.kind, place.statistics, place.compiled)
 
 
-def run(path: Path, arguments: list[str]) -> tuple[int, str]:
-    """Run a script as ``python path arguments...`` would, but for its neurons.
+def run(target: str, arguments: list[str], is_module: bool = False) -> tuple[int, str]:
+    """Run a script as ``python target arguments...`` would, or a module as ``python -m`` would, but
+    for its neurons.
 
     An exception that the script does not catch is printed as Python prints it.
 
@@ -119,51 +148,60 @@ def run(path: Path, arguments: list[str]) -> tuple[int, str]:
         Its exit code, and the report of its neurons.
     """
     with SwapOnRegistration() as swaps:
-        code = _exit_code_of(path, arguments)
-    explanation = swaps.explain()
-    if not explanation.rows:
-        return code, "snn-revplugin: no spiking neuron of a known host became part of a module"
-    swapped = sum(not row.left for row in explanation.rows)
-    return (
-        code,
-        (
-            f"snn-revplugin: {swapped} of {len(explanation.rows)} spiking neurons ran as reversible"
-            f" ones\n{explanation}"
-        ),
-    )
+        code = _exit_code_of(target, arguments, is_module)
+    return code, swaps.report()
 
 
-def _exit_code_of(path: Path, arguments: list[str]) -> int:
-    with _as_the_program(path, arguments):
+def _exit_code_of(target: str, arguments: list[str], is_module: bool) -> int:
+    directory = os.getcwd() if is_module else os.path.dirname(os.path.realpath(target))
+    with _as_the_program([target, *arguments], directory):
         try:
-            runpy.run_path(str(path), run_name="__main__")
+            if is_module:
+                runpy.run_module(target, run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(target, run_name="__main__")
         except SystemExit as request:
             if request.code is None or isinstance(request.code, int):
                 return request.code or 0
             print(request.code, file=sys.stderr)
             return 1
         except BaseException as error:
-            traceback.print_exception(type(error), error, _inside(error.__traceback__, path))
+            _print(error)
             return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
     return 0
 
 
 @contextmanager
-def _as_the_program(path: Path, arguments: list[str]) -> Iterator[None]:
-    """``sys.argv`` and ``sys.path`` as the script would find them."""
-    argv, search = sys.argv, sys.path
-    sys.argv = [str(path), *arguments]
-    sys.path = [os.path.dirname(os.path.realpath(path)), *search]
+def _as_the_program(argv: list[str], directory: str) -> Iterator[None]:
+    """``sys.argv`` and ``sys.path`` as Python would set them for the script."""
+    before = sys.argv, sys.path
+    sys.argv, sys.path = argv, [directory, *sys.path]
     try:
         yield
     finally:
-        sys.argv, sys.path = argv, search
+        sys.argv, sys.path = before
 
 
-def _inside(trace: TracebackType | None, path: Path) -> TracebackType | None:
-    """The part of a traceback from the script on down; all of it if the script was not reached (a
-    syntax error)."""
-    start = trace
-    while start is not None and start.tb_frame.f_code.co_filename != str(path):
-        start = start.tb_next
-    return start or trace
+def _print(error: BaseException) -> None:
+    """Print an exception with the part of its traceback that belongs to the script."""
+    trace = error.__traceback__
+    inside = _inside(trace)
+    if inside is None and isinstance(error, ImportError) and _last(trace) == runpy.__name__:
+        print(f"snn-revplugin: {error}", file=sys.stderr)  # there is no such module
+        return
+    traceback.print_exception(type(error), error, inside or trace)
+
+
+def _inside(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback from the script's first frame; None if the script was not reached (a syntax
+    error)."""
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") != "__main__":
+        trace = trace.tb_next
+    return trace
+
+
+def _last(trace: TracebackType | None) -> str | None:
+    """The name of the module that raised."""
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return None if trace is None else trace.tb_frame.f_globals.get("__name__")

@@ -50,7 +50,8 @@ import torch
 from torch import Tensor
 
 from ..packed.spikes import PackedSpikes, to_binary
-from .kernel_spec import ROUNDINGS, KernelSpec, why_dtypes_differ, why_tensors_need_plain_code
+from .kernel_limits import why_dtypes_differ, why_tensors_need_plain_code
+from .kernel_spec import ROUNDINGS, KernelSpec
 from .surrogate import AnySurrogate, Surrogate
 from .transition import (
     Derivative,

@@ -11,13 +11,8 @@ import torch
 from torch import Tensor
 
 from ..packed.spikes import PackedSpikes
-from .kernel_spec import (
-    ROUNDINGS,
-    KernelNumbers,
-    KernelSpec,
-    why_dtypes_differ,
-    why_tensors_need_plain_code,
-)
+from .kernel_limits import why_dtypes_differ, why_tensors_need_plain_code
+from .kernel_spec import ROUNDINGS, KernelNumbers, KernelSpec
 from .one_state import OneStateNeuron
 from .transition import Gradients, GraphNodes, Needed, States, StepView
 

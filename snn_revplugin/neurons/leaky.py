@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..packed.spikes import PackedSpikes
 from ..torch_internals import capture
-from .kernel_spec import KernelNumbers, KernelSpec, why_tensors_need_plain_code
+from .kernel_limits import why_tensors_need_plain_code
+from .kernel_spec import KernelNumbers, KernelSpec
 from .one_state import OneStateNeuron
 from .transition import Gradients, GraphNodes, Needed, States, StepView, add, sum_to
 

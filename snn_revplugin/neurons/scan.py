@@ -7,20 +7,16 @@ spikes from their bits and decide none.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from ..packed.spikes import PackedSpikes
+from .one_state_equations import OneStateEquations
 from .transition import Derivative, KeptSequence, Needed, Scan, SequenceGradients, add_gradients
-
-if TYPE_CHECKING:
-    from .one_state import OneStateNeuron
 
 
 def scan(
-    neuron: OneStateNeuron, currents: Tensor, v: Tensor, keep_charged: bool, with_path: bool
+    neuron: OneStateEquations, currents: Tensor, v: Tensor, keep_charged: bool, with_path: bool
 ) -> Scan:
     """T time steps forward, see :meth:`.transition.Transition.scan`."""
     fired_of, charged_of, path, fired, slots = [], [], [], None, [None] * len(currents)
@@ -47,7 +43,7 @@ def scan(
 
 
 def vjp_of_scan(
-    neuron: OneStateNeuron, kept: KeptSequence, gradients: SequenceGradients, needed: Needed
+    neuron: OneStateEquations, kept: KeptSequence, gradients: SequenceGradients, needed: Needed
 ) -> Derivative:
     """The derivative of T time steps, see :meth:`.transition.Transition.vjp_of_scan`."""
     steps = _Steps(neuron, kept, any(needed))
@@ -83,7 +79,7 @@ class _Steps:
         currents: ``[T, ...]``, if a derivative reads them; else None.
     """
 
-    def __init__(self, neuron: OneStateNeuron, kept: KeptSequence, learns: bool) -> None:
+    def __init__(self, neuron: OneStateEquations, kept: KeptSequence, learns: bool) -> None:
         self.neuron, self.start = neuron, kept.start[0]
         self._spikes = None if kept.packed is None else kept.packed.steps()
         self.currents: Tensor | None = None

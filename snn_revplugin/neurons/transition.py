@@ -12,7 +12,8 @@ graph, no module, no host. ``bptt`` runs transitions as autograd Functions and d
 ``kernels`` holds fused kernels behind the same interface.
 
 =====================  =====================================================================
-neurons/one_state.py   charge, fire and reset of one membrane potential, put together
+neurons/one_state_equations.py  charge, fire, reset, and their inverse
+neurons/one_state.py   a transition made of them
 neurons/leaky.py       snnTorch's ``Leaky``
 neurons/integrate_and_fire.py  SpikingJelly's ``IFNode``, ``LIFNode``, ``ParametricLIFNode``
 neurons/coupled.py     the split-coupled node of the seed paper

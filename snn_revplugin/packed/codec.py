@@ -1,8 +1,9 @@
-"""How bits are packed and unpacked: by numpy on a CPU, by torch operations elsewhere, or by a codec
-that is registered.
+"""How bits are packed and unpacked: by numpy on a CPU, by torch operations or a registered codec
+elsewhere.
 
-Eight elements a byte, lowest bit first. A codec packs a flat bool tensor of n elements into uint8
-``bits`` of ceil(n / 8) elements, and unpacks the first n of them to zeros and ones.
+A byte holds eight elements, the first one in its lowest bit. A codec packs a flat bool tensor of n
+elements into uint8 ``bits`` of ceil(n / 8) elements, and unpacks the first n bits to zeros and
+ones.
 """
 
 from __future__ import annotations
@@ -14,25 +15,25 @@ import torch
 from torch import Tensor
 
 BITS = 8
-CHUNK = 1 << 16  # bytes unpacked at a time: the zeros and ones they make fit a core's cache
+CHUNK = 1 << 16  # bytes unpacked at a time: their zeros and ones fit into a core's cache
 
 
 class Codec(Protocol):
-    """Packs and unpacks the bits of some tensors."""
+    """Packs and unpacks bits on some devices."""
 
     def takes(self, tensor: Tensor) -> bool:
-        """Whether it packs and unpacks on the device of ``tensor``, under the settings that
-        hold."""
+        """Whether it packs and unpacks on the device of ``tensor``, under the current
+        settings."""
 
     def pack(self, fired: Tensor, bits: Tensor) -> None:
-        """Pack the flat bool tensor ``fired`` into ``bits``."""
+        """Pack the flat bool tensor ``fired`` into the uint8 tensor ``bits``."""
 
     def unpack(self, bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-        """The first ``count`` bits as a new flat tensor of zeros and ones."""
+        """Return the first ``count`` bits as a new flat tensor of zeros and ones in ``dtype``."""
 
 
 class NumpyCodec:
-    """For the memory of a CPU, which numpy reads and writes where it lies."""
+    """For the memory of a CPU: numpy reads and writes it in place, without a copy."""
 
     def takes(self, tensor: Tensor) -> bool:
         return tensor.device.type == "cpu"
@@ -44,19 +45,18 @@ class NumpyCodec:
         return self.unpack_array(bits.numpy(), count, dtype)
 
     def pack_array(self, fired: Tensor, row: np.ndarray) -> None:
-        """:meth:`pack` into an array that is at hand: a tensor for each row would cost time."""
+        """Pack into a numpy array: to make a tensor for each row would cost time."""
         row[:] = np.packbits(fired.numpy(), bitorder="little")
 
     def unpack_array(self, row: np.ndarray, count: int, dtype: torch.dtype) -> Tensor:
-        """:meth:`unpack` of an array that is at hand."""
+        """Unpack a numpy array: to make a tensor for each row would cost time."""
         if row.size <= CHUNK:
             octets = torch.from_numpy(np.unpackbits(row, count=count, bitorder="little"))
-            # from uint8: three times as fast as from bool
+            # conversion from uint8 is three times as fast as from bool
             return octets.view(dtype) if dtype is torch.bool else octets.to(dtype)
         flat = torch.empty(count, dtype=dtype)
-        for start in range(
-            0, row.size, CHUNK
-        ):  # a chunk of bytes, not floats, is all that stands beside the result
+        # one chunk of bytes, not of floats, is the only temporary memory
+        for start in range(0, row.size, CHUNK):
             octets = torch.from_numpy(np.unpackbits(row[start : start + CHUNK], bitorder="little"))
             part = flat[start * BITS : (start + CHUNK) * BITS]
             part.copy_(octets[: part.numel()])
@@ -64,7 +64,7 @@ class NumpyCodec:
 
 
 class TorchCodec:
-    """For any device."""
+    """For every device, by torch operations."""
 
     def takes(self, tensor: Tensor) -> bool:
         return True
@@ -84,18 +84,18 @@ _codecs: list[Codec] = [TorchCodec()]
 
 
 def register_codec(codec: Codec) -> None:
-    """Ask ``codec`` before those that are there. (On a CPU numpy is not asked: it packs.)"""
+    """Give ``codec`` priority over the codecs registered before. (On a CPU numpy always packs.)"""
     _codecs.insert(0, codec)
 
 
 def codec_for(tensor: Tensor) -> Codec:
-    """The codec for the memory of a tensor that is not on a CPU."""
+    """The codec for a tensor that is not on a CPU."""
     return next(codec for codec in _codecs if codec.takes(tensor))
 
 
 def unpack_bits(bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """The first ``count`` bits of a uint8 tensor as zeros and ones, in torch operations that a
-    compiler can trace and fuse."""
+    """Return the first ``count`` bits of a uint8 tensor as zeros and ones, by torch operations that
+    a compiler can trace and fuse."""
     return ((bits.unsqueeze(1) >> _shifts(bits.device)) & 1).view(-1)[:count].to(dtype)
 
 

@@ -1,8 +1,8 @@
 """Spikes at one bit each.
 
-A spike train is a tensor of zeros and ones that autograd would keep as floats. ``PackedSpikes``
-keeps one bit a spike, and unpacks to a tensor equal to the one that was packed in value, dtype,
-shape and strides.
+A spike train is a tensor of zeros and ones, which autograd would save as floats. ``PackedSpikes``
+stores one bit per spike. It unpacks to a tensor that equals the packed one in value, dtype, shape
+and strides.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from .codec import BITS, NUMPY, codec_for
 
 
 class Block:
-    """The bits of many steps in one piece of memory, a row each.
+    """The bits of many time steps in one allocation, one row per step.
 
-    Small pieces that stay, between large ones that come and go, would leave the memory of the
-    process full of holes. The rows of a growing chain of blocks double, up to ``MOST_ROWS``.
+    Small allocations that stay, between large ones that come and go, would fragment the memory of
+    the process. The number of rows doubles from block to block of a chain, up to ``MOST_ROWS``.
 
     Args:
         bits: uint8 of [rows, bytes a row].
@@ -38,7 +38,7 @@ class Block:
 
     @classmethod
     def after(cls, before: Block | None, nbytes: int, device: torch.device) -> Block:
-        """A block with room for one more row: ``before`` if it has, or a larger one."""
+        """A block with room for one more row: ``before`` if it has room, else a larger new one."""
         rows = 1
         if before is not None and before.bits.shape[1] == nbytes and before.bits.device == device:
             if before.used < len(before.bits):
@@ -48,31 +48,34 @@ class Block:
 
     @classmethod
     def of(cls, bits: Tensor) -> Block:
-        """A full block of one row, from its bits."""
+        """A full block of one row that holds ``bits``."""
         self = cls(bits.unsqueeze(0))
         self.used = 1
         return self
 
     def take(self) -> int:
-        """The next row."""
+        """Reserve the next row and return its index."""
         self.used += 1
         return self.used - 1
 
 
 class PackedSpikes:
-    """A binary tensor of any shape and layout, eight elements a byte.
+    """A binary tensor of any shape and layout, packed into eight elements per byte.
 
     Args:
         fired: where a neuron fired; a bool tensor of any shape, dense in memory or not.
-        dtype: the dtype in which the spikes are handed out again.
+        dtype: the dtype of the unpacked spikes.
         factor: the graded-spike factor that multiplies every spike (snnTorch's
             ``graded_spikes_factor``), a scalar or a tensor that broadcasts with ``fired``. It is
-            kept beside the bits.
-        before: the spikes of the time step before, whose block of memory has room for these too,
-            perhaps.
+            stored beside the bits.
+        before: the spikes of the previous time step. These spikes go into the same block of memory
+            if it has room.
 
-    The layout is kept too: an operation that is computed again from unpacked spikes must see the
-    strides that it saw the first time, or it may round otherwise.
+    Raises:
+        TypeError: ``fired`` is not a bool tensor.
+
+    The strides are stored too. An operation that is recomputed from unpacked spikes must read the
+    strides that it read in forward, or it may round differently.
     """
 
     __slots__ = ("_block", "_row", "dtype", "factor", "shape", "strides")
@@ -107,7 +110,7 @@ class PackedSpikes:
         dtype: torch.dtype,
         factor: Tensor | None = None,
     ) -> PackedSpikes:
-        """Spikes that are packed already, in the memory order of a dense tensor with these
+        """Wrap spikes that are packed already, in the memory order of a dense tensor with these
         strides."""
         self = cls.__new__(cls)
         self._block, self._row = Block.of(bits), 0
@@ -117,31 +120,31 @@ class PackedSpikes:
 
     @property
     def bits(self) -> Tensor:
-        """The bits themselves, uint8 of ceil(n / 8) elements, lowest bit first."""
+        """The bits: uint8 of ceil(n / 8) elements, lowest bit first."""
         return self._block.bits[self._row]
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the bits take."""
+        """The size of the bits in bytes."""
         return self._block.bits.shape[1]
 
     @property
     def allocated(self) -> int:
-        """Bytes of the block of memory that was allocated for these spikes and others to come, if
-        it was."""
+        """The size of the block in bytes if it was allocated for these spikes (and later ones),
+        else 0."""
         return self._block.bits.nbytes if self._row == 0 else 0
 
     @property
     def layout(self) -> tuple[int, ...]:
-        """The strides that the spikes are unpacked to, which fill one stretch of memory."""
+        """The strides of the unpacked spikes, which are dense in memory."""
         return contiguous(self.shape) if self.strides is None else self.strides
 
     def fired(self) -> Tensor:
-        """The spikes as they were packed: a new bool tensor."""
+        """Unpack to a new bool tensor."""
         return self._unpacked(torch.bool)
 
     def binary(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Zeros and ones in ``dtype``, by default that of the spikes: a new tensor."""
+        """Unpack to a new tensor of zeros and ones in ``dtype``, by default that of the spikes."""
         return self._unpacked(dtype or self.dtype)
 
     def spikes(self) -> Tensor:
@@ -219,7 +222,7 @@ def _is_contiguous(shape: torch.Size, strides: tuple[int, ...]) -> bool:
 
 
 def _pack(flat: Tensor, block: Block, row: int) -> None:
-    """One bit an element of a flat bool tensor, lowest bit first."""
+    """Pack a flat bool tensor into one bit per element, lowest bit first."""
     if block.array is not None:
         NUMPY.pack_array(flat, block.array[row])
     else:

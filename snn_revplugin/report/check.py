@@ -1,5 +1,5 @@
-"""Whether a neuron's time can be reversed, tried out: forward, back again, and how far off that
-comes out."""
+"""How exactly a neuron's membrane potentials are reversed in time, measured: forward, backward
+through time, and the largest difference."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ..bptt.record import NeuronRecord
 from ..bptt.step import step
 from ..neurons.transition import Derivative, StepView, Transition
 from ..settings import use_settings
-from ..swap.module import ReversibleNeuron
+from ..swap.module import CompiledCalls, ReversibleNeuron
 from ..swap.table import reversible_class, swap_for
 
 
 @dataclass(frozen=True)
 class Reversibility:
-    """How well a neuron's potentials were had again.
+    """How well a neuron's potentials were reconstructed.
 
     Attributes:
         error: the largest difference between a potential and its reconstruction.
         largest: the largest potential, to measure the error by.
         invertible: whether the dynamics have an inverse.
         reversed: whether it was used; otherwise potentials were rebuilt forward, exactly, from an
-            anchor below.
-        steps_between_anchors: after how many steps an anchor stands.
-        time_steps: how many steps were taken forward and back.
+            earlier anchor.
+        steps_between_anchors: the number of steps from one anchor to the next.
+        time_steps: the number of steps taken forward and backward.
     """
 
     error: float
@@ -75,23 +75,23 @@ def check_reversible(
     """Run a neuron forward from a potential of zero, then backward through time as a backward pass
     would, and compare.
 
-    The neuron itself, its state and its hooks are left alone. In SpikingJelly's step mode 'm' a
-    backward pass has no need to reverse time, because it scans forward again; what is tried here is
+    The neuron itself, its state and its hooks stay as they are. Where a neuron takes a whole
+    sequence in one call, a backward pass scans it forward and reverses nothing; this function takes
     single steps.
 
     Args:
-        neuron: a reversible neuron, or one of a host's that could be converted to one.
-        currents: its input currents, ``[T, ...]``, floating point; random ones of ``[time_steps,
-            *shape]`` around the threshold if they are not given.
+        neuron: a reversible neuron, or a host's neuron that ``convert`` would swap.
+        currents: its input currents, ``[T, ...]``, floating point; by default random ones of
+            ``[time_steps, *shape]`` around the threshold.
         time_steps, shape, seed: of the random currents.
 
     Returns:
-        The largest error, with what it takes to judge it.
+        The largest error, and the figures to judge it by.
 
     Raises:
         TypeError: the module is no neuron that can be reversible.
         ValueError: the currents are no sequence of floating-point tensors, or the neuron takes the
-            host's own path, which is then said why.
+            host's own path; the message gives the reason.
 
     >>> from snn_revplugin.adapters.snntorch import RevLeaky
     >>> check_reversible(RevLeaky(beta=0.9)).error < 1e-5
@@ -159,7 +159,7 @@ def _recomputable(x: Tensor) -> Tensor:
 
 def _probe(neuron: nn.Module) -> ReversibleNeuron:
     """A reversible neuron with the parameters of ``neuron`` and a state of its own. (A deep copy
-    would refuse a state that hangs on a graph.)"""
+    would refuse a state that belongs to a graph.)"""
     if not isinstance(neuron, nn.Module):
         raise TypeError(f"neuron must be a torch.nn.Module, got {type(neuron).__name__}")
     kind = type(neuron)
@@ -172,6 +172,7 @@ def _probe(neuron: nn.Module) -> ReversibleNeuron:
     probe.__class__ = kind
     private = vars(probe)
     private.pop("_record", None)
+    private["_compiled_calls"] = CompiledCalls()
     for name, value in private.items():
         if isinstance(value, dict):
             private[name] = value.copy()
@@ -190,13 +191,8 @@ def _random(neuron: nn.Module, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def _transition_of(probe: ReversibleNeuron, current: Tensor) -> Transition:
-    """The equations that a neuron goes by when it gets such a current; one call of it finds them
-    out."""
-    potential = "v" if hasattr(probe, "step_mode") else "mem"
-    if potential == "v":
-        probe.step_mode = "s"
-    setattr(probe, potential, torch.zeros_like(current))
-    probe.forward(current.clone().requires_grad_())
+    """The equations that a neuron has for such a current; one call of it finds them."""
+    probe.step_from(current.clone().requires_grad_(), torch.zeros_like(current))
     statistics = probe.record.statistics
     if statistics.fallback_calls:
         raise ValueError(

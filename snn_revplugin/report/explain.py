@@ -1,25 +1,24 @@
-"""What every reversible neuron of a net keeps, what is computed again for it, and what stood in the
-way: in words."""
+"""What every reversible neuron of a net keeps, what is recomputed for it, and what is not: in
+words."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch.nn as nn
 
 from ..bptt.statistics import CallStatistics
-from ..swap.convert import looks_spiking
-from ..swap.module import ReversibleNeuron
+from ..swap.module import CompiledCalls, ReversibleNeuron
 from ..swap.table import swap_for
 from .kept import kept_in_one_step, kept_in_words
 from .memory import MemoryReport
 
 BITS = 8
 
-# Where the name of an autograd node says little to a user, or less than it might.
+# Where the name of an autograd node tells a user little.
 OPERATION_NAMES = {
     "AddmmBackward0": "linear",
     "MmBackward0": "matrix product",
@@ -60,31 +59,31 @@ def operation_name(node: str) -> str:
 
 @dataclass(frozen=True)
 class Account:
-    """What one neuron did since it was made (or its ledger cleared).
+    """What one neuron did since it was made.
 
     Attributes:
         name: of the module in its net, empty for the net itself.
         kind: name of its class.
-        calls: calls that were taken reversibly; ``steps`` time steps in all.
-        plain_calls: calls that took the host's own path, for ``reasons``.
-        small_calls: reversible calls of which everything is kept as it is, being small
-            (``smallest`` of the settings).
+        calls: reversible calls; ``steps`` time steps in all.
+        fallback_calls: calls that took the host's own path, for ``reasons``.
+        small_calls: reversible calls whose tensors are too small to recompute
+            (``recompute_min_bytes`` of the settings), so that all of them are kept.
         hooked_calls: calls inside a checkpoint, ``save_on_cpu`` or other saved-tensor hooks, which
-            were handed the charged potentials, ``hooked_bytes`` in all, and nothing else.
+            save the charged potentials, ``hooked_bytes`` in all, and nothing else.
         bits_per_spike: bits kept for one spike.
-        steps_between_anchors: time steps between two anchors of the potential; None where whole
-            sequences are scanned again, and where there was no call.
-        bytes_per_neuron_step: bytes kept, all in all, for one neuron in one time step; without
-            outputs.
-        keeps_outputs: whether the neuron rebuilds from its own outputs.
-        recomputed: operations that are computed again, each with how often the neuron met it.
-        boundaries: operations that cannot be, so that what they saved stays, likewise.
+        steps_between_anchors: time steps between two anchors of the potential; None where backward
+            scans whole sequences forward, and where there was no call.
+        bytes_per_neuron_step: bytes kept for one neuron in one time step, without outputs.
+        keeps_outputs: whether the neuron reconstructs from its own outputs.
+        recomputed: operations that are recomputed in backward, each with its number of calls.
+        boundaries: operations that are not, so that their activations are kept, likewise.
         kept_bytes: bytes of activations that the calls keep, by the operation or the other cause
-            for which they cannot be released.
-        reasons: for taking the host's own path, each with how often.
+            for which they are not released.
+        reasons: for the host's own path, each with its number of calls.
         backend: what computed the last call's time steps, and why.
         compiled: what the backward of its last call under ``torch.compile`` reads; empty where
             there was none.
+        compiled_fallback: why that call took the host's own path; empty where it did not.
         left: why a neuron of the host's is none of ours; empty for ours.
     """
 
@@ -106,12 +105,23 @@ class Account:
     backend: str = ""
     left: str = ""
     compiled: str = ""
+    compiled_fallback: str = ""
     keeps_outputs: bool = False
+
+    @property
+    def is_reversible(self) -> bool:
+        """Whether any call was reversible."""
+        return bool(self.calls or self.hooked_calls or self.compiled)
+
+    @property
+    def was_called(self) -> bool:
+        """Whether there was any call."""
+        return bool(self.is_reversible or self.fallback_calls or self.compiled_fallback)
 
     @property
     def kept(self) -> str:
         """What is kept between forward and backward."""
-        spikes = f"{self.bits_per_spike:.3g} bit{'s' * (self.bits_per_spike > 1)} a spike"
+        spikes = f"{self.bits_per_spike:.3g} bit{'s' * (self.bits_per_spike > 1)} per spike"
         if self.steps_between_anchors is None:
             potentials = "the first potential of a sequence"
         elif self.steps_between_anchors == 1:
@@ -120,52 +130,58 @@ class Account:
             potentials = f"an anchor every {self.steps_between_anchors} steps"
         outputs = "its outputs, " * self.keeps_outputs
         return (
-            f"{outputs}{spikes}, {potentials}: {self.bytes_per_neuron_step:.3g} bytes a neuron-step"
+            f"{outputs}{spikes}, {potentials}:"
+            f" {self.bytes_per_neuron_step:.3g} bytes per neuron and step"
         )
 
     def __str__(self) -> str:
-        lines = [f"{self.name or '(the module itself)'}: {self.kind}"]
+        head = f"{self.name or '(the module itself)'}: {self.kind}"
         if self.left:
-            lines.append(f"  not reversible: {self.left}")
-        elif not (self.calls or self.fallback_calls or self.hooked_calls or self.compiled):
-            lines.append("  never called")
-        if self.calls:
-            lines.append(
-                f"  reversible: {_times(self.calls, 'call')}, {_times(self.steps, 'time step')}"
-            )
-            lines.append(f"  keeps: {self.kept}")
-        if self.small_calls:
-            lines.append(
-                f"  kept as it is, {_times(self.small_calls, 'call')}: too small to be worth more"
-                " (the setting smallest)"
-            )
-        if self.compiled:
-            lines.append(f"  compiled, as an operator whose backward reads {self.compiled}")
+            return f"{head}\n  not reversible: {self.left}"
+        if not self.was_called:
+            return f"{head}\n  never called"
+        lines = [head, *self._eager_lines(), *self._compiled_lines()]
         if self.backend:
             lines.append(f"  arithmetic: {self.backend}")
         if self.recomputed:
-            lines.append(f"  computed again: {', '.join(self.recomputed)}")
+            lines.append(f"  recomputed: {', '.join(self.recomputed)}")
         if self.boundaries:
-            lines.append(f"  boundary, what it saved stays: {', '.join(self.boundaries)}")
+            lines.append(f"  not recomputed, activations kept: {', '.join(self.boundaries)}")
         if self.kept_bytes:
             lines.append(f"  activations kept: {kept_in_words(self.kept_bytes)}")
         if self.hooked_calls:
-            where = (
-                "inside saved-tensor hooks (a checkpoint, save_on_cpu),"
-                f" {_times(self.hooked_calls, 'call')}"
-            )
             lines.append(
-                f"  {where}: they were handed {self.hooked_bytes} bytes of charged potentials, and"
-                " nothing else"
+                f"  inside saved-tensor hooks (a checkpoint, save_on_cpu),"
+                f" {_times(self.hooked_calls, 'call')}: saves {self.hooked_bytes} bytes of charged"
+                " potentials, and nothing else"
             )
         for reason, times in self.reasons.items():
             lines.append(f"  the host's own path, {_times(times, 'call')}: {reason}")
         return "\n".join(lines)
 
+    def _eager_lines(self) -> list[str]:
+        lines = []
+        if self.calls:
+            calls, steps = _times(self.calls, "call"), _times(self.steps, "time step")
+            lines += [f"  reversible: {calls}, {steps}", f"  keeps: {self.kept}"]
+        if self.small_calls:
+            lines.append(
+                f"  all activations kept, {_times(self.small_calls, 'call')}: too small to"
+                " recompute (the setting recompute_min_bytes)"
+            )
+        return lines
+
+    def _compiled_lines(self) -> list[str]:
+        if self.compiled:
+            return [f"  compiled, as an operator whose backward reads {self.compiled}"]
+        if self.compiled_fallback:
+            return [f"  compiled, on the host's own path: {self.compiled_fallback}"]
+        return []
+
 
 @dataclass(frozen=True)
 class Explanation:
-    """The accounts of a net's neurons, one a row; ``str`` of it is meant to be read.
+    """The accounts of a net's neurons, one per row; ``str`` of it is for reading.
 
     Attributes:
         rows: of the neurons.
@@ -195,8 +211,7 @@ class Explanation:
 
 
 def explain(net: nn.Module, step_fn: Callable[[], object] | None = None) -> Explanation:
-    """What each neuron of ``net`` keeps for backward, what is computed again, and why anything is
-    not.
+    """What each neuron of ``net`` keeps for backward, what is recomputed, and what is not and why.
 
     Args:
         net: holds the neurons.
@@ -216,22 +231,21 @@ def explain(net: nn.Module, step_fn: Callable[[], object] | None = None) -> Expl
     for name, module in net.named_modules():
         kind = type(module).__name__
         if isinstance(module, ReversibleNeuron):
-            rows.append(
-                replace(
-                    account_of(name, kind, module.record.statistics), compiled=module.compiled_keeps
-                )
-            )
+            statistics = module.record.statistics
+            rows.append(account_of(name, kind, statistics, module._compiled_calls))
             continue
         swap, reason = swap_for(module)
         if swap is not None:
             rows.append(Account(name, kind, left="it is the host's own; convert(net) swaps it"))
-        elif reason or looks_spiking(module):
-            rows.append(Account(name, kind, left=reason or f"{kind} has no reversible counterpart"))
+        elif reason:
+            rows.append(Account(name, kind, left=reason))
     return Explanation(tuple(rows), _in_words(kept), report)
 
 
-def account_of(name: str, kind: str, statistics: CallStatistics) -> Account:
-    """A neuron's ledger in words."""
+def account_of(
+    name: str, kind: str, statistics: CallStatistics, compiled: CompiledCalls
+) -> Account:
+    """A neuron's statistics in words."""
     each = 1 / statistics.neuron_steps if statistics.neuron_steps else 0.0
     return Account(
         name,
@@ -250,6 +264,8 @@ def account_of(name: str, kind: str, statistics: CallStatistics) -> Account:
         kept_bytes=_in_words(+statistics.kept_bytes),
         reasons=dict(statistics.reasons),
         backend=statistics.backend,
+        compiled=compiled.keeps,
+        compiled_fallback=compiled.fallback,
         keeps_outputs=statistics.keeps_outputs,
     )
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import torch.nn as nn
 
+from .hosts import imported_hosts
 from .module import ReversibleNeuron
-from .table import host_class, known_swaps, reversible_class, swap_for
+from .table import host_class, known_swaps, make_host, make_reversible, swap_for
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Conversion:
     left: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"{len(self.swapped)} neurons swapped, {len(self.left)} left"]
+        count = len(self.swapped)
+        lines = [f"{count} neuron{'s' * (count != 1)} swapped, {len(self.left)} left"]
         lines += [
             f"  {name or '(the module itself)'}: {a} -> {b}"
             for name, (a, b) in self.swapped.items()
@@ -44,10 +46,13 @@ def convert(net: nn.Module) -> Conversion:
     """Make every supported neuron of ``net`` reversible, in place.
 
     A user's subclass of a supported neuron is supported if it overrides none of the host's
-    dynamics. A state that is carried at the moment is carried on. Call :func:`restore` to undo it.
+    dynamics. A neuron keeps the state that it holds. Call :func:`restore` to undo the swaps.
+
+    The class of a neuron changes: ``isinstance(m, TheHostsNeuron)`` stays true, while
+    ``type(m) is TheHostsNeuron`` and ``type(m).__name__ == "TheHostsNeuron"`` become false.
 
     Returns:
-        A report of what was swapped, and of what was left and why.
+        A report of what was swapped, and of the spiking neurons that were left and why.
 
     Raises:
         TypeError: ``net`` is no module.
@@ -58,19 +63,20 @@ def convert(net: nn.Module) -> Conversion:
         swap, reason = swap_for(module)
         if swap is not None:
             before = type(module)
-            module.__class__ = reversible_class(before, swap)
+            make_reversible(module, swap)
             report.swapped[name] = before.__name__, type(module).__name__
         elif reason:
             report.left[name] = reason
-        elif looks_spiking(module):
-            report.left[name] = f"{type(module).__name__} has no reversible counterpart"
-    _tell_hosts(net)
+    _notify_hosts(net)
     return report
 
 
 def restore(net: nn.Module) -> Conversion:
     """Give every reversible neuron of ``net`` its host's class back, in place: the inverse of
     :func:`convert`.
+
+    With the last reversible neuron of a host that exists, the changes to that host's tools are
+    undone too.
 
     Returns:
         A report of what was swapped back, and of coupled nodes, which are left.
@@ -84,18 +90,15 @@ def restore(net: nn.Module) -> Conversion:
         host = host_class(module)
         if host is not None:
             before = type(module)
-            signal = getattr(module, "reset", None) if "_reset" in module.__dict__ else None
-            module.__class__ = host
-            for private in ("_record", "_reset", "reversible", "compiled_keeps"):
-                module.__dict__.pop(private, None)
-            if signal is not None:
-                module.reset = signal
+            make_host(module, host)
             report.swapped[name] = before.__name__, host.__name__
         elif isinstance(module, ReversibleNeuron):
             report.left[name] = (
                 f"the host has no neuron with the equations of {type(module).__name__}"
             )
-    _tell_hosts(net)
+    for swap in known_swaps():
+        swap.reversible.tool_patches.undo_if_unused()
+    _notify_hosts(net)
     return report
 
 
@@ -104,15 +107,7 @@ def _check(net: nn.Module) -> None:
         raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
 
 
-def _tell_hosts(net: nn.Module) -> None:
-    for swap in known_swaps():
-        if swap.swapped is not None:
-            swap.swapped(net)
-
-
-def looks_spiking(module: nn.Module) -> bool:
-    """Whether a module is a neuron of one of the hosts, though none that can be swapped."""
-    return any(
-        base.__name__ in ("SpikingNeuron", "BaseNode", "SimpleBaseNode")
-        for base in type(module).__mro__
-    )
+def _notify_hosts(net: nn.Module) -> None:
+    for host in imported_hosts():
+        if host.swapped is not None:
+            host.swapped(net)

@@ -1,7 +1,10 @@
-"""What every adapter's neuron has, whatever its host: a switch, a ledger, and its dynamics as long
-as they stay the same."""
+"""What every adapter's neuron has, whatever its host: the switch ``reversible``, a record of its
+calls, and its equations for as long as they stay the same."""
 
 from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -9,11 +12,48 @@ from torch import Tensor
 from ..bptt.record import NeuronRecord
 from ..settings import get_settings
 from ..torch_internals import saved_tensors, transforms
+from .patches import Patches
 
 PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 NO_GRADIENT = "no gradient is recorded"
-OLDEST_COMPILER = "2.15"  # the oldest torch whose compiler was seen to trace the operators
+# The oldest torch whose compiler traces the operators.
+OLDEST_COMPILER = "2.14"
+# torch.__version__ compares as a version, not as a string.
 HAS_COMPILER = torch.__version__ >= OLDEST_COMPILER
+COMPILED_WITHOUT_OPERATORS = (
+    "no operator expresses the call"
+    if HAS_COMPILER
+    else f"the operators need torch {OLDEST_COMPILER}, this is {torch.__version__}"
+)
+
+
+class CompiledCalls:
+    """What the last call under ``torch.compile`` that recorded a gradient does.
+
+    Attributes:
+        keeps: what the backward of its operator reads; empty where there was no such call.
+        fallback: why the host's own path was compiled; empty where it was not.
+    """
+
+    def __init__(self) -> None:
+        self.keeps = self.fallback = ""
+
+
+class _HostSignature:
+    """What :func:`inspect.signature` shows of a neuron class: the arguments of the host's
+    constructor, then ``reversible``."""
+
+    def __get__(self, neuron: Any, kind: type) -> inspect.Signature | None:
+        if neuron is not None:
+            raise AttributeError("an instance has the signature of its __call__")
+        constructors = [each for each in kind.__mro__ if "__init__" in vars(each)]
+        ours = constructors.index(ReversibleNeuron)
+        if ours != 0:
+            return None  # a subclass has a constructor of its own: its signature is that one's
+        _, *shown = inspect.signature(constructors[1].__init__).parameters.values()
+        place = len(shown) - (bool(shown) and shown[-1].kind is inspect.Parameter.VAR_KEYWORD)
+        shown.insert(place, inspect.signature(ReversibleNeuron.__init__).parameters["reversible"])
+        return inspect.Signature(shown)
 
 
 class ReversibleNeuron:
@@ -21,25 +61,54 @@ class ReversibleNeuron:
 
     Attributes:
         reversible: False makes this neuron take its host's own path.
-        compiled_keeps: what the backward of its last call under ``torch.compile`` reads; empty
-            where there was none, or where the host's path was compiled.
+        saves_through_hooks: whether a call inside another tool's saved-tensor hooks saves less than
+            the host's.
+        tool_patches: the changes to the host's tools that stand while such a neuron exists.
     """
 
     reversible: bool = True
-    # whether a call inside of somebody else's saved-tensor hooks is better than the host's
-    saves_through_hooks = False
-    compiled_keeps: str = ""
+    saves_through_hooks: ClassVar[bool] = False
+    tool_patches: ClassVar[Patches] = Patches()
+    __signature__ = _HostSignature()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        # Also how copies and unpickled neurons come to be.
+        new = super().__new__
+        neuron = new(cls) if new is object.__new__ else new(cls, *args, **kwargs)
+        neuron.begin()
+        return neuron
+
+    def __init__(self, *args: Any, reversible: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.reversible = reversible
+
+    def begin(self) -> None:
+        """Set up an instance that is new, or was of the host's class so far."""
+        self.__dict__["_compiled_calls"] = CompiledCalls()
+        self.tool_patches.hold(self)
+
+    def step_from(self, current: Tensor, potential: Tensor) -> None:
+        """One time step from a membrane potential, whatever state and step mode the neuron has."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Remove what the host's class does not have, before the instance becomes one of it."""
+        for name in ("_record", "_compiled_calls", "reversible"):
+            self.__dict__.pop(name, None)
+        self.tool_patches.release(self)
 
     @property
     def record(self) -> NeuronRecord:
-        if (
-            "_record" not in self.__dict__
-        ):  # a neuron swapped in place never went through our constructor
-            self.__dict__["_record"] = NeuronRecord()
-        return self.__dict__["_record"]
+        """What the library remembers of this neuron. A shallow copy (a replica of
+        ``nn.DataParallel``) gets one of its own, which counts in the same statistics."""
+        record: NeuronRecord | None = self.__dict__.get("_record")
+        if record is None or not record.belongs_to(self):
+            statistics = None if record is None else record.statistics
+            record = self.__dict__["_record"] = NeuronRecord(self, statistics)
+        return record
 
     def note_fallback(self, reason: str) -> None:
-        """The host's own path is taken."""
+        """Record that a call takes the host's own path."""
         if not torch.compiler.is_compiling():
             self.record.statistics.fell_back(reason)
 
@@ -49,14 +118,12 @@ class ReversibleNeuron:
         """Why a call has to take the host's own path, or None if it need not."""
         if not torch.is_grad_enabled():
             return NO_GRADIENT
-        if (
-            transforms.is_transformed()
-        ):  # before the settings: torch 2.6 cannot compile what looks them up
+        if transforms.is_transformed():
             return "torch.compile, tracing or a function transform is at work"
         if not self.reversible or not get_settings().reversible:
             return "switched off (reversible=False)"
         if not self.saves_through_hooks and saved_tensors.saved_tensor_hooks_active():
-            return "another tool (a checkpoint, save_on_cpu) decides here how tensors are saved"
+            return "another tool (a checkpoint, save_on_cpu) decides how tensors are saved"
         if not isinstance(current, Tensor) or not current.is_floating_point():
             return "the input is not a floating-point tensor"
         if type(current) not in PLAIN_TENSORS or current.is_meta:
@@ -70,8 +137,8 @@ class ReversibleNeuron:
         return None
 
     def takes_operators(self, current: Tensor, potential: Tensor, *parameters: Tensor) -> bool:
-        """Under ``torch.compile``: whether :mod:`snn_revplugin.operators` can express a call.
-        Otherwise the host's path is compiled. (Nothing in here may stop the tracing.)"""
+        """Under ``torch.compile``: whether an operator of :mod:`snn_revplugin.compile` can express
+        a call; otherwise the host's path is compiled. Nothing in here may stop the tracing."""
         if (
             not HAS_COMPILER
             or not torch.is_grad_enabled()
@@ -93,7 +160,12 @@ class ReversibleNeuron:
         return any(each.requires_grad for each in (current, potential, *parameters))
 
     def note_operators(self, keeps: str) -> None:
-        """A compiled call went through operators whose backward reads ``keeps``."""
-        self.compiled_keeps = (
-            keeps  # written and never read by what is compiled, so that no guard hangs on it
-        )
+        """A compiled call goes through an operator whose backward reads ``keeps``."""
+        # Written and never read by compiled code, so that no guard depends on it.
+        self._compiled_calls.keeps, self._compiled_calls.fallback = keeps, ""
+
+    def note_compiled_fallback(self) -> None:
+        """A compiled call takes the host's own path."""
+        if torch.is_grad_enabled():
+            self._compiled_calls.keeps = ""
+            self._compiled_calls.fallback = COMPILED_WITHOUT_OPERATORS

@@ -3,20 +3,13 @@ are imported."""
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch.nn as nn
 
+from .hosts import imported_hosts, is_neuron
 from .module import ReversibleNeuron
-
-HOSTS = {
-    "snntorch": "snn_revplugin.adapters.snntorch",
-    "spikingjelly": "snn_revplugin.adapters.spikingjelly",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +22,12 @@ class Swap:
             assignment to ``__class__``, so it may add nothing that its constructor would have to
             set up.
         dynamics: the names of the host's methods that make up its dynamics; a user's subclass that
-            overrides one of them is another neuron and is left alone.
-        swapped: called with a net after swaps in it, for the host's caches.
+            overrides one of them is another neuron and is left as it is.
     """
 
     host: type[nn.Module]
     reversible: type[nn.Module]
     dynamics: tuple[str, ...]
-    swapped: Callable[[nn.Module], None] | None = None
 
     def __post_init__(self) -> None:
         if not issubclass(self.reversible, self.host):
@@ -50,9 +41,8 @@ class Swap:
 
 
 _swaps: dict[type[nn.Module], Swap] = {}
-_made: dict[
-    type[nn.Module], type[nn.Module]
-] = {}  # our classes for users' subclasses of host neurons
+# Our classes for users' subclasses of host neurons.
+_made: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def register_swap(swap: Swap) -> None:
@@ -62,19 +52,17 @@ def register_swap(swap: Swap) -> None:
 
 def known_swaps() -> list[Swap]:
     """The swaps of every host that the user's program has imported."""
-    for host, adapter in HOSTS.items():
-        if host in sys.modules:
-            importlib.import_module(adapter)
+    imported_hosts()
     return list(_swaps.values())
 
 
 def swap_for(neuron: nn.Module) -> tuple[Swap | None, str]:
-    """The swap that fits a module, or None and the reason why none does (empty for what is no
-    spiking neuron at all)."""
+    """The swap that fits a module, or None and the reason why none does; the reason is empty for a
+    module that is no spiking neuron."""
     kind = type(neuron)
-    reason = ""
     if isinstance(neuron, ReversibleNeuron):
         return None, "it is reversible already"
+    reason = f"{kind.__name__} has no reversible counterpart" if is_neuron(neuron) else ""
     for swap in known_swaps():
         if isinstance(neuron, swap.host):
             overridden = [
@@ -90,6 +78,18 @@ def swap_for(neuron: nn.Module) -> tuple[Swap | None, str]:
                 f" {swap.host.__name__}"
             )
     return None, reason
+
+
+def make_reversible(neuron: nn.Module, swap: Swap) -> None:
+    """Change the class of a host's neuron to ours, in place."""
+    neuron.__class__ = reversible_class(type(neuron), swap)
+    neuron.begin()
+
+
+def make_host(neuron: ReversibleNeuron, host: type[nn.Module]) -> None:
+    """Change the class of one of our neurons to the host's, in place."""
+    neuron.end()
+    neuron.__class__ = host
 
 
 def reversible_class(kind: type[nn.Module], swap: Swap) -> type[nn.Module]:

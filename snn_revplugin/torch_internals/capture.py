@@ -1,4 +1,5 @@
-"""What a CUDA graph forbids: while one is captured nobody may ask the device for a value.
+"""What a CUDA graph forbids: while one is captured, no value may be read from the
+device.
 
 A training step whose kernels are captured (``torch.cuda.graph``) replays them without any Python.
 What the library decides by looking at values is decided without them then, the larger way:

@@ -2,10 +2,10 @@
 
 In a time loop on a CPU large tensors come and go, and small objects that stay, graph nodes and
 bits, settle in the gaps. The allocator cannot give such a gap to the next tensor of the same size,
-so the process grows by what nobody uses: in the convolutional net of snnTorch's tutorials (batch
-32, T=400) by several times what is kept. glibc's ``malloc_trim`` hands the free pages between back
-to the system. It costs milliseconds, and memory that is used again has to be asked for again; so it
-is for long chains of time steps only.
+so the process grows by memory that nothing uses: in the convolutional net of snnTorch's tutorials
+(batch 32, T=400) by several times what is kept. glibc's ``malloc_trim`` returns the free pages
+between them to the system. It costs milliseconds, and memory that is used again has to be requested
+again; so it runs in long chains of time steps only.
 """
 
 from __future__ import annotations

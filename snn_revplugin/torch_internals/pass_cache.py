@@ -1,4 +1,4 @@
-"""What a backward pass computes along the way and nobody keeps: it goes with the pass, however that
+"""Values that one backward pass computes and shares: they are released with the pass, however it
 ends.
 
 Several readers of one value share it here. Most entries are taken out by their last reader; where a
@@ -8,6 +8,7 @@ pass.
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -20,17 +21,19 @@ class PassCache(dict[Any, Any]):
     __slots__ = ("__weakref__",)
 
 
-_passes: WeakValueDictionary[int, PassCache] = WeakValueDictionary()
+# By pass and thread: the nodes of one pass run in a thread for each device, all at the same time.
+_passes: WeakValueDictionary[tuple[int, int], PassCache] = WeakValueDictionary()
 
 
 def pass_cache() -> PassCache:
-    """The scratch of the backward pass under way in this thread; outside of any, one that is
-    forgotten at once."""
+    """The cache of the backward pass that runs in this thread; outside of any, an empty one that
+    nothing keeps."""
     pass_id = backward_pass.current_pass()
     if pass_id == backward_pass.NO_PASS:
         return PassCache()
-    values = _passes.get(pass_id)
+    key = pass_id, get_ident()
+    values = _passes.get(key)
     if values is None:
-        values = _passes[pass_id] = PassCache()
+        values = _passes[key] = PassCache()
         backward_pass.at_end_of_pass(values.clear)  # and so it is the pass that keeps it
     return values

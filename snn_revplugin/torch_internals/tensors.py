@@ -39,8 +39,8 @@ class Watch(TorchDispatchMode):
 
 
 def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
-    """The memory behind a tensor: one Python object for as long as the memory lives, whoever asks,
-    so that it can be watched with a weak reference. None for a tensor without a storage of its own
+    """The memory behind a tensor: the same Python object for as long as the memory lives, so that
+    a weak reference can watch it. None for a tensor without a storage of its own
     (a sparse one)."""
     try:
         return tensor.untyped_storage()

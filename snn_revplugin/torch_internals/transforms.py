@@ -43,7 +43,7 @@ def is_transformed_while_compiling() -> bool:
 
 @contextmanager
 def recomputed_when_compiled() -> Iterator[None]:
-    """Whatever ``torch.compile`` traces inside is computed again in backward, not kept: the mark
+    """Whatever ``torch.compile`` traces inside is recomputed in backward, not kept: the mark
     that ``checkpoint`` leaves on the nodes of a traced graph. Left to itself the partitioner keeps
     what a convolution's backward reads, however cheap."""
     meta = fx_traceback.current_meta

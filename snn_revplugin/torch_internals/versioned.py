@@ -1,7 +1,7 @@
-"""Noticing that somebody wrote into a tensor.
+"""Noticing that a tensor was changed in place.
 
 Autograd asks the version of every tensor that it saved, but not of one that it saved through hooks;
-where a value is computed again from a tensor, we have to ask ourselves.
+where a value is recomputed from a tensor, the library checks the version itself.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 CHANGED = (
-    "one of the variables needed to compute {what} again has been modified by an inplace operation:"
+    "one of the variables needed to recompute {what} has been modified by an inplace operation:"
     " a {kind} of shape {shape} is at version {now}, expected version {then}. Call backward before"
     " you change it (optimizer.step, load_state_dict, an in-place edit), or clone it."
 )
@@ -31,7 +31,7 @@ class Versioned:
         """The tensor.
 
         Raises:
-            RuntimeError: somebody wrote into it; the message names ``what`` needs it.
+            RuntimeError: it was changed in place; the message names ``what`` needs it.
         """
         if not self.unchanged():
             kind = "parameter" if isinstance(self.tensor, torch.nn.Parameter) else "tensor"
