@@ -45,6 +45,8 @@ from snn_revplugin.report.memory import LiveBytes
 from snn_revplugin.swap.module import HAS_COMPILER, OLDEST_COMPILER
 from snn_revplugin.torch_internals.pass_cache import pass_cache
 
+pytestmark = pytest.mark.usefixtures("recompute_everything")
+
 SHAPE = (3, 4, 5)
 LONG = 512
 TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-12}
