@@ -32,6 +32,8 @@ from snn_revplugin.neurons.integrate_and_fire import (
 from snn_revplugin.neurons.leaky import Leaky
 from snn_revplugin.neurons.surrogate import Surrogate, steepness_of, surrogate_of
 
+pytestmark = pytest.mark.usefixtures("recompute_everything")
+
 
 class Rectangle(torch.autograd.Function):
     """A user's surrogate: the derivative is one within half a threshold of the threshold."""
@@ -367,6 +369,7 @@ def test_a_learned_rate(
             _parametric(w, v_reset, mode, decay_input),
             neuron.ParametricLIFNode,
             RevParametricLIFNode,
+            path="small" if smallest else "reversible",
         )
 
 
