@@ -16,6 +16,7 @@ from . import demo as demonstration
 from . import doctor as examination
 from . import script
 from . import suite as suites
+from .comparison import Setup
 from .workloads import WORKLOADS
 
 app = typer.Typer(
@@ -95,29 +96,24 @@ def bench(
     """Measure one network's training step with the host's neurons and with ours: memory, time,
     spikes, gradients."""
     if suite is not None:
-        device = device or "cuda"
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise typer.BadParameter(
-                "the suite 'gpu' needs a CUDA device and there is none; --device cpu --quick runs"
-                " it in small",
-                param_hint="--suite",
-            )
-        _check_device(device)
-        suites.run(lambda line: typer.echo(line), device, out, quick)
+        _run_suite(device or "cuda", out, quick)
         return
     device = device or "cpu"
     _check_device(device)
-    benching.run(
-        Console(),
-        net.value,
-        time_steps,
-        batch,
-        getattr(torch, dtype.value),
-        device,
-        repeats,
-        csv,
-        seed,
-    )
+    choices = {"time_steps": time_steps, "batch": batch, "device": device, "seed": seed}
+    workload, dtype_ = WORKLOADS[net.value], getattr(torch, dtype.value)
+    benching.run(Console(), Setup.usual(workload, dtype=dtype_, **choices), repeats, csv)
+
+
+def _run_suite(device: str, out: Path, quick: bool) -> None:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise typer.BadParameter(
+            "the suite 'gpu' needs a CUDA device and there is none; --device cpu --quick runs"
+            " it in small",
+            param_hint="--suite",
+        )
+    _check_device(device)
+    suites.run(lambda line: typer.echo(line), device, out, quick)
 
 
 @app.command()

@@ -4,33 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..report.memory import mib
 from .comparison import Comparison, Row, Setup, compare, rows_of, steps_of, versions, write_csv
-from .workloads import HOST, OURS, WORKLOADS
+from .workloads import HOST, OURS
 
 
-def run(
-    console: Console,
-    net: str,
-    time_steps: int | None,
-    batch: int | None,
-    dtype: torch.dtype,
-    device: str,
-    repeats: int,
-    csv: Path | None,
-    seed: int,
-) -> None:
-    """Measure, print, and write down."""
-    setup = Setup.usual(
-        WORKLOADS[net], time_steps=time_steps, batch=batch, dtype=dtype, device=device, seed=seed
-    )
+def run(console: Console, setup: Setup, repeats: int, csv: Path | None) -> None:
+    """Measure a workload, print the figures, and write them to ``csv`` if that is given."""
     with progress(console) as bars:
-        bar = bars.add_task(net, total=steps_of(repeats))
+        bar = bars.add_task(setup.workload.name, total=steps_of(repeats))
         comparison = compare(setup, repeats, on_step=lambda: bars.advance(bar))
     rows = rows_of(comparison)
     console.print(table_of(comparison, rows))
