@@ -136,7 +136,7 @@ class TestWhoElseIsAtWork:
             return x.sin()
 
         checkpoint(function, parameter(3), use_reentrant=False).sum().backward()
-        assert seen == [True, True]  # in forward, and when it is computed again
+        assert seen == [True, True]  # in forward, and when it is recomputed
 
     def test_transforms(self) -> None:
         seen = []
@@ -241,7 +241,7 @@ class TestSavedTensors:
         assert saved_tensors.saved_by(node, "other") is w
         assert (
             saved_tensors.saved_by(node, "self") is None
-        )  # w asks for no gradient, so nobody needs x
+        )  # w asks for no gradient, so x is not needed
 
     def test_nothing_after_backward_freed_it(self) -> None:
         x = parameter(3)

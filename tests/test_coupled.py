@@ -581,7 +581,7 @@ def test_single_and_multi_step_agree() -> None:
 
 class TestMemory:
     """In float32, of one layer of 8 x 16 x 10 neurons; the leaf that the inputs come from counts
-    for nobody."""
+    for neither side."""
 
     count = 8 * 16 * 10
 
@@ -645,7 +645,7 @@ class TestMemory:
     def test_a_batch_norm_and_a_convolution_between_two_nodes_keep_nothing_of_their_own(
         self,
     ) -> None:
-        """What a convolution saved is the node's own output; what the norm saved is computed again
+        """What a convolution saved is the node's own output; the norm's input is recomputed
         from it."""
 
         def held(make: Callable[[], nn.Module]) -> int:

@@ -541,7 +541,7 @@ def test_a_parameter_frozen_and_freed_between_steps(kind: str) -> None:
     "change", ["spikes in place", "spikes under no_grad", "a view of spikes under no_grad"]
 )
 def test_spikes_that_the_user_writes_into(change: str, kind: str) -> None:
-    """A mask on the spikes of a layer: what is computed again below the next layer must be the
+    """A mask on the spikes of a layer: what is recomputed below the next layer must be the
     masked spikes."""
 
     def mask(module: nn.Module, args: Any, spikes: Tensor) -> None:

@@ -501,7 +501,7 @@ def norms_read(monkeypatch: pytest.MonkeyPatch) -> list[Normed]:
         return channels(self)
 
     def forbidden(self: Normed) -> None:
-        raise AssertionError("the norm's output was computed again")
+        raise AssertionError("the norm's output was recomputed")
 
     monkeypatch.setattr(Normed, "channels", seen)
     monkeypatch.setattr(Normed, "value", forbidden)

@@ -992,7 +992,7 @@ UNKNOWN = [
     Row("cumsum", FEATURES, of(lambda s: s.cumsum(1)), "", "Cumsum"),
     Row("write into a part", FEATURES, of(edited), "Clone", "CopySlices"),
     Row(
-        "pad that nobody has at hand",
+        "pad whose output is not held",
         IMAGE,
         of(lambda s, w: F.pad(s, (1, 1)) + w, (8,)),
         "",

@@ -328,7 +328,7 @@ def test_two_neurons_on_one_current() -> None:
 
 
 def test_no_more_stays_with_the_last_potential_than_with_the_hosts() -> None:
-    """Whoever holds it holds the graph's nodes, through which the sum went."""
+    """The potential holds the graph's nodes, through which the sum went."""
     left = {}
     for kind in (snntorch.Leaky, RevLeaky):
         layer, node, image, held = nn.Linear(6, 500), kind(beta=0.8), torch.rand(4, 6), []

@@ -34,7 +34,7 @@ FEATURES, BATCH, STEPS = 8, 5, 7
 
 
 def options(style: str, **more: object) -> dict[str, object]:
-    """The arguments of a neuron that fires now and then."""
+    """The arguments of a neuron that fires at some steps."""
     if style == TIME_LOOP:
         return {
             "beta": 0.9,
@@ -675,7 +675,7 @@ def changes() -> dict[str, Callable[[nn.Module], None]]:
 
 @STYLES
 class TestChangedInPlace:
-    """What somebody wrote into between forward and backward."""
+    """A tensor that was written into between forward and backward."""
 
     @pytest.mark.parametrize("how", changes())
     @pytest.mark.parametrize(
@@ -907,7 +907,7 @@ class TestChangedInPlace:
 
 @STYLES
 class TestHooks:
-    """Whoever looks at the graph sees what he would have seen."""
+    """The graph shows a user what the host's graph shows."""
 
     def test_hooks_on_intermediate_tensors(self, style: str) -> None:
         def program(make: MakeNeuron) -> Observed:
@@ -1069,7 +1069,7 @@ class TestThroughTime:
     def test_currents_that_are_known_at_some_steps_only(
         self, known: str, reset: str, delay: bool
     ) -> None:
-        """An operation that nobody knows stands in the way at the others."""
+        """At the other steps an unknown operation is a boundary."""
         steps = 20
         is_known = {
             "even": lambda t: t % 2 == 0,

@@ -42,7 +42,7 @@ def test_unknown_settings_are_refused() -> None:
 def test_settings_hold_in_their_block_alone() -> None:
     default = get_settings()
     # TRITON_INTERPRET=1 asks for kernels in every test, and conftest.py for everything to be
-    # computed again.
+    # recomputed.
     assert default == Settings(
         backend=default.backend, recompute_min_bytes=default.recompute_min_bytes
     )
@@ -74,7 +74,7 @@ def test_settings_are_a_threads_own() -> None:
 def gradient(
     kind: type[nn.Module], T: int = 60, backward_bits: float | None = None, **options
 ) -> tuple[torch.Tensor, nn.Module]:
-    """The gradient of a linear layer under a neuron, whose currents are computed again from the
+    """The gradient of a linear layer under a neuron, whose currents are recomputed from the
     spikes of another."""
     torch.manual_seed(0)
     below, weigh, lif = (

@@ -67,7 +67,7 @@ class Net(nn.Module):
 
 
 def draw(kind: str, T: int, dtype: torch.dtype, batch: int = BATCH) -> Tensor:
-    """A sequence of inputs ``[T, batch, ...]`` that makes a :class:`Net` fire now and then."""
+    """A sequence of inputs ``[T, batch, ...]`` that makes a :class:`Net` fire at some steps."""
     shape = (5,) if kind == "linear" else (2, 5, 5)
     return torch.randn(T, batch, *shape).to(dtype).requires_grad_()
 

@@ -243,7 +243,7 @@ def test_a_tensor_as_reset_value_is_written_into_the_state(mode: str, node: str)
 
 @EVERY_NODE
 def test_a_tensor_as_reset_value_after_steps_on_plain_input(node: str) -> None:
-    """The potential's history cannot be computed again from an input that nothing made, so it must
+    """The potential's history cannot be recomputed from an input that no operation made, so it must
     not be lost either."""
 
     def program(make: MakeNeuron) -> Observed:

@@ -28,7 +28,7 @@ class Row:
         shape: of one time step's spikes, without the batch.
         build: makes the layer; it is given what makes a neuron in step mode 's'.
         modes: the step modes that it has.
-        boundaries: the names of the graph nodes that are not computed again: constants, and what
+        boundaries: the names of the graph nodes that are not recomputed: constants, and what
             joins with them.
         threshold: of the neuron above it.
     """

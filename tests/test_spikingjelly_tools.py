@@ -185,7 +185,7 @@ def counts_of(counter: op_counter.BaseCounter) -> dict[str, dict[str, int]]:
 @EVERY_NODE
 @pytest.mark.parametrize("what", ["evaluation", "forward", "training step"])
 def test_operations_are_counted_as_the_hosts(what: str, node: str, mode: str) -> None:
-    """And the next step, which nobody counts, is reversible again."""
+    """And the next step, which no counter watches, is reversible again."""
 
     def counted(net: Net) -> list:
         x, counters = draw(), [each() for each in COUNTERS]

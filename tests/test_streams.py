@@ -330,7 +330,7 @@ def test_a_loss_on_the_way_and_two_backward_passes() -> None:
 
 
 def test_the_upper_part_is_dropped() -> None:
-    """Its sums were let go for a later one, whose graph nobody holds any more."""
+    """Its sums were released for a later one, whose graph is no longer held."""
 
     def program(make: MakeNeuron) -> Observed:
         net = Net(make, residual, 8)

@@ -320,7 +320,7 @@ def test_random_spikes_of_spikingjelly_take_the_hosts_path() -> None:
 
 @pytest.mark.parametrize("seed", range(24))
 def test_random_spikes_of_the_users_take_the_hosts_path(seed: int) -> None:
-    """Noise on the threshold: whatever way a function is told to be the plain step, chance must not
+    """Noise on the threshold: however a function is found to be the plain step, chance must not
     make it one."""
 
     def noisy(z: Tensor) -> Tensor:

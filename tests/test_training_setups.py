@@ -112,8 +112,8 @@ def test_gradients_summed_over_batches_and_clipped(how: str, kind: str) -> None:
 
 @EVERY_KIND
 def test_the_optimiser_steps_in_backward(kind: str) -> None:
-    """A weight changes as soon as its gradient is there, in mid-backward; by then nobody computes
-    anything from it again."""
+    """A weight changes as soon as its gradient is there, in mid-backward; by then no recomputation
+    reads it."""
 
     def program(net: Net) -> Observed:
         optimizers = {each: torch.optim.SGD([each], lr=0.05) for each in net.parameters()}
@@ -183,7 +183,7 @@ def test_the_optimiser_steps_in_backward_of_convolutions_and_norms(
     agree(program, neuron.LIFNode, RevLIFNode)
 
 
-# ------------------------------------------------------ how somebody else decides tensors are saved
+# ------------------------------------------------------ hooks of another tool that save tensors
 
 
 RESETS: dict[str, dict[str, Any]] = {
@@ -272,7 +272,7 @@ def test_a_checkpoint_around_a_net(reentrant: bool, kind: str, device: str) -> N
 
 
 class Block(nn.Sequential):
-    """convolution - batch norm - neuron: what memopt is told to look for."""
+    """convolution - batch norm - neuron: what memopt looks for."""
 
     def __init__(self, channels: int, lif: nn.Module) -> None:
         super().__init__(layer.Conv2d(channels, 6, 3, padding=1), layer.BatchNorm2d(6), lif)
@@ -380,7 +380,7 @@ def test_the_gradient_as_a_function(kind: str) -> None:
 
 
 class Freed:
-    """A parameter whose memory is given back and had again, as FSDP does: no version tells."""
+    """A parameter whose memory is freed and allocated later, as FSDP does: no version tells."""
 
     def __init__(self, parameter: Tensor) -> None:
         self.parameter, self.values = parameter, parameter.detach().clone()
@@ -395,8 +395,7 @@ class Freed:
 
 @EVERY_KIND
 def test_a_weight_that_is_freed_until_its_own_backward_is_a_boundary(kind: str) -> None:
-    """By the time that the neuron above would compute its current again, nobody has gathered it
-    yet."""
+    """When the neuron above recomputes its current, FSDP has not gathered the weight yet."""
 
     def program(net: Net) -> Observed:
         weight = Freed(net.fc2.weight)

@@ -2,7 +2,7 @@
 truncation, edits of the membrane.
 
 Each scenario is a few lines of a user's training code. It runs with the host's neuron and with
-ours, for every kind of reset and for currents that can be computed again and currents that cannot,
+ours, for every kind of reset and for currents that can be recomputed and currents that cannot,
 with anchors only a few steps apart.
 """
 
@@ -77,7 +77,7 @@ class Cell(nn.Module):
     """A neuron, and ``T`` currents for it.
 
     Args:
-        source: what the currents come from; of a leaf nothing can be computed again.
+        source: what the currents come from; a leaf cannot be recomputed.
     """
 
     def __init__(self, make: MakeNeuron, options: dict, source: str) -> None:
@@ -560,7 +560,7 @@ def test_chain_rule(scenario: Callable[[Cell], dict], kind: str, source: str) ->
 def _layers(
     make: MakeNeuron, options: dict, length: int, scale: float = 1.0, bias: float = 0.3
 ) -> Observed:
-    """Two layers of neurons over many steps; the second one's currents are computed again from the
+    """Two layers of neurons over many steps; the second one's currents are recomputed from the
     first one's spikes."""
     below, weigh, lif = make(**options), nn.Linear(8, 6), make(**options)
     nn.init.normal_(weigh.weight, std=0.7)

@@ -1,4 +1,4 @@
-"""What one reversible neuron keeps, what is computed again for it, and what stood in the way: the
+"""What one reversible neuron keeps, what is recomputed for it, and what prevented that: the
 facts behind ``explain``."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CallStatistics:
     )
     neuron_steps: int = 0
     small_calls: int = 0  # reversible calls whose current is kept as it is, being small
-    hooked_calls: int = 0  # calls that had their charged potentials saved by somebody else's hooks
+    hooked_calls: int = 0  # calls whose charged potentials hooks of another tool saved
     hooked_bytes: int = 0  # ... that they handed to those
     anchor_interval: int | None = (
         None  # time steps between anchors; None where a whole sequence is scanned again
@@ -37,8 +37,12 @@ class CallStatistics:
     keeps_outputs: bool = (
         False  # whether the neuron rebuilds from its own outputs, which the next layer keeps anyway
     )
-    operations: Counter[str] = field(default_factory=Counter)  # computed again, with how many calls
-    boundaries: Counter[str] = field(default_factory=Counter)  # not known, so what they saved stays
+    operations: Counter[str] = field(
+        default_factory=Counter
+    )  # recomputed, with the number of calls
+    boundaries: Counter[str] = field(
+        default_factory=Counter
+    )  # not in the table, so their saved tensors are kept
     # bytes of the activations that autograd keeps, by what keeps them
     kept_bytes: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)  # for taking the host's own path

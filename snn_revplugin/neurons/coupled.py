@@ -110,8 +110,8 @@ class Coupled(Transition):
         v_reset: where a spike resets the potential to; None for a soft reset, which subtracts the
             threshold.
         detach_reset: whether the reset keeps the gradient from flowing through its spike.
-        surrogate: the Heaviside step and its derivative; None where somebody else fires
-            (:mod:`.reference`).
+        surrogate: the Heaviside step and its derivative; None where the equations
+            are only run as differentiable code (:mod:`.differentiable`).
         split_dim: the dimension of one time step's tensor that is split; channels by default.
 
     Raises:

@@ -238,7 +238,7 @@ class Walk:
         return missing(EDITED) if place.tensor is None else HeldTensor(place.tensor, EDITED)
 
     def _visit(self, place: Place, operation: Operation | None) -> Outcome:
-        """Come to a node for the first time: replace what it saved, and find its recipe."""
+        """Come to a node for the first time: replace its saved tensors, and find its recipe."""
         if operation is None or place.depth >= DEEPEST:
             return self._stop_at(place)
         if place.whole is None:

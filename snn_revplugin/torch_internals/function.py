@@ -32,8 +32,8 @@ def once_differentiable(backward: Backward) -> Backward:
 def release_saved(ctx: Any, *names: str) -> None:
     """Empty attributes of a node that has been differentiated, unless the pass keeps its graph.
 
-    Whoever holds the last potential holds its node, which must not hold the sequence's bits in
-    turn.
+    Code that holds the last potential holds its node, which must not hold the bits of the whole
+    sequence in turn.
     """
     if not backward_pass.pass_keeps_graph():
         for name in names:
