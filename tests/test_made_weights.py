@@ -24,7 +24,7 @@ FEATURES, BATCH, STEPS = 24, 3, 8
 
 
 class Rounded(torch.autograd.Function):
-    """Quantisation through which the gradient goes straight: an operation that is not in the table."""
+    """Quantisation with a straight-through gradient: an operation that is not in the table."""
 
     @staticmethod
     def forward(ctx, weight: Tensor, scale: float) -> Tensor:
