@@ -21,7 +21,7 @@ import torch.nn as nn
 import snn_revplugin
 from snn_revplugin.adapters import snntorch as snntorch_adapter
 from snn_revplugin.adapters import spikingjelly as spikingjelly_adapter
-from snn_revplugin.kernels import kernel_spec as spec
+from snn_revplugin.kernels import surrogate_constants as spec
 from snn_revplugin.neurons.surrogate import Surrogate
 from snn_revplugin.replay import OPERATIONS
 from snn_revplugin.report.explain import operation_name

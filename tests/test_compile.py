@@ -28,7 +28,7 @@ from snn_revplugin.adapters.spikingjelly import (
 from snn_revplugin.cli.workloads import CheckpointedBlock
 from snn_revplugin.compile import operators
 from snn_revplugin.compile.equations import KINDS, equations_id
-from snn_revplugin.compile.operators import SCAN_KEEPS, STEP_KEEPS
+from snn_revplugin.compile.operators import SEQUENCE_KEEPS, STEP_KEEPS
 from snn_revplugin.swap.module import HAS_COMPILER, OLDEST_COMPILER
 from snn_revplugin.torch_internals.transforms import recomputed_when_compiled
 
@@ -161,7 +161,7 @@ def test_node(kind: str, mode: str, options: dict[str, Any]) -> None:
 
     check(
         *(build(each) for each in NODES[kind]),
-        keeps=SCAN_KEEPS if mode == "m" else STEP_KEEPS,
+        keeps=SEQUENCE_KEEPS if mode == "m" else STEP_KEEPS,
         **options,
     )
 
@@ -192,7 +192,7 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
     def build(node: Make) -> Make:
         return lambda **others: node(step_mode="m", **others)
 
-    check(build(neuron.LIFNode), build(RevLIFNode), keeps=SCAN_KEEPS, dtype=dtype)
+    check(build(neuron.LIFNode), build(RevLIFNode), keeps=SEQUENCE_KEEPS, dtype=dtype)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
@@ -214,7 +214,7 @@ def test_inductor(kind: str) -> None:
         lambda **others: host(step_mode="m", **others),
         lambda **others: ours(step_mode="m", **others),
         backend="inductor",
-        keeps=SCAN_KEEPS,
+        keeps=SEQUENCE_KEEPS,
     )
 
 

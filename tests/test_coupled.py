@@ -698,9 +698,7 @@ class TestEdits:
             y.add_(1)
         with pytest.raises(
             RuntimeError,
-            match=(
-                r"the input and the state of a coupled neuron \(its output\) again has been modif"
-            ),
+            match=(r"the input and the state of a coupled neuron \(its output\) has been modif"),
         ):
             loss.backward()
 

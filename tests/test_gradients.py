@@ -167,7 +167,7 @@ def test_the_intervals_of_usual_surrogates() -> None:
     atan.surrogate = Surrogate("atan", (2.0,))
     assert intervals(atan) == [(18, True)] * 2
     assert intervals(_leaky(25)) == [(18, True), (6, True)]
-    assert intervals(_leaky(100)) == [(4, True), rebuilt]
+    assert intervals(_leaky(100)) == [(6, True), rebuilt]
     rectangle = IntegrateAndFire(Surrogate("rect", (1.0,)), 1.0, None)
     assert anchoring_of(rectangle, (torch.zeros(2),))[:2] == rebuilt
 

@@ -41,7 +41,7 @@ from snn_revplugin.neurons.integrate_and_fire import (
     LeakyIntegrateAndFire,
     ParametricLeakyIntegrateAndFire,
 )
-from snn_revplugin.neurons.kernel_spec import KERNEL_DTYPES
+from snn_revplugin.neurons.kernel_limits import KERNEL_DTYPES
 from snn_revplugin.neurons.leaky import Leaky
 from snn_revplugin.neurons.one_state import OneStateNeuron
 from snn_revplugin.neurons.surrogate import Surrogate, surrogate_of

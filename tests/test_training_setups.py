@@ -228,7 +228,7 @@ def test_what_a_neuron_hands_to_hooks(kinds: tuple[type, type], reset: str, mode
     [lif] = agree(program, *kinds, path="hooked")
     charged = T * 4 * 16 * 4
     assert lif.record.statistics.hooked_bytes == charged
-    assert f"handed {charged} bytes of charged potentials" in str(explain(lif))
+    assert f"saves {charged} bytes of charged potentials" in str(explain(lif))
     assert handed[1] <= handed[0]
     if (
         kinds[0] is not neuron.ParametricLIFNode

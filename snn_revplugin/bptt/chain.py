@@ -259,7 +259,7 @@ class ChainLink:
 def _sums_of(states: States) -> Sums:
     """Sums that tell of a write through ``.data``, which leaves no version; None on another device
     than a CPU, which would have to be waited for."""
-    if not states[0].is_cpu:
+    if not capture.may_compare(states[0]):
         return None
     return tuple(each.sum().item() for each in states)
 

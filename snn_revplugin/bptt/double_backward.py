@@ -2,8 +2,8 @@
 
 A step's closed-form derivative is a value without a graph. So a Function saves its input and its
 states as autograd saves tensors, with their edges in the graph but with a function in the place of
-their memory (:func:`save_edges`). Where a backward records a graph, the step is repeated in
-differentiable torch code from those tensors, and autograd differentiates that.
+their memory (:func:`release_saved_tensors`). Where a backward records a graph, the step is repeated
+in differentiable torch code from those tensors, and autograd differentiates that.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..torch_internals.saved_tensors import replace_saved_by_function
 from .chain import ChainLink, StepView
 
 Inputs = tuple[Tensor, ...]
+Unpacks = Sequence[Callable[[], Tensor]]
 
 
 class InputOfStep:
@@ -78,11 +79,22 @@ class SpikesOfStep:
         return self.link.fired.spikes()
 
 
-def save_edges(output: Tensor, *unpacks: Callable[[], Tensor]) -> None:
-    """Release what the Function that gave ``output`` has saved; in its place stand functions that
-    recompute it."""
+def with_edges(*tensors: Tensor) -> tuple[Tensor | None, ...]:
+    """The tensors that have an edge in the graph, for ``save_for_backward``; None for others."""
+    return tuple(each if each.requires_grad else None for each in tensors)
+
+
+def release_saved_tensors(output: Tensor, tensors: Inputs, unpacks: Unpacks) -> None:
+    """Release what the Function that gave ``output`` has saved of ``tensors``; in its place stand
+    functions that recompute it."""
     if output.grad_fn is not None:
-        replace_saved_by_function(output.grad_fn, unpacks)
+        kept = (u if t.requires_grad else None for t, u in zip(tensors, unpacks, strict=True))
+        replace_saved_by_function(output.grad_fn, tuple(kept))
+
+
+def inputs_of(saved: tuple[Tensor | None, ...], unpacks: Unpacks) -> Inputs:
+    """The inputs of a Function: those with an edge as they were saved, the others recomputed."""
+    return tuple(u() if s is None else s for s, u in zip(saved, unpacks, strict=True))
 
 
 def differentiate_with_graph(

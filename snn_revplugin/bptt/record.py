@@ -11,6 +11,7 @@ from torch import Tensor
 from ..kernels import BackendChoice
 from ..neurons.transition import Transition
 from ..replay import RecipeCache
+from ..torch_internals import capture
 from .statistics import CallStatistics
 
 
@@ -87,7 +88,7 @@ class TransitionKey:
     def held(self) -> TransitionKey:
         """The key with copies of values that are no single numbers, to compare later keys with."""
         self._copies = [
-            each.detach().clone() if each.numel() != 1 and each.device.type == "cpu" else None
+            each.detach().clone() if each.numel() != 1 and capture.may_compare(each) else None
             for each in self.tensors
         ]
         return self
@@ -99,7 +100,9 @@ class TransitionKey:
             starts: whether a chain starts. Values on another device are not compared, which would
                 wait for it; where a chain starts they count as new.
         """
-        if self._marks != earlier._marks or self.others != earlier.others:
+        if self.others != earlier.others or len(self.tensors) != len(earlier.tensors):
+            return False
+        if any(map(_differ, self._marks, earlier._marks)):
             return False
         for tensor, before, copy in zip(
             self.tensors, earlier.tensors, earlier._copies, strict=True
@@ -111,8 +114,14 @@ class TransitionKey:
         return True
 
 
+def _differ(mark: tuple, other: tuple) -> bool:
+    """Whether two marks tell of two states; a value that may not be read tells nothing."""
+    if mark[-1] is None or other[-1] is None:
+        return mark[:-1] != other[:-1]
+    return mark != other
+
+
 def _mark(tensor: Tensor) -> tuple:
     """What tells one state of a tensor from another."""
-    number = tensor.numel() == 1 and tensor.device.type == "cpu"
-    value = tensor.item() if number and not tensor.is_meta else None
+    value = tensor.item() if tensor.numel() == 1 and capture.may_compare(tensor) else None
     return tensor._version, tensor.requires_grad, tensor.data_ptr(), value

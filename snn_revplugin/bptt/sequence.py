@@ -31,7 +31,12 @@ from ..torch_internals import graph, saved_tensors
 from ..torch_internals.function import release_saved
 from ..torch_internals.versioned import Versioned
 from .chain import INITIAL, initial
-from .double_backward import differentiate_with_graph, save_edges
+from .double_backward import (
+    differentiate_with_graph,
+    inputs_of,
+    release_saved_tensors,
+    with_edges,
+)
 from .outputs import HeldOutputs, offer, recovered_input
 from .record import NeuronRecord
 from .step import SECOND_PASS
@@ -106,7 +111,7 @@ def sequence(
     outputs, *after = _Sequence.apply(currents, call, len(states), *states, *parameters)
     path = after.pop() if with_path else None
     if not hooked:
-        save_edges(after[0], _InputsOfSequence(call), *_states_of_sequence(call))
+        release_saved_tensors(after[0], (currents, *states), _unpacks_of(call))
     if transition.from_outputs and not hooked:
         inverse = recovered_input(transition, call.outputs, call.packed, time=True)
         attach_inverse_recipe(currents, inverse, record)
@@ -158,8 +163,8 @@ class _StateOfSequence:
         return self.call.start[self.index].get(INITIAL)
 
 
-def _states_of_sequence(call: SequenceCall) -> tuple[_StateOfSequence, ...]:
-    return tuple(_StateOfSequence(call, i) for i in range(len(call.start)))
+def _unpacks_of(call: SequenceCall) -> tuple[_InputsOfSequence | _StateOfSequence, ...]:
+    return _InputsOfSequence(call), *(_StateOfSequence(call, i) for i in range(len(call.start)))
 
 
 @graph.with_slots("call", "types", FIRED)
@@ -213,7 +218,7 @@ def _keep(ctx: Any, call: SequenceCall, scan: Any, currents: Tensor, states: Sta
         ctx.save_for_backward(kept, *first)
         statistics.took_sequence_through_hooks(kept)
         return
-    ctx.save_for_backward(currents, *states)
+    ctx.save_for_backward(*with_edges(currents, *states))
     call.start = tuple(Versioned(initial(each)) for each in states)
     call.packed, call.charged = scan.fired, scan.charged
     offered = offer(transition, scan.fired, scan.outputs)
@@ -245,7 +250,6 @@ def _differentiate_again(ctx: Any, call: SequenceCall, grads: Gradients) -> Grad
         outputs, after, path = differentiable_sequence(transition, currents, states)
         return (outputs, *after, *((path,) if call.with_path else ()))
 
-    at_inputs, at_parameters = differentiate_with_graph(
-        run, call.transition, ctx.saved_tensors, grads
-    )
+    inputs = inputs_of(ctx.saved_tensors, _unpacks_of(call))
+    at_inputs, at_parameters = differentiate_with_graph(run, call.transition, inputs, grads)
     return at_inputs[0], None, None, *at_inputs[1:], *at_parameters

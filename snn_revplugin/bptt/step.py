@@ -23,7 +23,7 @@ from ..neurons.transition import Gradients, GraphNodes, States, StepParts, Trans
 from ..packed.spikes import PackedSpikes
 from ..replay import FIRED, HeldTensor, Recomputable, attach_inverse_recipe, attach_recipes
 from ..settings import get_settings
-from ..torch_internals import graph, heap
+from ..torch_internals import capture, graph, heap
 from ..torch_internals.function import release_saved
 from ..torch_internals.pass_cache import pass_cache
 from .anchors import anchoring_of, is_gentle
@@ -34,7 +34,9 @@ from .double_backward import (
     SpikesOfStep,
     StateOfStep,
     differentiate_with_graph,
-    save_edges,
+    inputs_of,
+    release_saved_tensors,
+    with_edges,
 )
 from .outputs import offer, recovered_input
 from .record import NeuronRecord
@@ -76,7 +78,7 @@ def step(
     link = ChainLink(before, transition, value, anchoring)
     outputs, after = _take(transition, current, states, link)
     link.parts = None
-    heap.chain_has_come_to(link.index, current)
+    heap.chain_has_come_to(link.index, states[0])
     link.repeats = _repeats(value, before)
     before.continue_with(link)
     if transition.from_outputs:
@@ -100,7 +102,8 @@ def _input_of(transition: Transition, current: Tensor, record: NeuronRecord) -> 
 def _magnifies_errors(transition: Transition, current: Tensor) -> bool:
     """Whether a batch norm made the input, at most a few operations (views, pooling, a sum) before;
     asked of steep surrogates, which alone have to know."""
-    if not transition.invertible or is_gentle(transition):
+    asks = transition.invertible and capture.may_synchronise(current)
+    if not asks or is_gentle(transition):
         return False
     node = current.grad_fn
     for _ in range(NORM_WITHIN):
@@ -119,21 +122,25 @@ def _take(
     parameters = transition.parameters
     if transition.nodes is GraphNodes.ONE:
         outputs, *after = _Step.apply(current, link, len(states), *states, *parameters)
-        save_edges(after[0], *_edges_of_step(link, len(states)))
+        release_saved_tensors(after[0], (current, *states), _unpacks_of_step(link, len(states)))
         return outputs, tuple(after)
     charged = _Charge.apply(current, link, len(states), *states, *parameters)
-    save_edges(charged[0], *_edges_of_step(link, len(states)))
+    release_saved_tensors(charged[0], (current, *states), _unpacks_of_step(link, len(states)))
     outputs = _Fire.apply(charged[-1], link, *parameters)
-    save_edges(outputs, ChargedOfStep(link))
+    release_saved_tensors(outputs, charged[-1:], (ChargedOfStep(link),))
     if transition.nodes is GraphNodes.FIRE:
         return outputs, charged
     after = _Reset.apply(charged[0], outputs, link, *parameters)
-    save_edges(after, ChargedOfStep(link), SpikesOfStep(link))
+    release_saved_tensors(after, (charged[0], outputs), _unpacks_of_reset(link))
     return outputs, (after,)
 
 
-def _edges_of_step(link: ChainLink, states: int) -> tuple[InputOfStep | StateOfStep, ...]:
+def _unpacks_of_step(link: ChainLink, states: int) -> tuple[InputOfStep | StateOfStep, ...]:
     return InputOfStep(link), *(StateOfStep(link, i) for i in range(states))
+
+
+def _unpacks_of_reset(link: ChainLink) -> tuple[ChargedOfStep, SpikesOfStep]:
+    return ChargedOfStep(link), SpikesOfStep(link)
 
 
 @graph.with_slots(LINK, FIRED)
@@ -146,7 +153,7 @@ class _Step(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         states, transition = tensors[:count], link.transition
-        ctx.save_for_backward(current, *states)
+        ctx.save_for_backward(*with_edges(current, *states))
         parts = transition.begin(current, states)
         fired, outputs = parts.fire()
         after = parts.states()
@@ -164,9 +171,8 @@ class _Step(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         if torch.is_grad_enabled():
             given = grad_outputs, *grad_states
-            at_inputs, grads = differentiate_with_graph(
-                _whole_step, transition, ctx.saved_tensors, given
-            )
+            inputs = inputs_of(ctx.saved_tensors, _unpacks_of_step(link, count))
+            at_inputs, grads = differentiate_with_graph(_whole_step, transition, inputs, given)
             return at_inputs[0], None, None, *at_inputs[1:], *grads
         _differentiate_layer_once(ctx, link)
         grad_outputs = _laid_out(grad_outputs, link)
@@ -193,7 +199,7 @@ class _Charge(torch.autograd.Function):
     def forward(ctx: Any, current: Tensor, link: ChainLink, count: int, *tensors: Tensor) -> States:
         ctx.set_materialize_grads(False)
         states, transition = tensors[:count], link.transition
-        ctx.save_for_backward(current, *states)
+        ctx.save_for_backward(*with_edges(current, *states))
         link.parts = parts = transition.begin(current, states)
         _keep_reset_signal(link, parts)
         setattr(ctx, LINK, link)
@@ -209,8 +215,10 @@ class _Charge(torch.autograd.Function):
         if all(each is None for each in grad_charged):
             return (None,) * len(ctx.needs_input_grad)
         if torch.is_grad_enabled():
+            saved = ctx.saved_tensors
+            inputs = inputs_of(saved, _unpacks_of_step(link, len(saved) - 1))
             at_inputs, grads = differentiate_with_graph(
-                _charge, link.transition, ctx.saved_tensors, grad_charged
+                _charge, link.transition, inputs, grad_charged
             )
             return at_inputs[0], None, None, *at_inputs[1:], *grads
         _differentiate_layer_once(ctx, link)
@@ -234,7 +242,7 @@ class _Fire(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, charged: Tensor, link: ChainLink, *parameters: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(charged)
+        ctx.save_for_backward(*with_edges(charged))
         fired, outputs = link.parts.fire()
         _keep_spikes(ctx, link, fired, outputs)
         setattr(ctx, STEP, link)
@@ -246,8 +254,9 @@ class _Fire(torch.autograd.Function):
         if grad_outputs is None:
             return (None,) * len(ctx.needs_input_grad)
         if torch.is_grad_enabled():
+            inputs = inputs_of(ctx.saved_tensors, (ChargedOfStep(link),))
             (grad_charged,), grads = differentiate_with_graph(
-                _fire, link.transition, ctx.saved_tensors, (grad_outputs,)
+                _fire, link.transition, inputs, (grad_outputs,)
             )
             return grad_charged, None, *grads
         view, needed = StepView.of(link), ctx.needs_input_grad[2:]
@@ -270,7 +279,7 @@ class _Reset(torch.autograd.Function):
         ctx: Any, charged: Tensor, outputs: Tensor, link: ChainLink, *parameters: Tensor
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(charged, outputs)
+        ctx.save_for_backward(*with_edges(charged, outputs))
         (after,) = link.parts.states()
         link.reach((after,), link.parts)
         # The nodes below hold it; no loss may ever reach this node, which would release it.
@@ -288,7 +297,7 @@ class _Reset(torch.autograd.Function):
             at_inputs, grads = differentiate_with_graph(
                 lambda transition, h, s: _reset(transition, h, s, signal),
                 link.transition,
-                ctx.saved_tensors,
+                inputs_of(ctx.saved_tensors, _unpacks_of_reset(link)),
                 (grad_after,),
             )
             return *at_inputs, None, *grads

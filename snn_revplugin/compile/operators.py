@@ -304,7 +304,7 @@ class _Sequence(torch.autograd.Function):
 # ------------------------------------------------------------------ the operators that neurons call
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
-_EQUATIONS = "Tensor[] parameters, str equations, float[] constants, str surrogate, float[] slopes"
+_EQUATIONS = "Tensor[] parameters, str[] names, float[] numbers"
 _library.define(f"step(Tensor x, Tensor v, {_EQUATIONS}) -> (Tensor, Tensor)")
 _library.define(
     f"sequence(Tensor x_seq, Tensor v, {_EQUATIONS}, bool with_path) -> (Tensor, Tensor, Tensor)"

@@ -257,7 +257,7 @@ class ParametricLeakyIntegrateAndFire(LeakyIntegrateAndFire):
 
     @property
     def reads_input(self) -> bool:
-        return self.decay_input and self.w.requires_grad
+        return self.decay_input
 
     @property
     def reads_before(self) -> bool:

@@ -7,6 +7,8 @@ spikes from their bits and decide none.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -47,23 +49,19 @@ def vjp_of_scan(
 ) -> Derivative:
     """The derivative of T time steps, see :meth:`.transition.Transition.vjp_of_scan`."""
     steps = _Steps(neuron, kept, any(needed))
-    charged, (grad_v,) = steps.charged, gradients.states
-    overwrite = steps.owned and charged.dtype == kept.dtype
-    grad_currents = charged if overwrite else torch.empty_like(charged, dtype=kept.dtype)
-    fits = grad_currents.dtype == charged.dtype
+    (grad_v,), grad_currents = gradients.states, steps.memory_for_gradients(kept.dtype)
     totals = (None,) * len(needed)
-    for t in range(len(charged) - 1, -1, -1):
+    for t in range(len(grad_currents) - 1, -1, -1):
         if gradients.path is not None:
             grad_v = gradients.path[t] if grad_v is None else grad_v + gradients.path[t]
         grad_s = None if gradients.outputs is None else gradients.outputs[t]
-        if grad_s is None and grad_v is None:
-            grad_currents[t] = 0
-            continue
         slot = grad_currents[t]
+        if grad_s is None and grad_v is None:
+            slot.zero_()
+            continue
         view = SequenceView(steps, t)
-        grad_x, grad_v, grads = neuron.gradient(
-            grad_s, grad_v, view, needed, slot if fits else None
-        )
+        out = slot if slot.dtype == view.charged.dtype else None
+        grad_x, grad_v, grads = neuron.gradient(grad_s, grad_v, view, needed, out)
         if grad_x is not slot:
             slot.copy_(grad_x)
         totals = add_gradients(totals, grads)
@@ -73,37 +71,67 @@ def vjp_of_scan(
 class _Steps:
     """The charged potentials of T time steps, and what else their derivatives read.
 
-    Attributes:
-        charged: ``[T, ...]``.
-        owned: whether their memory may be written over.
-        currents: ``[T, ...]``, if a derivative reads them; else None.
+    A neuron whose derivative reads no current has them all at once, over the currents themselves
+    where those may be written over. The others have them by stretches of about sqrt(T) steps, from
+    the last to the first, and the currents beside them.
     """
 
     def __init__(self, neuron: OneStateEquations, kept: KeptSequence, learns: bool) -> None:
         self.neuron, self.start = neuron, kept.start[0]
         self._spikes = None if kept.packed is None else kept.packed.steps()
         self.currents: Tensor | None = None
+        self._stretch, self._first, self._starts = 0, 0, [self.start]
         if kept.inputs is None:
-            self.charged, self.owned = kept.charged, False
+            self._charged, self._owned = kept.charged, False
             return
-        currents, owned = kept.inputs.consume()
+        self.currents, self._owned = kept.inputs.consume()
         if neuron.reads_input and learns:
-            self.currents, owned = currents, False
-        self.charged, self.owned = self._scan_again(currents, owned), True
+            self._scan_to_stretches()
+            return
+        currents, self.currents = self.currents, None
+        in_place = self._owned and 0 not in currents.stride()
+        self._charged = self._scan_again(currents, 0, in_place)
+        self._owned = True
 
-    def _scan_again(self, currents: Tensor, owned: bool) -> Tensor:
-        """The charged potentials, over the currents themselves where those may be written over."""
+    def memory_for_gradients(self, dtype: torch.dtype) -> Tensor:
+        """Where the gradients at the currents are written, ``[T, ...]``: over what they were
+        computed from, where that may be written over."""
+        read = self._charged if self.currents is None else self.currents
+        usable = self._owned and read.dtype == dtype and 0 not in read.stride()
+        return read if usable else torch.empty_like(read, dtype=dtype)
+
+    def _scan_to_stretches(self) -> None:
+        """Scan forward once, and keep the potential from which each stretch starts."""
         v, neuron = self.start, self.neuron
-        in_place = owned and v.dtype == currents.dtype and 0 not in currents.stride()
+        self._stretch = max(math.isqrt(len(self.currents)), 1)
+        for t, x in enumerate(self.currents.unbind(0)):
+            if t and t % self._stretch == 0:
+                self._starts.append(v)
+            h = neuron.charge(x, v, None)
+            v = neuron.reset(h, self.fired(t, h), None)
+        self._charged, self._first = None, len(self.currents)
+
+    def _scan_again(self, currents: Tensor, first: int, in_place: bool) -> Tensor:
+        """The charged potentials of the steps from ``first`` on."""
+        neuron, v = self.neuron, self._starts[first // self._stretch if self._stretch else 0]
         dtype = torch.result_type(currents, v)
+        in_place = in_place and dtype == v.dtype == currents.dtype
         charged = currents if in_place else torch.empty_like(currents, dtype=dtype)
-        for t, (x, h) in enumerate(zip(currents.unbind(0), charged.unbind(0), strict=True)):
-            signal = self.reset_signal(t)
+        self._charged, self._first = charged, first
+        for i, (x, h) in enumerate(zip(currents.unbind(0), charged.unbind(0), strict=True)):
+            signal = self.reset_signal(first + i)
             after_charge = neuron.charge(x, v, signal, out=h)
             if after_charge is not h:
                 h.copy_(after_charge)
-            v = neuron.reset(h, self.fired(t, h), signal)
+            v = neuron.reset(h, self.fired(first + i, h), signal)
         return charged
+
+    def charged(self, t: int) -> Tensor:
+        """The charged potential of step ``t``, or of one below those that were read before."""
+        if t < self._first:
+            first = t // self._stretch * self._stretch
+            self._scan_again(self.currents[first : t + 1], first, in_place=False)
+        return self._charged[t - self._first]
 
     def fired(self, t: int, h: Tensor) -> Tensor:
         """The spikes of step ``t``; decided only where no bits are kept, from the potentials of
@@ -119,9 +147,11 @@ class _Steps:
 
     def before(self, t: int) -> Tensor:
         """The potential before step ``t``."""
+        if self._stretch and t % self._stretch == 0:
+            return self._starts[t // self._stretch]
         if t == 0:
             return self.start
-        h = self.charged[t - 1]
+        h = self.charged(t - 1)
         return self.neuron.reset(h, self.fired(t - 1, h), None)
 
 
@@ -130,11 +160,8 @@ class SequenceView:
 
     def __init__(self, steps: _Steps, t: int) -> None:
         self.steps, self.t = steps, t
+        self.charged = steps.charged(t)
         self._fired: Tensor | None = None
-
-    @property
-    def charged(self) -> Tensor:
-        return self.steps.charged[self.t]
 
     @property
     def current(self) -> Tensor | None:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..torch_internals import capture
 from ..torch_internals.distributed import is_freed
 from ..torch_internals.versioned import Versioned
 
@@ -233,7 +234,7 @@ class Transition:
         :meth:`check_values`. The others are snapshots, see :func:`snapshot`."""
         learned = [each.detach() for each in self.parameters if each.requires_grad]
         self._versions = [Versioned(each) for each in learned]
-        self._values = [(each, each.clone()) for each in learned if each.device.type == "cpu"]
+        self._values = [(each, each.clone()) for each in learned if capture.may_compare(each)]
 
     def check_unchanged(self) -> None:
         """Check that no learned parameter was written into since :meth:`note_versions`.
@@ -251,7 +252,8 @@ class Transition:
             RuntimeError: a learned parameter was written into.
         """
         for tensor, value in self._values:
-            if not is_freed(tensor) and not torch.equal(tensor, value):
+            readable = capture.may_compare(tensor) and not is_freed(tensor)
+            if readable and not torch.equal(tensor, value):
                 raise RuntimeError(WRITTEN.format(shape=tuple(tensor.shape)))
 
     # ------------------------------------------------------------------------------ one time step

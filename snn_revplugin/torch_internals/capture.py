@@ -13,6 +13,12 @@ import torch
 from torch import Tensor
 
 
+def may_compare(tensor: Tensor) -> bool:
+    """Whether the values of a tensor may be read at every time step: on a CPU, where that waits for
+    nothing."""
+    return tensor.is_cpu and may_synchronise(tensor)
+
+
 def may_synchronise(tensor: Tensor) -> bool:
     """Whether the values of a tensor may be looked at here."""
     return not tensor.is_cuda or not torch.cuda.is_current_stream_capturing()

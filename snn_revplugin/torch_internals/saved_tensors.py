@@ -122,10 +122,11 @@ def _references_of_autograd() -> int:
 REFERENCES_OF_AUTOGRAD = _references_of_autograd()
 
 
-def replace_saved_by_function(node: Node, unpacks: Sequence[Callable[[], Tensor]]) -> None:
+def replace_saved_by_function(node: Node, unpacks: Sequence[Callable[[], Tensor] | None]) -> None:
     """Release the tensors that an autograd Function of ours saved, and call these functions where
     its ``ctx.saved_tensors`` are read. A tensor that is recomputed so comes back with the edge that
-    it had in the graph."""
+    it had in the graph. None stands for a tensor that was not saved."""
     for raw, unpack in zip(node._raw_saved_tensors, unpacks, strict=True):
-        _handing.unpack = unpack
-        raw.register_hooks(_hand_over, _call)
+        if unpack is not None:
+            _handing.unpack = unpack
+            raw.register_hooks(_hand_over, _call)
