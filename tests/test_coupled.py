@@ -880,8 +880,8 @@ class TestPlain:
         node(torch.randn(2, 4, 8, requires_grad=True))
         text = str(snn_revplugin.explain(node))
         assert (
-            "keeps: its outputs, 1 bit per spike, the first potential of a sequence: 0.125 bytes a"
-            " neuron-step" in text
+            "keeps: its outputs, 1 bit per spike, the first potential of a sequence: 0.125 bytes"
+            " per neuron and step" in text
         )
         with torch.no_grad():
             node(torch.randn(2, 4, 8))

@@ -600,6 +600,7 @@ KNOWN = [
         FEATURES,
         of(lambda s: s * torch.linspace(-1, 1, 10).to(s)),
         "Mul",
+        retained=0.3,  # the tensor too
     ),
     Row("div by a number", FEATURES, of(lambda s: s / 0.7), "Div"),
     Row("add a number", FEATURES, of(lambda s: s + 0.1), "Add", over_time=UNFOLDED),

@@ -15,6 +15,8 @@ from snn_revplugin import Settings, get_settings, use_settings
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevIFNode
 
+pytestmark = pytest.mark.usefixtures("recompute_everything")
+
 BAD = [
     ({"lost_bits": -0.1}, "lost_bits"),
     ({"lost_bits": float("nan")}, "lost_bits"),
