@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from snn_revplugin.bptt.chain import link_of
+from snn_revplugin.bptt.chain import link_behind, link_of
 from snn_revplugin.bptt.record import TransitionKey
 from snn_revplugin.bptt.step import step
 from snn_revplugin.compile.equations import Equations, equations_id
@@ -149,7 +149,7 @@ class RevLeaky(_HoldsMem, snntorch.Leaky):
             buffers["mem"] = potential
         else:
             self.mem = potential
-        signal = link_of((potential,)).reset_signal
+        signal = link_behind(potential).reset_signal
         self.__dict__["_reset"] = signal or _packed_reset_signal(transition, held)
         if self.init_hidden and not self.output:
             return spk

@@ -33,7 +33,7 @@ LINK = "snn_revplugin_link"  # where the graph node that gave states out offers 
 INITIAL = "the membrane potentials (the one that the sequence started from)"
 OVERWRITTEN = -1  # in the place of a version, where a write has left none
 FIRST = Anchoring(1, False, 1)
-Sums = tuple[float, ...] | None
+Sums = list[float] | None
 
 
 def initial(state: Tensor) -> Tensor:
@@ -261,13 +261,14 @@ def _sums_of(states: States) -> Sums:
     than a CPU, which would have to be waited for."""
     if not capture.may_compare(states[0]):
         return None
-    return tuple(each.sum().item() for each in states)
+    return [each.sum().item() for each in states]
 
 
 def _same_sums(sums: Sums, states: States) -> bool:
     if sums is None:
         return True
-    return all(a == b or (a != a and b != b) for a, b in zip(sums, _sums_of(states), strict=True))
+    now = _sums_of(states)
+    return sums == now or all(a == b or (a != a and b != b) for a, b in zip(sums, now, strict=True))
 
 
 class StepView:
@@ -384,7 +385,7 @@ class StepView:
 
     @property
     def silent(self) -> Tensor:
-        return 1.0 - self.fired
+        return torch.rsub(self.fired, 1.0)
 
     @property
     def current(self) -> Tensor | None:
@@ -458,11 +459,15 @@ class StepView:
         pass_cache().pop(self.link, None)
 
 
+def link_behind(state: Tensor) -> ChainLink | None:
+    """The link of the step that gave a state, whether or not it was written into since."""
+    link = getattr(state.grad_fn, LINK, None)
+    return link() if type(link) is weakref.ref else link
+
+
 def link_of(states: States) -> ChainLink | None:
     """The link that a step left with the states it returned, unless they were written into."""
-    link = getattr(states[0].grad_fn, LINK, None)
-    if type(link) is weakref.ref:
-        link = link()
+    link = link_behind(states[0])
     return link if link is not None and link.gave_out(states) else None
 
 

@@ -88,8 +88,7 @@ def release_saved_tensors(output: Tensor, tensors: Inputs, unpacks: Unpacks) -> 
     """Release what the Function that gave ``output`` has saved of ``tensors``; in its place stand
     functions that recompute it."""
     if output.grad_fn is not None:
-        kept = (u if t.requires_grad else None for t, u in zip(tensors, unpacks, strict=True))
-        replace_saved_by_function(output.grad_fn, tuple(kept))
+        replace_saved_by_function(output.grad_fn, tensors, unpacks)
 
 
 def inputs_of(saved: tuple[Tensor | None, ...], unpacks: Unpacks) -> Inputs:

@@ -102,7 +102,7 @@ class TransitionKey:
         """
         if self.others != earlier.others or len(self.tensors) != len(earlier.tensors):
             return False
-        if any(map(_differ, self._marks, earlier._marks)):
+        if self._marks != earlier._marks and any(map(_differ, self._marks, earlier._marks)):
             return False
         for tensor, before, copy in zip(
             self.tensors, earlier.tensors, earlier._copies, strict=True

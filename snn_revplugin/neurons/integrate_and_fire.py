@@ -61,7 +61,7 @@ class IntegrateAndFire(OneStateNeuron):
         if self.v_reset is None:
             return h - fired * self.threshold
         # Not where(fired, v_reset, h): like the host's, an infinite potential does not recover.
-        kept = (1.0 - fired).mul_(h)
+        kept = torch.rsub(fired, 1.0).mul_(h)
         return kept.add_(fired * self.v_reset) if self.v_reset else kept
 
     def invert_reset(self, v: Tensor, fired: PackedSpikes) -> Tensor:
@@ -115,7 +115,7 @@ class IntegrateAndFire(OneStateNeuron):
 
     def _slope_of_reset(self, h: Tensor) -> Tensor | float:
         """The derivative of the reset by the spikes."""
-        return -self.threshold if self.v_reset is None else self.v_reset - h
+        return -self.threshold if self.v_reset is None else torch.rsub(h, self.v_reset)
 
     # ------------------------------------------------------------------------------- kernels
 

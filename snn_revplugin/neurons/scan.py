@@ -175,7 +175,7 @@ class SequenceView:
 
     @property
     def silent(self) -> Tensor:
-        return 1.0 - self.fired
+        return torch.rsub(self.fired, 1.0)
 
     @property
     def before(self) -> tuple[Tensor]:

@@ -40,7 +40,7 @@ def _atan(grad: Tensor, z: Tensor, alpha: float) -> Tensor:
 
 def _sigmoid(grad: Tensor, z: Tensor, alpha: float) -> Tensor:
     s = z.mul_(alpha).sigmoid_()
-    return (1 - s).mul_(s).mul_(alpha).mul_(grad)
+    return torch.rsub(s, 1).mul_(s).mul_(alpha).mul_(grad)
 
 
 def _exp_of_sigmoid(grad: Tensor, z: Tensor, slope: float) -> Tensor:

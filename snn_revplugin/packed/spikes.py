@@ -7,6 +7,7 @@ and strides.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -168,25 +169,47 @@ class PackedSpikes:
 
 
 class PackedSteps:
-    """The spikes of each time step of a sequence ``[T, ...]``, unpacked one step at a time where a
-    step's bits fill whole bytes."""
+    """The spikes of each time step of a sequence ``[T, ...]``.
 
-    __slots__ = ("_count", "_fired", "_packed", "_strides")
+    Small steps are unpacked many at a time, because a call costs more than their bits.
+    """
+
+    __slots__ = ("_first", "_layout", "_length", "_packed", "_unpacked")
+
+    TOGETHER = 2**14  # spikes that are unpacked in one call
 
     def __init__(self, packed: PackedSpikes) -> None:
-        self._packed, self._count = packed, packed.shape[1:].numel()
-        self._strides = packed.layout[1:]
-        whole_bytes = self._count % BITS == 0 and packed.layout[0] == self._count
-        self._fired = None if whole_bytes or packed.shape[0] == 1 else packed.fired()
+        self._packed, self._layout = packed, packed.layout
+        count = packed.shape[1:].numel()
+        whole_bytes = BITS // math.gcd(count, BITS)  # steps whose bits end with a byte
+        self._length = max(self.TOGETHER // max(count, 1), 1) // whole_bytes * whole_bytes
+        self._length = max(self._length, whole_bytes)
+        if self._layout[0] != count:  # a step's spikes do not lie together
+            self._length = max(packed.shape[0], 1)
+        self._first, self._unpacked = -1, None
 
     def binary(self, t: int) -> Tensor:
-        """Zeros and ones of time step ``t``: a new tensor."""
-        packed, shape = self._packed, self._packed.shape[1:]
-        if self._fired is not None:
-            return to_binary(self._fired[t], packed.dtype)
-        start = t * self._count // BITS
-        flat = _unpack(packed._block, packed._row, self._count, packed.dtype, start)
-        return flat.as_strided(shape, self._strides)
+        """Zeros and ones of time step ``t``, not to be written to."""
+        first = t - t % self._length
+        if first != self._first:
+            self._first, self._unpacked = first, self._unpack(first)
+        fired = self._unpacked[t - first]
+        return fired if fired.dtype is self._packed.dtype else to_binary(fired, self._packed.dtype)
+
+    def _unpack(self, first: int) -> Tensor:
+        """The steps from ``first`` on: numbers if they are few, else bools."""
+        packed = self._packed
+        steps = min(self._length, packed.shape[0] - first)
+        count = packed.shape[1:].numel()
+        few = steps == 1 or steps * count <= self.TOGETHER
+        flat = _unpack(
+            packed._block,
+            packed._row,
+            steps * count,
+            packed.dtype if few else torch.bool,
+            first * count // BITS,
+        )
+        return flat.as_strided((steps, *packed.shape[1:]), self._layout)
 
 
 def to_binary(fired: Tensor, dtype: torch.dtype) -> Tensor:

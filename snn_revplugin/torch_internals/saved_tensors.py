@@ -122,11 +122,13 @@ def _references_of_autograd() -> int:
 REFERENCES_OF_AUTOGRAD = _references_of_autograd()
 
 
-def replace_saved_by_function(node: Node, unpacks: Sequence[Callable[[], Tensor] | None]) -> None:
+def replace_saved_by_function(
+    node: Node, tensors: Sequence[Tensor], unpacks: Sequence[Callable[[], Tensor]]
+) -> None:
     """Release the tensors that an autograd Function of ours saved, and call these functions where
     its ``ctx.saved_tensors`` are read. A tensor that is recomputed so comes back with the edge that
-    it had in the graph. None stands for a tensor that was not saved."""
-    for raw, unpack in zip(node._raw_saved_tensors, unpacks, strict=True):
-        if unpack is not None:
+    it had in the graph. One that had no edge was not saved."""
+    for raw, tensor, unpack in zip(node._raw_saved_tensors, tensors, unpacks, strict=True):
+        if tensor.requires_grad:
             _handing.unpack = unpack
             raw.register_hooks(_hand_over, _call)
