@@ -370,6 +370,7 @@ def test_steps_backward_of_short_dtypes(name: str, dtype: torch.dtype, device: s
 
 
 @ON_EVERY_DEVICE
+@pytest.mark.usefixtures("recompute_everything")
 def test_time_is_reversed_in_the_kernel_that_takes_the_gradient(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
