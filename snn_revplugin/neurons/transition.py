@@ -11,13 +11,13 @@ One time step takes an input ``x`` and the states before it to outputs and the s
 graph, no module, no host. ``bptt`` runs transitions as autograd Functions and decides what is kept;
 ``kernels`` holds fused kernels behind the same interface.
 
-=====================  =====================================================================
+==============================  =============================================================
 neurons/one_state_equations.py  charge, fire, reset, and their inverse
-neurons/one_state.py   a transition made of them
-neurons/leaky.py       snnTorch's ``Leaky``
-neurons/integrate_and_fire.py  SpikingJelly's ``IFNode``, ``LIFNode``, ``ParametricLIFNode``
-neurons/coupled.py     the split-coupled node of the seed paper
-=====================  =====================================================================
+neurons/one_state.py            a transition made of them
+neurons/leaky.py                snnTorch's ``Leaky``
+neurons/integrate_and_fire.py   SpikingJelly's ``IFNode``, ``LIFNode``, ``ParametricLIFNode``
+neurons/coupled.py              the split-coupled node of the seed paper
+==============================  =============================================================
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from torch import Tensor
 def may_compare(tensor: Tensor) -> bool:
     """Whether the values of a tensor may be read at every time step: on a CPU, where that waits for
     nothing."""
-    return tensor.is_cpu
+    return tensor.is_cpu and may_synchronise(tensor)
 
 
 def may_synchronise(tensor: Tensor) -> bool:
