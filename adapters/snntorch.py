@@ -124,9 +124,8 @@ class RevLeaky(_HoldsMem, snntorch.Leaky):
         if torch.compiler.is_compiling():
             return self._compiled(input_, mem)
         _give_up_what_ddp_overwrote(self)
-        buffers = (
-            self._buffers
-        )  # found without asking the module for each, which in a time loop of small layers is time
+        # Not asked of the module one by one: in a time loop of small layers that takes time.
+        buffers = self._buffers
         held = buffers.get("mem") if mem is None else mem
         held = self.mem if held is None else held
         parameters = tuple(
@@ -193,9 +192,8 @@ class RevLeaky(_HoldsMem, snntorch.Leaky):
     def reset(self) -> Tensor:
         """The reset signal of the last step, detached, as the host leaves it; kept as bits until it
         is asked for."""
-        signal = self.__dict__.get(
-            "_reset", self.__dict__.get("reset")
-        )  # the latter from before a conversion
+        # "reset" is from before a conversion.
+        signal = self.__dict__.get("_reset", self.__dict__.get("reset"))
         if signal is None:
             raise AttributeError(f"{type(self).__name__} has no reset signal before its first step")
         return signal.binary() if isinstance(signal, PackedSpikes) else signal

@@ -44,6 +44,8 @@ except ImportError as error:
         " 'snn-revplugin[spikingjelly]'"
     ) from error
 
+NO_STEP = "the surrogate is not a Heaviside step forward, or learns parameters of its own"
+
 # The surrogates of SpikingJelly whose derivative has a closed form: our name for it; the parameters
 # go by their own names.
 _SURROGATES = {
@@ -259,9 +261,7 @@ class _ReversibleNode(_Transitions, _NotesOperators):
             key = TransitionKey(self._learned(), surrogate, self._constants(), arithmetic)
             transition = self.record.transition(key, self._build, starts=v.grad_fn is None)
             if transition is None:
-                reason = (
-                    "the surrogate is not a Heaviside step forward, or learns parameters of its own"
-                )
+                reason = NO_STEP
         if reason is not None:
             self.note_fallback(reason)
         return transition
@@ -404,10 +404,7 @@ class CoupledLIFNode(_Transitions.Coupled, _NotesOperators, neuron.BaseNode):
             [[0.0000, 0.0000]]])
     """
 
-    keeps_of_step, keeps_of_sequence = (
-        OUTPUTS_KEEP,
-        OUTPUTS_KEEP,
-    )
+    keeps_of_step = keeps_of_sequence = OUTPUTS_KEEP
 
     def __init__(
         self,
@@ -498,9 +495,7 @@ class CoupledLIFNode(_Transitions.Coupled, _NotesOperators, neuron.BaseNode):
     def _goes_plain(self, coupled: Coupled, x: Tensor, v: Tensor) -> bool:
         reason = self.why_fallback(x, v) or why_counted()
         if reason is None and coupled.surrogate is None:
-            reason = (
-                "the surrogate is not a Heaviside step forward, or learns parameters of its own"
-            )
+            reason = NO_STEP
         if reason is not None:
             self.note_fallback(reason)
         return reason is not None

@@ -122,8 +122,12 @@ def _magnitude(state: Tensor) -> float:
 
 def is_gentle(transition: Transition) -> bool:
     """Whether the surrogate derivative is so flat that a batch norm makes no difference."""
-    steepness = transition.surrogate.steepness * transition.thresholds[1]
-    return steepness <= GENTLE_BEHIND_NORM
+    return _steepness_of(transition) <= GENTLE_BEHIND_NORM
+
+
+def _steepness_of(transition: Transition) -> float:
+    """The steepness of the surrogate derivative, in units of 1 / threshold."""
+    return transition.surrogate.steepness * transition.thresholds[1]
 
 
 def bits_to_lose(lost_bits: float, transition: Transition, behind_norm: bool = False) -> float:
@@ -148,9 +152,8 @@ def bits_to_lose(lost_bits: float, transition: Transition, behind_norm: bool = F
     ... ]
     [4.0, 4.0, -inf]
     """
-    steepness = transition.surrogate.steepness * transition.thresholds[1]
     gentle = GENTLE_BEHIND_NORM if behind_norm else GENTLE
-    return lost_bits - math.log2(max(1.0, steepness / gentle))
+    return lost_bits - math.log2(max(1.0, _steepness_of(transition) / gentle))
 
 
 @lru_cache(maxsize=1024)

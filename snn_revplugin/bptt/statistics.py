@@ -23,26 +23,21 @@ class CallStatistics:
     fallback_calls: int = 0  # calls that took the host's own path
     spike_bytes: int = 0  # of packed spikes
     block_bytes: int = 0  # of the blocks of memory that they are in, which may have room for more
-    potential_bytes: int = (
-        0  # of membrane potentials held between the first and the last of a chain
-    )
+    # of membrane potentials held between the first and the last of a chain
+    potential_bytes: int = 0
     neuron_steps: int = 0
     small_calls: int = 0  # reversible calls whose current is kept as it is, being small
     hooked_calls: int = 0  # calls whose charged potentials hooks of another tool saved
     hooked_bytes: int = 0  # ... that they handed to those
-    anchor_interval: int | None = (
-        None  # time steps between anchors; None where a whole sequence is scanned again
-    )
+    # time steps between anchors; None where a whole sequence is scanned again
+    anchor_interval: int | None = None
     backend: str = ""  # what computed the last call, and why
-    keeps_outputs: bool = (
-        False  # whether the neuron rebuilds from its own outputs, which the next layer keeps anyway
-    )
-    operations: Counter[str] = field(
-        default_factory=Counter
-    )  # recomputed, with the number of calls
-    boundaries: Counter[str] = field(
-        default_factory=Counter
-    )  # not in the table, so their saved tensors are kept
+    # whether the neuron rebuilds from its own outputs, which the next layer keeps anyway
+    keeps_outputs: bool = False
+    # recomputed, with the number of calls
+    operations: Counter[str] = field(default_factory=Counter)
+    # not in the table, so their saved tensors are kept
+    boundaries: Counter[str] = field(default_factory=Counter)
     # bytes of the activations that autograd keeps, by what keeps them
     kept_bytes: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)  # for taking the host's own path

@@ -35,7 +35,7 @@ from torch.library import CustomOpDef, custom_op
 
 from ..neurons.transition import KeptSequence, SequenceGradients, States, Transition
 from ..packed.codec import BITS, unpack_bits
-from ..packed.spikes import PackedSpikes
+from ..packed.spikes import PackedSpikes, contiguous
 from ..replay import HeldTensor
 from ..torch_internals import transforms
 from ..torch_internals.function import once_differentiable
@@ -109,8 +109,6 @@ def _in_strides_of(x: Tensor, tensor: Tensor) -> Tensor:
 class _TracedView:
     """A time step as a derivative sees it (:class:`..neurons.transition.StepView`) while the
     compiler traces it."""
-
-    current = None
 
     def __init__(self, transition: Transition, charged: Tensor, x: Tensor, before: States) -> None:
         self.transition, self.charged, self.current, self.before = transition, charged, x, before
@@ -225,7 +223,7 @@ def scan_backward(
     (grad_outputs, grad_last, grad_path), (values, bits, v) = gradients, kept
     plain, backend = backend_of(Equations(names, numbers), parameters)
     transition = backend.select(plain, values, (v,))
-    packed = PackedSpikes.of_bits(bits, values.shape, _contiguous_strides(values), values.dtype)
+    packed = PackedSpikes.of_bits(bits, values.shape, contiguous(values.shape), values.dtype)
     held = KeptSequence((v,), values.dtype, packed=packed)
     if plain.from_outputs:
         held.outputs = values
@@ -245,10 +243,6 @@ def _(gradients, kept, parameters, names, numbers, learned):
     values, _, v = kept
     grad_w = torch.empty_like(parameters[0]) if learned else values.new_empty(0)
     return values.new_empty(values.shape), v.new_empty(v.shape), grad_w
-
-
-def _contiguous_strides(tensor: Tensor) -> tuple[int, ...]:
-    return torch.empty(tensor.shape, device="meta").stride()
 
 
 class _Sequence(torch.autograd.Function):

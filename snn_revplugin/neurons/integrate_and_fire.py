@@ -86,7 +86,7 @@ class IntegrateAndFire(OneStateNeuron):
             through_reset = grad_v * self._slope_of_reset(h)
             grad_spikes = through_reset if grad_spikes is None else through_reset.add_(grad_spikes)
         if grad_spikes is None:
-            grad_h = grad_v if self.v_reset is None else grad_v * (1.0 - view.fired)
+            grad_h = grad_v if self.v_reset is None else grad_v * view.silent
         else:
             grad_h = self.surrogate.gradient(grad_spikes, h - self.threshold)
             if grad_v is not None and self.v_reset is None:

@@ -182,8 +182,7 @@ class PackedSteps:
         self._packed, self._layout = packed, packed.layout
         count = packed.shape[1:].numel()
         whole_bytes = BITS // math.gcd(count, BITS)  # steps whose bits end with a byte
-        self._length = max(self.TOGETHER // max(count, 1), 1) // whole_bytes * whole_bytes
-        self._length = max(self._length, whole_bytes)
+        self._length = max(self.TOGETHER // max(count, 1) // whole_bytes, 1) * whole_bytes
         if self._layout[0] != count:  # a step's spikes do not lie together
             self._length = max(packed.shape[0], 1)
         self._first, self._unpacked = -1, None

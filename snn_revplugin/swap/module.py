@@ -12,9 +12,9 @@ from torch import Tensor
 from ..bptt.record import NeuronRecord
 from ..settings import get_settings
 from ..torch_internals import saved_tensors, transforms
+from ..torch_internals.tensors import PLAIN_TENSORS
 from .patches import Patches
 
-PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 NO_GRADIENT = "no gradient is recorded"
 # The oldest torch whose compiler traces the operators.
 OLDEST_COMPILER = "2.14"

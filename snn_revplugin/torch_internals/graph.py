@@ -17,9 +17,8 @@ from torch import Tensor
 Node = Any  # torch.autograd.graph.Node, or None at the end of an edge
 Edge = tuple[Node, int]  # the node that made a tensor, and which of its outputs the tensor was
 
-Leaf = (
-    torch._C._functions.AccumulateGrad
-)  # the node that accumulates a leaf's gradient; the leaf is its ``variable``
+# The node that accumulates a leaf's gradient; the leaf is its ``variable``.
+Leaf = torch._C._functions.AccumulateGrad
 # Functions that give out what they were given: a module's backward hook, and FSDP's notice that it
 # may reshard.
 PASSING_ON = {"BackwardHookFunctionBackward", "RegisterPostBackwardFunctionBackward"}
