@@ -21,6 +21,7 @@ from hosts import only_pure
 from spikingjelly.activation_based import base, layer, neuron
 
 import snn_revplugin
+from snn_revplugin import adapters
 from snn_revplugin.adapters import snntorch as snntorch_adapter
 from snn_revplugin.adapters import spikingjelly as spikingjelly_adapter
 from snn_revplugin.swap.hosts import is_neuron
@@ -28,6 +29,7 @@ from snn_revplugin.swap.patches import Patch, Patches
 from snn_revplugin.swap.table import known_swaps
 
 PACKAGE = Path(snn_revplugin.__file__).parent
+ADAPTERS = Path(adapters.__file__).parent  # beside the package in an editable installation
 # The command line builds the hosts' networks and names the hosts there.
 CORE = [
     each
@@ -80,10 +82,10 @@ class TestTheCore:
 
     @pytest.mark.parametrize("host", ["snntorch", "spikingjelly"])
     def test_one_file_registers_the_hosts(self, host: str) -> None:
-        assert f'register_adapter("{host}"' in (PACKAGE / "adapters" / "__init__.py").read_text()
+        assert f'register_adapter("{host}"' in (ADAPTERS / "__init__.py").read_text()
 
     def test_one_file_names_the_older_release_of_spikingjelly(self) -> None:
-        files = (PACKAGE / "adapters").glob("*.py")
+        files = ADAPTERS.glob("*.py")
         choices = {each.name: each.read_text().count("StatefulTransitions") for each in files}
         assert choices.pop("spikingjelly_0_0_0_0_14.py") == 1
         assert choices.pop("spikingjelly.py") == 2  # imported and chosen
