@@ -15,7 +15,6 @@ import torch.nn as nn
 from torch import Tensor
 
 from snn_revplugin.bptt.chain import link_behind, link_of
-from snn_revplugin.bptt.record import TransitionKey
 from snn_revplugin.bptt.step import step
 from snn_revplugin.compile.equations import Equations, equations_id
 from snn_revplugin.compile.operators import OUTPUTS_KEEP, STEP_KEEPS
@@ -226,9 +225,11 @@ class RevLeaky(_HoldsMem, snntorch.Leaky):
         # The host decides by this bound method; its ``reset_mechanism`` may be set later on.
         charge = getattr(self.state_function, "__func__", None)
         immediate = None if self.reset_delay else int(self.reset_mechanism_val)
-        key = TransitionKey(parameters, self.spike_grad, charge, immediate)
         return self.record.transition(
-            key, lambda: self._build(parameters, charge, immediate), starts=held.grad_fn is None
+            parameters,
+            (self.spike_grad, charge, immediate),
+            lambda: self._build(parameters, charge, immediate),
+            starts=held.grad_fn is None,
         )
 
     def _build(
@@ -370,7 +371,8 @@ class CoupledLeaky(_HoldsMem, snntorch.Leaky):
         numbers = self.tau, self.alpha, self.beta, self.threshold
         others = self.reset_mechanism, self.detach_reset, self.split_dim
         return self.record.transition(
-            TransitionKey(numbers, self.spike_grad, *others),
+            numbers,
+            (self.spike_grad, *others),
             lambda: Coupled(
                 *(each.item() for each in numbers),
                 v_reset=_v_reset(self.reset_mechanism),

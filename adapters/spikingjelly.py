@@ -13,7 +13,6 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from snn_revplugin.bptt.record import TransitionKey
 from snn_revplugin.bptt.sequence import sequence
 from snn_revplugin.bptt.step import step
 from snn_revplugin.compile.equations import Equations, equations_id
@@ -258,8 +257,10 @@ class _ReversibleNode(_Transitions, _NotesOperators):
         if reason is None:
             surrogate = _surrogate_key(self.surrogate_function)
             arithmetic = tuple(self._reset_arithmetic().values())
-            key = TransitionKey(self._learned(), surrogate, self._constants(), arithmetic)
-            transition = self.record.transition(key, self._build, starts=v.grad_fn is None)
+            others = surrogate, self._constants(), arithmetic
+            transition = self.record.transition(
+                self._learned(), others, self._build, starts=v.grad_fn is None
+            )
             if transition is None:
                 reason = NO_STEP
         if reason is not None:
@@ -502,9 +503,10 @@ class CoupledLIFNode(_Transitions.Coupled, _NotesOperators, neuron.BaseNode):
 
     def _coupled(self) -> Coupled:
         surrogate = _surrogate_key(self.surrogate_function)
-        key = TransitionKey((), surrogate, self._numbers(), self.split_dim)
         return self.record.transition(
-            key, lambda: self._equations(surrogate_from(self.surrogate_function))
+            (),
+            (surrogate, self._numbers(), self.split_dim),
+            lambda: self._equations(surrogate_from(self.surrogate_function)),
         )
 
     def _equations(self, surrogate: AnySurrogate | None) -> Coupled:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..neurons.transition import States, Transition
-from ..settings import get_settings
+from ..settings import Settings, get_settings
 from ..torch_internals import capture
 
 # Thresholds of a layer, and a threshold and the layer's largest potential, may differ by this much.
@@ -41,11 +41,13 @@ class Anchoring(NamedTuple):
         interval: the time steps between two anchors.
         is_reversed: whether time is reversed between them; else potentials are rebuilt forward.
         rebuild_interval: the rebuilt states that one backward pass holds at a time, at least.
+        settings: under which this was decided.
     """
 
     interval: int
     is_reversed: bool
     rebuild_interval: int
+    settings: Settings
 
 
 def anchoring_of(transition: Transition, states: States, behind_norm: bool = False) -> Anchoring:
@@ -57,7 +59,7 @@ def anchoring_of(transition: Transition, states: States, behind_norm: bool = Fal
     settings = get_settings()
     rebuild = settings.rebuild_interval
     if transition.from_outputs:  # what its steps are repeated from is kept anyway
-        return Anchoring(NEVER, False, rebuild)
+        return Anchoring(NEVER, False, rebuild, settings)
     # A decay or a largest potential is a value that a device is asked for.
     reverses = transition.invertible and all(
         each.dtype in REVERSIBLE_DTYPES and capture.may_synchronise(each) for each in states
@@ -67,8 +69,8 @@ def anchoring_of(transition: Transition, states: States, behind_norm: bool = Fal
         lost_bits = bits_to_lose(settings.lost_bits, transition, behind_norm)
         interval = steps_between_anchors(transition.decay, lost_bits, most)
         if interval:
-            return Anchoring(interval, True, rebuild)
-    return Anchoring(rebuild, False, rebuild)
+            return Anchoring(interval, True, rebuild, settings)
+    return Anchoring(rebuild, False, rebuild, settings)
 
 
 class Residue:

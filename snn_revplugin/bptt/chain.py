@@ -24,6 +24,7 @@ from torch import Tensor
 from ..neurons.transition import GraphNodes, States, StepParts, Transition
 from ..packed.spikes import PackedSpikes
 from ..replay import HeldTensor, Recomputable
+from ..settings import Settings
 from ..torch_internals import capture
 from ..torch_internals.pass_cache import pass_cache
 from ..torch_internals.versioned import Versioned
@@ -32,7 +33,7 @@ from .anchors import Anchoring, Residue, is_moderate, residues_of
 LINK = "snn_revplugin_link"  # where the graph node that gave states out offers their link
 INITIAL = "the membrane potentials (the one that the sequence started from)"
 OVERWRITTEN = -1  # in the place of a version, where a write has left none
-FIRST = Anchoring(1, False, 1)
+FIRST = Anchoring(1, False, 1, Settings())
 Sums = list[float] | None
 
 

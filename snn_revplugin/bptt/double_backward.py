@@ -2,8 +2,8 @@
 
 A step's closed-form derivative is a value without a graph. So a Function saves its input and its
 states as autograd saves tensors, with their edges in the graph but with a function in the place of
-their memory (:func:`release_saved_tensors`). Where a backward records a graph, the step is repeated
-in differentiable torch code from those tensors, and autograd differentiates that.
+their memory (``torch_internals.saved_tensors.save_edges``). Where a backward records a graph, the
+step is repeated in differentiable torch code from those tensors, and autograd differentiates that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..neurons.transition import Transition
-from ..torch_internals.saved_tensors import replace_saved_by_function
 from .chain import ChainLink, StepView
 
 Inputs = tuple[Tensor, ...]
@@ -77,18 +76,6 @@ class SpikesOfStep:
     @torch.no_grad()
     def __call__(self) -> Tensor:
         return self.link.fired.spikes()
-
-
-def with_edges(*tensors: Tensor) -> tuple[Tensor | None, ...]:
-    """The tensors that have an edge in the graph, for ``save_for_backward``; None for others."""
-    return tuple(each if each.requires_grad else None for each in tensors)
-
-
-def release_saved_tensors(output: Tensor, tensors: Inputs, unpacks: Unpacks) -> None:
-    """Release what the Function that gave ``output`` has saved of ``tensors``; in its place stand
-    functions that recompute it."""
-    if output.grad_fn is not None:
-        replace_saved_by_function(output.grad_fn, tensors, unpacks)
 
 
 def inputs_of(saved: tuple[Tensor | None, ...], unpacks: Unpacks) -> Inputs:

@@ -44,18 +44,23 @@ class NeuronRecord:
         return self._owner is not None and self._owner() is owner
 
     def transition(
-        self, key: TransitionKey, build: Callable[[], Transition | None], starts: bool = False
+        self,
+        tensors: tuple[Tensor, ...],
+        others: tuple,
+        build: Callable[[], Transition | None],
+        starts: bool = False,
     ) -> Transition | None:
-        """The equations for ``key``. Time steps with the same equations form a chain.
+        """The equations of a neuron. Time steps with the same equations form a chain.
 
         Args:
-            key: all that the equations are made of.
+            tensors, others: all that the equations are made of.
             build: makes them.
-            starts: whether a chain of time steps starts. Then tensors are compared by value too:
-                a write through ``.data``, or FSDP, leaves no version.
+            starts: whether a chain of time steps starts. Values on another device than a CPU are
+                not compared, which would wait for it; where a chain starts they count as new.
         """
-        if self._key is None or not key.is_same(self._key, starts):
-            self._key, self._transition = key.held(), build()
+        key = self._key
+        if key is None or not key.equals(tensors, others, starts):
+            self._key, self._transition = TransitionKey(tensors, others), build()
         return self._transition
 
     @property
@@ -74,54 +79,52 @@ class TransitionKey:
     """All that a neuron's equations are made of: tensors, and other objects.
 
     A key holds what it is made of, so that no later object takes the identity of an earlier one.
-    Tensors are compared by their values too, where they lie on a CPU: a write through ``.data``
-    leaves no version.
+    Tensors are compared by their values too, where they lie on a CPU: a write through ``.data``, or
+    by FSDP, leaves no version.
     """
 
-    __slots__ = ("_copies", "_marks", "others", "tensors")
+    __slots__ = ("_noted", "_others")
 
-    def __init__(self, tensors: tuple[Tensor, ...], *others: object) -> None:
-        self.tensors, self.others = tensors, others
-        self._marks = [_mark(each) for each in tensors]
-        self._copies: list[Tensor | None] = []
+    def __init__(self, tensors: tuple[Tensor, ...], others: tuple) -> None:
+        self._noted, self._others = [NotedTensor(each) for each in tensors], others
 
-    def held(self) -> TransitionKey:
-        """The key with copies of values that are no single numbers, to compare later keys with."""
-        self._copies = [
-            each.detach().clone() if each.numel() != 1 and capture.may_compare(each) else None
-            for each in self.tensors
-        ]
-        return self
-
-    def is_same(self, earlier: TransitionKey, starts: bool) -> bool:
-        """Whether these are the equations of an earlier key that was :meth:`held`.
-
-        Args:
-            starts: whether a chain starts. Values on another device are not compared, which would
-                wait for it; where a chain starts they count as new.
-        """
-        if self.others != earlier.others or len(self.tensors) != len(earlier.tensors):
+    def equals(self, tensors: tuple[Tensor, ...], others: tuple, starts: bool) -> bool:
+        """Whether these are the same, unchanged; ``starts`` as in :meth:`NeuronRecord.transition`."""
+        if others != self._others or len(tensors) != len(self._noted):
             return False
-        if self._marks != earlier._marks and any(map(_differ, self._marks, earlier._marks)):
-            return False
-        for tensor, before, copy in zip(
-            self.tensors, earlier.tensors, earlier._copies, strict=True
-        ):
-            if tensor is not before or (starts and tensor.device.type != "cpu"):
-                return False
-            if copy is not None and not torch.equal(tensor.detach(), copy):
+        for noted, tensor in zip(self._noted, tensors, strict=True):
+            if not noted.is_unchanged(tensor, starts):
                 return False
         return True
 
 
-def _differ(mark: tuple, other: tuple) -> bool:
-    """Whether two marks tell of two states; a value that may not be read tells nothing."""
-    if mark[-1] is None or other[-1] is None:
-        return mark[:-1] != other[:-1]
-    return mark != other
+class NotedTensor:
+    """A tensor, and what tells one of its states from another."""
 
+    __slots__ = ("_learned", "_numbers", "_pointer", "_tensor", "_value", "_version")
 
-def _mark(tensor: Tensor) -> tuple:
-    """What tells one state of a tensor from another."""
-    value = tensor.item() if tensor.numel() == 1 and capture.may_compare(tensor) else None
-    return tensor._version, tensor.requires_grad, tensor.data_ptr(), value
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._version = tensor, tensor._version
+        self._learned, self._pointer = tensor.requires_grad, tensor.data_ptr()
+        # A single number is compared as one, others as tensors.
+        self._value = self._numbers = None
+        if capture.may_compare(tensor):
+            if tensor.numel() == 1:
+                self._value = tensor.item()
+            else:
+                self._numbers = tensor.detach().clone()
+
+    def is_unchanged(self, tensor: Tensor, starts: bool) -> bool:
+        """Whether a tensor is the one that was noted, in the same state."""
+        if (
+            tensor is not self._tensor
+            or tensor._version != self._version
+            or tensor.requires_grad is not self._learned
+            or tensor.data_ptr() != self._pointer
+        ):
+            return False
+        if not capture.may_compare(tensor):
+            return not starts or tensor.is_cpu
+        if self._numbers is not None:
+            return torch.equal(tensor.detach(), self._numbers)
+        return self._value is None or tensor.item() == self._value

@@ -12,6 +12,7 @@ and step in float32, where SpikingJelly's neurons on a CPU save 4 (soft reset), 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,12 +32,7 @@ from ..torch_internals import graph, saved_tensors
 from ..torch_internals.function import release_saved
 from ..torch_internals.versioned import Versioned
 from .chain import INITIAL, initial
-from .double_backward import (
-    differentiate_with_graph,
-    inputs_of,
-    release_saved_tensors,
-    with_edges,
-)
+from .double_backward import differentiate_with_graph, inputs_of
 from .outputs import HeldOutputs, offer, recovered_input
 from .record import NeuronRecord
 from .step import SECOND_PASS
@@ -108,10 +104,9 @@ def sequence(
         value = transition.inputs_for_scan(value, currents, states)
     call = SequenceCall(transition, value, with_path, hooked, record)
     parameters = transition.parameters
-    outputs, *after = _Sequence.apply(currents, call, len(states), *states, *parameters)
+    apply = _Sequence.apply if hooked else partial(saved_tensors.apply_and_release, _Sequence)
+    outputs, *after = apply(currents, call, len(states), *states, *parameters)
     path = after.pop() if with_path else None
-    if not hooked:
-        release_saved_tensors(after[0], (currents, *states), _unpacks_of(call))
     if transition.from_outputs and not hooked:
         inverse = recovered_input(transition, call.outputs, call.packed, time=True)
         attach_inverse_recipe(currents, inverse, record)
@@ -218,7 +213,6 @@ def _keep(ctx: Any, call: SequenceCall, scan: Any, currents: Tensor, states: Sta
         ctx.save_for_backward(kept, *first)
         statistics.took_sequence_through_hooks(kept)
         return
-    ctx.save_for_backward(*with_edges(currents, *states))
     call.start = tuple(Versioned(initial(each)) for each in states)
     call.packed, call.charged = scan.fired, scan.charged
     offered = offer(transition, scan.fired, scan.outputs)
@@ -226,6 +220,7 @@ def _keep(ctx: Any, call: SequenceCall, scan: Any, currents: Tensor, states: Sta
         call.outputs = offered
     setattr(ctx, FIRED, offered)
     statistics.took_sequence(scan.fired, scan.charged, transition.from_outputs)
+    saved_tensors.save_edges(ctx, (currents, *states), _unpacks_of(call))
 
 
 def _kept_by(ctx: Any, call: SequenceCall) -> KeptSequence:

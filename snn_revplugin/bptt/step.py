@@ -26,7 +26,8 @@ from ..settings import get_settings
 from ..torch_internals import capture, graph, heap
 from ..torch_internals.function import release_saved
 from ..torch_internals.pass_cache import pass_cache
-from .anchors import anchoring_of, is_gentle
+from ..torch_internals.saved_tensors import apply_and_release, save_edges
+from .anchors import Anchoring, anchoring_of, is_gentle
 from .chain import LINK, ChainLink, StepView, start_from
 from .double_backward import (
     ChargedOfStep,
@@ -35,8 +36,6 @@ from .double_backward import (
     StateOfStep,
     differentiate_with_graph,
     inputs_of,
-    release_saved_tensors,
-    with_edges,
 )
 from .outputs import offer, recovered_input
 from .record import NeuronRecord
@@ -74,8 +73,7 @@ def step(
     value = None if transition.from_outputs else _input_of(transition, current, record)
     transition = record.backend.select(transition, current, states)
     before = start_from(states, transition)
-    anchoring = anchoring_of(transition, states, _magnifies_errors(transition, current))
-    link = ChainLink(before, transition, value, anchoring)
+    link = ChainLink(before, transition, value, _anchoring(transition, current, states, before))
     outputs, after = _take(transition, current, states, link)
     link.parts = None
     heap.chain_has_come_to(link.index, states[0])
@@ -97,6 +95,17 @@ def _input_of(transition: Transition, current: Tensor, record: NeuronRecord) -> 
     if value is None and transition.reads_input:
         return HeldTensor(current.detach().clone())  # from which all else follows
     return value
+
+
+def _anchoring(
+    transition: Transition, current: Tensor, states: States, before: ChainLink
+) -> Anchoring:
+    """Where the anchors of the chain stand: where they stood at the step before, if nothing that
+    decides it can have changed. (The second step of a chain may be the first of its dtype.)"""
+    earlier, on_cpu = before.anchoring, current.is_cpu
+    if before.index > 1 and on_cpu and earlier.settings is get_settings() and is_gentle(transition):
+        return earlier
+    return anchoring_of(transition, states, _magnifies_errors(transition, current))
 
 
 def _magnifies_errors(transition: Transition, current: Tensor) -> bool:
@@ -121,17 +130,15 @@ def _take(
     """The step as one, two or three graph nodes."""
     parameters = transition.parameters
     if transition.nodes is GraphNodes.ONE:
-        outputs, *after = _Step.apply(current, link, len(states), *states, *parameters)
-        release_saved_tensors(after[0], (current, *states), _unpacks_of_step(link, len(states)))
+        outputs, *after = apply_and_release(
+            _Step, current, link, len(states), *states, *parameters
+        )
         return outputs, tuple(after)
-    charged = _Charge.apply(current, link, len(states), *states, *parameters)
-    release_saved_tensors(charged[0], (current, *states), _unpacks_of_step(link, len(states)))
-    outputs = _Fire.apply(charged[-1], link, *parameters)
-    release_saved_tensors(outputs, charged[-1:], (ChargedOfStep(link),))
+    charged = apply_and_release(_Charge, current, link, len(states), *states, *parameters)
+    outputs = apply_and_release(_Fire, charged[-1], link, *parameters)
     if transition.nodes is GraphNodes.FIRE:
         return outputs, charged
-    after = _Reset.apply(charged[0], outputs, link, *parameters)
-    release_saved_tensors(after, (charged[0], outputs), _unpacks_of_reset(link))
+    after = apply_and_release(_Reset, charged[0], outputs, link, *parameters)
     return outputs, (after,)
 
 
@@ -153,7 +160,6 @@ class _Step(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         states, transition = tensors[:count], link.transition
-        ctx.save_for_backward(*with_edges(current, *states))
         parts = transition.begin(current, states)
         fired, outputs = parts.fire()
         after = parts.states()
@@ -161,6 +167,7 @@ class _Step(torch.autograd.Function):
         _keep_spikes(ctx, link, fired, outputs)
         link.reach(after, parts)
         setattr(ctx, LINK, link)
+        save_edges(ctx, (current, *states), _unpacks_of_step(link, count))
         return outputs, *after
 
     @staticmethod
@@ -199,14 +206,14 @@ class _Charge(torch.autograd.Function):
     def forward(ctx: Any, current: Tensor, link: ChainLink, count: int, *tensors: Tensor) -> States:
         ctx.set_materialize_grads(False)
         states, transition = tensors[:count], link.transition
-        ctx.save_for_backward(*with_edges(current, *states))
         link.parts = parts = transition.begin(current, states)
         _keep_reset_signal(link, parts)
         setattr(ctx, LINK, link)
-        if transition.nodes is not GraphNodes.FIRE:
-            return (parts.charged,)
-        after = parts.states()
-        link.reach(after, parts)
+        after = (parts.charged,)
+        if transition.nodes is GraphNodes.FIRE:
+            after = parts.states()
+            link.reach(after, parts)
+        save_edges(ctx, (current, *states), _unpacks_of_step(link, count))
         return after
 
     @staticmethod
@@ -242,10 +249,10 @@ class _Fire(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, charged: Tensor, link: ChainLink, *parameters: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*with_edges(charged))
         fired, outputs = link.parts.fire()
         _keep_spikes(ctx, link, fired, outputs)
         setattr(ctx, STEP, link)
+        save_edges(ctx, (charged,), (ChargedOfStep(link),))
         return outputs
 
     @staticmethod
@@ -279,11 +286,11 @@ class _Reset(torch.autograd.Function):
         ctx: Any, charged: Tensor, outputs: Tensor, link: ChainLink, *parameters: Tensor
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*with_edges(charged, outputs))
         (after,) = link.parts.states()
         link.reach((after,), link.parts)
         # The nodes below hold it; no loss may ever reach this node, which would release it.
         setattr(ctx, LINK, weakref.ref(link))
+        save_edges(ctx, (charged, outputs), _unpacks_of_reset(link))
         return after
 
     @staticmethod

@@ -44,23 +44,23 @@ class Leaky(OneStateNeuron):
     reads_before = True
     parameter_names = ("beta", "threshold", "factor")
 
-    @property
+    @cached_property
     def nodes(self) -> GraphNodes:
         return GraphNodes.FIRE if self.reset_keeps_charged else GraphNodes.RESET
 
-    @property
+    @cached_property
     def spikes_carry_gradient(self) -> bool:
         return self.surrogate.differentiable or (self.graded and self.factor.requires_grad)
 
-    @property
+    @cached_property
     def graded_factor(self) -> Tensor | None:
         return self.factor.detach() if self.graded else None
 
-    @property
+    @cached_property
     def invertible(self) -> bool:
         return self.reset_kind == "none" or (self.delayed and self.reset_kind == "subtract")
 
-    @property
+    @cached_property
     def has_reset_signal(self) -> bool:
         return self.reset_kind != "none"
 
@@ -68,7 +68,7 @@ class Leaky(OneStateNeuron):
     def reset_follows_spikes(self) -> bool:
         return self.delayed
 
-    @property
+    @cached_property
     def reset_keeps_charged(self) -> bool:
         return self.delayed or self.reset_kind == "none"
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -211,7 +212,7 @@ class Transition:
     _versions: Sequence[Versioned]
     _values: Sequence[tuple[Tensor, Tensor]]
 
-    @property
+    @cached_property
     def parameters(self) -> tuple[Tensor, ...]:
         """The tensors, learned or not, that :meth:`vjp` gives gradients for."""
         return tuple(getattr(self, name) for name in self.parameter_names)

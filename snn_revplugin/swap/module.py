@@ -130,11 +130,9 @@ class ReversibleNeuron:
             return "the input is a tensor without elements, or of a class of its own"
         if not isinstance(potential, Tensor):
             return "the state is not a tensor"
-        if not any(
-            each is not None and each.requires_grad for each in (current, potential, *parameters)
-        ):
-            return NO_GRADIENT
-        return None
+        if current.requires_grad or potential.requires_grad:
+            return None
+        return None if any(each.requires_grad for each in parameters) else NO_GRADIENT
 
     def takes_operators(self, current: Tensor, potential: Tensor, *parameters: Tensor) -> bool:
         """Under ``torch.compile``: whether an operator of :mod:`snn_revplugin.compile` can express

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,8 +79,15 @@ def all_saved_by(node: Node) -> list[Tensor]:
     return [each for each in tree_leaves(found) if isinstance(each, Tensor)]
 
 
-# What the next hook packs. A closure for each hook would stay with the graph as long as the hook.
-_handing = threading.local()
+class _Handing(threading.local):
+    """What the next hooks pack. A closure for each hook would stay with the graph as long as the
+    hook."""
+
+    unpack: Callable[[], Tensor] | None = None
+    unpacks: Sequence[Callable[[], Tensor]] = ()
+
+
+_handing = _Handing()
 
 
 def _hand_over(_: Tensor) -> Callable[[], Tensor]:
@@ -122,13 +130,32 @@ def _references_of_autograd() -> int:
 REFERENCES_OF_AUTOGRAD = _references_of_autograd()
 
 
-def replace_saved_by_function(
-    node: Node, tensors: Sequence[Tensor], unpacks: Sequence[Callable[[], Tensor]]
-) -> None:
-    """Release the tensors that an autograd Function of ours saved, and call these functions where
-    its ``ctx.saved_tensors`` are read. A tensor that is recomputed so comes back with the edge that
-    it had in the graph. One that had no edge was not saved."""
-    for raw, tensor, unpack in zip(node._raw_saved_tensors, tensors, unpacks, strict=True):
-        if tensor.requires_grad:
-            _handing.unpack = unpack
-            raw.register_hooks(_hand_over, _call)
+def apply_and_release(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """``function.apply(*arguments)``, where what ``function`` saves by :func:`save_edges` is released
+    at once."""
+    autograd = torch._C._autograd
+    autograd._push_saved_tensors_default_hooks(_hand_over_next, _call_or_pass)
+    try:
+        return function.apply(*arguments)
+    finally:
+        autograd._pop_saved_tensors_default_hooks()
+        _handing.unpacks = ()
+
+
+def save_edges(ctx: Any, tensors: Sequence[Tensor], unpacks: Sequence[Callable[[], Tensor]]) -> None:
+    """Save the edges of some inputs of a Function in the graph, and in the place of their memory
+    functions that recompute them: ``ctx.saved_tensors`` gives what they give, with the edges. An
+    input without an edge comes back as None. The last that a forward does."""
+    pairs = [pair for pair in zip(tensors, unpacks, strict=True) if pair[0].requires_grad]
+    ctx.save_for_backward(*(each if each.requires_grad else None for each in tensors))
+    _handing.unpacks = [unpack for _, unpack in reversed(pairs)]
+
+
+def _hand_over_next(tensor: Tensor) -> Callable[[], Tensor] | Tensor:
+    # What a user's surrogate saves inside of the forward comes before save_edges, and stays.
+    unpacks = _handing.unpacks
+    return unpacks.pop() if unpacks else tensor
+
+
+def _call_or_pass(packed: Callable[[], Tensor] | Tensor) -> Tensor:
+    return packed if isinstance(packed, Tensor) else packed()
