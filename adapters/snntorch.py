@@ -404,7 +404,7 @@ def _v_reset(reset_mechanism: str) -> float | None:
 @torch.no_grad()
 def _packed_reset_signal(neuron: LeakyEquations, held: Tensor) -> PackedSpikes:
     signal = neuron.fires(held)
-    return PackedSpikes(signal.bool(), signal.dtype)
+    return PackedSpikes(signal, signal.dtype)
 
 
 def _broadcasts_to(shape: torch.Size, target: torch.Size) -> bool:

@@ -191,8 +191,13 @@ def test_graded_spikes_of_another_dtype() -> None:
 
 
 @pytest.mark.parametrize(
-    "spikes", [torch.ones(3), torch.ones(3, dtype=torch.uint8)], ids=lambda each: str(each.dtype)
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8], ids=str
 )
-def test_only_bool_is_packed(spikes: Tensor) -> None:
-    with pytest.raises(TypeError, match=f"bool tensor, got {spikes.dtype}"):
-        PackedSpikes(spikes)
+@pytest.mark.parametrize("strides", ["contiguous", "transposed", "sliced"])
+def test_zeros_and_ones_are_packed_as_bools_are(dtype: torch.dtype, strides: str) -> None:
+    fired = random_bits((6, 10))
+    fired = {"contiguous": fired, "transposed": fired.t(), "sliced": fired[:, 1::2]}[strides]
+    packed = PackedSpikes(fired.to(dtype), dtype)
+    assert torch.equal(packed.bits, PackedSpikes(fired).bits)
+    assert torch.equal(packed.fired(), fired)
+    assert torch.equal(packed.binary(), fired.to(dtype))

@@ -17,11 +17,10 @@ from ..neurons.transition import Transition
 from .chain import ChainLink, StepView
 
 Inputs = tuple[Tensor, ...]
-Unpacks = Sequence[Callable[[], Tensor]]
 
 
-class InputOfStep:
-    """Recomputes the input of a time step."""
+class InputsOfStep:
+    """Recomputes the input of a time step, and the states before it."""
 
     __slots__ = ("link",)
 
@@ -29,7 +28,10 @@ class InputOfStep:
         self.link = link
 
     @torch.no_grad()
-    def __call__(self) -> Tensor:
+    def __call__(self, position: int) -> Tensor:
+        return self._input() if position == 0 else self.link.before.states()[position - 1]
+
+    def _input(self) -> Tensor:
         link = self.link
         if link.current is not None:
             return link.current.compute()
@@ -39,21 +41,8 @@ class InputOfStep:
         return transition.recover_current(view.charged, view.before[0], view.reset_signal)
 
 
-class StateOfStep:
-    """Recomputes one of the states before a time step."""
-
-    __slots__ = ("index", "link")
-
-    def __init__(self, link: ChainLink, index: int) -> None:
-        self.link, self.index = link, index
-
-    @torch.no_grad()
-    def __call__(self) -> Tensor:
-        return self.link.before.states()[self.index]
-
-
 class ChargedOfStep:
-    """Recomputes the charged potential of a time step."""
+    """Recomputes the charged potential of a time step, and its outputs."""
 
     __slots__ = ("link",)
 
@@ -61,26 +50,8 @@ class ChargedOfStep:
         self.link = link
 
     @torch.no_grad()
-    def __call__(self) -> Tensor:
-        return StepView.of(self.link).charged
-
-
-class SpikesOfStep:
-    """Unpacks the outputs of a time step."""
-
-    __slots__ = ("link",)
-
-    def __init__(self, link: ChainLink) -> None:
-        self.link = link
-
-    @torch.no_grad()
-    def __call__(self) -> Tensor:
-        return self.link.fired.spikes()
-
-
-def inputs_of(saved: tuple[Tensor | None, ...], unpacks: Unpacks) -> Inputs:
-    """The inputs of a Function: those with an edge as they were saved, the others recomputed."""
-    return tuple(u() if s is None else s for s, u in zip(saved, unpacks, strict=True))
+    def __call__(self, position: int) -> Tensor:
+        return StepView.of(self.link).charged if position == 0 else self.link.fired.spikes()
 
 
 def differentiate_with_graph(

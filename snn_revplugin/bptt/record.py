@@ -89,7 +89,7 @@ class TransitionKey:
         self._noted, self._others = [NotedTensor(each) for each in tensors], others
 
     def equals(self, tensors: tuple[Tensor, ...], others: tuple, starts: bool) -> bool:
-        """Whether these are the same, unchanged; ``starts`` as in :meth:`NeuronRecord.transition`."""
+        """Whether these are the same, unchanged; arguments of :meth:`NeuronRecord.transition`."""
         if others != self._others or len(tensors) != len(self._noted):
             return False
         for noted, tensor in zip(self._noted, tensors, strict=True):

@@ -32,7 +32,7 @@ from ..torch_internals import graph, saved_tensors
 from ..torch_internals.function import release_saved
 from ..torch_internals.versioned import Versioned
 from .chain import INITIAL, initial
-from .double_backward import differentiate_with_graph, inputs_of
+from .double_backward import differentiate_with_graph
 from .outputs import HeldOutputs, offer, recovered_input
 from .record import NeuronRecord
 from .step import SECOND_PASS
@@ -124,7 +124,8 @@ def _inputs_of(
 
 
 class _InputsOfSequence:
-    """Recomputes the inputs of a sequence, for a gradient that is differentiated again."""
+    """Recomputes the inputs of a sequence and gives the states before it, for a gradient that is
+    differentiated again."""
 
     __slots__ = ("call",)
 
@@ -132,7 +133,10 @@ class _InputsOfSequence:
         self.call = call
 
     @torch.no_grad()
-    def __call__(self) -> Tensor:
+    def __call__(self, position: int) -> Tensor:
+        return self._inputs() if position == 0 else self.call.start[position - 1].get(INITIAL)
+
+    def _inputs(self) -> Tensor:
         call, plain = self.call, self.call.transition.plain
         if call.inputs is not None:
             return call.inputs.compute()
@@ -144,22 +148,6 @@ class _InputsOfSequence:
             currents.append(plain.recover_current(h, v, signal))
             v = plain.reset(h, steps.binary(t), signal)
         return torch.stack(currents)
-
-
-class _StateOfSequence:
-    """Gives one of the states before a sequence, likewise."""
-
-    __slots__ = ("call", "index")
-
-    def __init__(self, call: SequenceCall, index: int) -> None:
-        self.call, self.index = call, index
-
-    def __call__(self) -> Tensor:
-        return self.call.start[self.index].get(INITIAL)
-
-
-def _unpacks_of(call: SequenceCall) -> tuple[_InputsOfSequence | _StateOfSequence, ...]:
-    return _InputsOfSequence(call), *(_StateOfSequence(call, i) for i in range(len(call.start)))
 
 
 @graph.with_slots("call", "types", FIRED)
@@ -220,7 +208,7 @@ def _keep(ctx: Any, call: SequenceCall, scan: Any, currents: Tensor, states: Sta
         call.outputs = offered
     setattr(ctx, FIRED, offered)
     statistics.took_sequence(scan.fired, scan.charged, transition.from_outputs)
-    saved_tensors.save_edges(ctx, (currents, *states), _unpacks_of(call))
+    saved_tensors.save_edges(ctx, (currents, *states), _InputsOfSequence(call))
 
 
 def _kept_by(ctx: Any, call: SequenceCall) -> KeptSequence:
@@ -245,6 +233,6 @@ def _differentiate_again(ctx: Any, call: SequenceCall, grads: Gradients) -> Grad
         outputs, after, path = differentiable_sequence(transition, currents, states)
         return (outputs, *after, *((path,) if call.with_path else ()))
 
-    inputs = inputs_of(ctx.saved_tensors, _unpacks_of(call))
+    inputs = saved_tensors.saved_with_edges(ctx, _InputsOfSequence(call))
     at_inputs, at_parameters = differentiate_with_graph(run, call.transition, inputs, grads)
     return at_inputs[0], None, None, *at_inputs[1:], *at_parameters

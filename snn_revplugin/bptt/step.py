@@ -26,17 +26,10 @@ from ..settings import get_settings
 from ..torch_internals import capture, graph, heap
 from ..torch_internals.function import release_saved
 from ..torch_internals.pass_cache import pass_cache
-from ..torch_internals.saved_tensors import apply_and_release, save_edges
+from ..torch_internals.saved_tensors import apply_and_release, save_edges, saved_with_edges
 from .anchors import Anchoring, anchoring_of, is_gentle
 from .chain import LINK, ChainLink, StepView, start_from
-from .double_backward import (
-    ChargedOfStep,
-    InputOfStep,
-    SpikesOfStep,
-    StateOfStep,
-    differentiate_with_graph,
-    inputs_of,
-)
+from .double_backward import ChargedOfStep, InputsOfStep, differentiate_with_graph
 from .outputs import offer, recovered_input
 from .record import NeuronRecord
 from .repeated_input import differentiate_once
@@ -130,9 +123,7 @@ def _take(
     """The step as one, two or three graph nodes."""
     parameters = transition.parameters
     if transition.nodes is GraphNodes.ONE:
-        outputs, *after = apply_and_release(
-            _Step, current, link, len(states), *states, *parameters
-        )
+        outputs, *after = apply_and_release(_Step, current, link, len(states), *states, *parameters)
         return outputs, tuple(after)
     charged = apply_and_release(_Charge, current, link, len(states), *states, *parameters)
     outputs = apply_and_release(_Fire, charged[-1], link, *parameters)
@@ -140,14 +131,6 @@ def _take(
         return outputs, charged
     after = apply_and_release(_Reset, charged[0], outputs, link, *parameters)
     return outputs, (after,)
-
-
-def _unpacks_of_step(link: ChainLink, states: int) -> tuple[InputOfStep | StateOfStep, ...]:
-    return InputOfStep(link), *(StateOfStep(link, i) for i in range(states))
-
-
-def _unpacks_of_reset(link: ChainLink) -> tuple[ChargedOfStep, SpikesOfStep]:
-    return ChargedOfStep(link), SpikesOfStep(link)
 
 
 @graph.with_slots(LINK, FIRED)
@@ -167,7 +150,7 @@ class _Step(torch.autograd.Function):
         _keep_spikes(ctx, link, fired, outputs)
         link.reach(after, parts)
         setattr(ctx, LINK, link)
-        save_edges(ctx, (current, *states), _unpacks_of_step(link, count))
+        save_edges(ctx, (current, *states), InputsOfStep(link))
         return outputs, *after
 
     @staticmethod
@@ -177,8 +160,7 @@ class _Step(torch.autograd.Function):
         if grad_outputs is None and not any(each is not None for each in grad_states):
             return (None,) * len(ctx.needs_input_grad)
         if torch.is_grad_enabled():
-            given = grad_outputs, *grad_states
-            inputs = inputs_of(ctx.saved_tensors, _unpacks_of_step(link, count))
+            given, inputs = (grad_outputs, *grad_states), saved_with_edges(ctx, InputsOfStep(link))
             at_inputs, grads = differentiate_with_graph(_whole_step, transition, inputs, given)
             return at_inputs[0], None, None, *at_inputs[1:], *grads
         _differentiate_layer_once(ctx, link)
@@ -213,7 +195,7 @@ class _Charge(torch.autograd.Function):
         if transition.nodes is GraphNodes.FIRE:
             after = parts.states()
             link.reach(after, parts)
-        save_edges(ctx, (current, *states), _unpacks_of_step(link, count))
+        save_edges(ctx, (current, *states), InputsOfStep(link))
         return after
 
     @staticmethod
@@ -222,8 +204,7 @@ class _Charge(torch.autograd.Function):
         if all(each is None for each in grad_charged):
             return (None,) * len(ctx.needs_input_grad)
         if torch.is_grad_enabled():
-            saved = ctx.saved_tensors
-            inputs = inputs_of(saved, _unpacks_of_step(link, len(saved) - 1))
+            inputs = saved_with_edges(ctx, InputsOfStep(link))
             at_inputs, grads = differentiate_with_graph(
                 _charge, link.transition, inputs, grad_charged
             )
@@ -252,7 +233,7 @@ class _Fire(torch.autograd.Function):
         fired, outputs = link.parts.fire()
         _keep_spikes(ctx, link, fired, outputs)
         setattr(ctx, STEP, link)
-        save_edges(ctx, (charged,), (ChargedOfStep(link),))
+        save_edges(ctx, (charged,), ChargedOfStep(link))
         return outputs
 
     @staticmethod
@@ -261,7 +242,7 @@ class _Fire(torch.autograd.Function):
         if grad_outputs is None:
             return (None,) * len(ctx.needs_input_grad)
         if torch.is_grad_enabled():
-            inputs = inputs_of(ctx.saved_tensors, (ChargedOfStep(link),))
+            inputs = saved_with_edges(ctx, ChargedOfStep(link))
             (grad_charged,), grads = differentiate_with_graph(
                 _fire, link.transition, inputs, (grad_outputs,)
             )
@@ -290,7 +271,7 @@ class _Reset(torch.autograd.Function):
         link.reach((after,), link.parts)
         # The nodes below hold it; no loss may ever reach this node, which would release it.
         setattr(ctx, LINK, weakref.ref(link))
-        save_edges(ctx, (charged, outputs), _unpacks_of_reset(link))
+        save_edges(ctx, (charged, outputs), ChargedOfStep(link))
         return after
 
     @staticmethod
@@ -304,7 +285,7 @@ class _Reset(torch.autograd.Function):
             at_inputs, grads = differentiate_with_graph(
                 lambda transition, h, s: _reset(transition, h, s, signal),
                 link.transition,
-                inputs_of(ctx.saved_tensors, _unpacks_of_reset(link)),
+                saved_with_edges(ctx, ChargedOfStep(link)),
                 (grad_after,),
             )
             return *at_inputs, None, *grads
@@ -333,7 +314,7 @@ def _keep_reset_signal(link: ChainLink, parts: StepParts) -> None:
         link.reset_signal = before.fired
     else:
         signal = parts.reset_signal
-        link.reset_signal = PackedSpikes(signal.bool(), signal.dtype)
+        link.reset_signal = PackedSpikes(signal, signal.dtype)
 
 
 def _keep_spikes(ctx: Any, link: ChainLink, fired: Tensor | PackedSpikes, outputs: Tensor) -> None:
@@ -341,7 +322,7 @@ def _keep_spikes(ctx: Any, link: ChainLink, fired: Tensor | PackedSpikes, output
     if not isinstance(fired, PackedSpikes):  # a kernel packs them itself
         dtype = outputs.dtype if fired.dtype is torch.bool else fired.dtype
         factor = link.transition.graded_factor
-        fired = PackedSpikes(fired.bool(), dtype, factor, link.before.fired)
+        fired = PackedSpikes(fired, dtype, factor, link.before.fired)
     link.fired = fired
     if not link.transition.spikes_carry_gradient:
         ctx.mark_non_differentiable(outputs)

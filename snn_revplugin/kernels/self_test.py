@@ -165,7 +165,7 @@ def take_step(transition: Transition, x: Tensor, states: States) -> SampleStep:
     parts, signal = transition.begin(x, states), None
     if transition.has_reset_signal:
         signal = parts.reset_signal
-        signal = PackedSpikes(signal.bool(), signal.dtype)
+        signal = PackedSpikes(signal, signal.dtype)
     if transition.nodes is GraphNodes.FIRE:
         after = parts.states()
         fired, outputs = parts.fire()
@@ -179,7 +179,7 @@ def _packed(fired: Tensor | PackedSpikes) -> PackedSpikes:
     if isinstance(fired, PackedSpikes):
         return fired
     dtype = torch.float32 if fired.dtype is torch.bool else fired.dtype
-    return PackedSpikes(fired.bool(), dtype)
+    return PackedSpikes(fired, dtype)
 
 
 # ------------------------------------------------------------------------------------- comparison

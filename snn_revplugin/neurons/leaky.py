@@ -182,7 +182,8 @@ class Leaky(OneStateNeuron):
         h = view.charged
         grad_binary = grad_spikes * self.factor if self.graded else grad_spikes
         # The host rounds to the dtype that its surrogate's spikes have.
-        grad_binary = grad_binary.to(self.surrogate.dtype_of_spikes(h))
+        dtype = self.surrogate.dtype_of_spikes(h)
+        grad_binary = grad_binary if grad_binary.dtype is dtype else grad_binary.to(dtype)
         grad_z = self.surrogate.gradient(grad_binary, h - self.threshold)
         grad_threshold = sum_to(-grad_z, self.threshold) if needed[1] else None
         grad_factor = sum_to(grad_spikes * view.fired, self.factor) if needed[2] else None

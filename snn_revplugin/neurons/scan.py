@@ -36,7 +36,7 @@ def scan(
             path.append(v)
     if fired is None:
         fired = torch.stack(fired_of)
-    packed = PackedSpikes(fired.bool(), fired.dtype, neuron.graded_factor)
+    packed = PackedSpikes(fired, fired.dtype, neuron.graded_factor)
     kept = torch.stack(charged_of) if charged_of else None
     spikes = neuron.spikes(fired)
     if not with_path:

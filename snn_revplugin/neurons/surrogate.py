@@ -268,7 +268,8 @@ class Surrogate(_Step):
     def gradient(self, grad: Tensor, z: Tensor) -> Tensor:
         """The gradient with respect to ``z``, from the gradient ``grad`` with respect to the
         spikes. May write into ``z``."""
-        return GRADIENTS[self.name](grad, z, *self.parameters).to(z.dtype)
+        gradient, dtype = GRADIENTS[self.name](grad, z, *self.parameters), z.dtype
+        return gradient if gradient.dtype is dtype else gradient.to(dtype)
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,13 @@ class NumpyCodec:
         return self.unpack_array(bits.numpy(), count, dtype)
 
     def pack_array(self, fired: Tensor, row: np.ndarray) -> None:
-        """Pack into a numpy array: to make a tensor for each row would cost time."""
-        row[:] = np.packbits(fired.numpy(), bitorder="little")
+        """Pack a contiguous tensor, bool or of zeros and ones, into a numpy array: to make a tensor
+        for each row would cost time."""
+        if fired.dtype is torch.bfloat16:  # which numpy does not have
+            fired = fired.bool()
+        flat = fired.numpy().reshape(-1)
+        # numpy compares faster than torch casts to bool
+        row[:] = np.packbits(flat if flat.dtype == bool else flat != 0, bitorder="little")
 
     def unpack_array(self, row: np.ndarray, count: int, dtype: torch.dtype) -> Tensor:
         """Unpack a numpy array: to make a tensor for each row would cost time."""

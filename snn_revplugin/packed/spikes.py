@@ -26,12 +26,13 @@ class Block:
         bits: uint8 of [rows, bytes a row].
     """
 
-    __slots__ = ("array", "bits", "codec", "used")
+    __slots__ = ("array", "bits", "codec", "nbytes", "rows", "used")
 
     MOST_ROWS = 16
 
     def __init__(self, bits: Tensor) -> None:
         self.bits, self.used = bits, 0
+        self.rows, self.nbytes = bits.shape  # the bytes of a row
         # Chosen in forward: the settings of this thread do not hold in autograd's threads.
         self.codec = NUMPY if bits.device.type == "cpu" else codec_for(bits)
         # numpy reads and writes a row without making a tensor for it.
@@ -41,10 +42,10 @@ class Block:
     def after(cls, before: Block | None, nbytes: int, device: torch.device) -> Block:
         """A block with room for one more row: ``before`` if it has room, else a larger new one."""
         rows = 1
-        if before is not None and before.bits.shape[1] == nbytes and before.bits.device == device:
-            if before.used < len(before.bits):
+        if before is not None and before.nbytes == nbytes and before.bits.device == device:
+            if before.used < before.rows:
                 return before
-            rows = min(2 * len(before.bits), cls.MOST_ROWS)
+            rows = min(2 * before.rows, cls.MOST_ROWS)
         return cls(torch.empty((rows, nbytes), dtype=torch.uint8, device=device))
 
     @classmethod
@@ -64,16 +65,14 @@ class PackedSpikes:
     """A binary tensor of any shape and layout, packed into eight elements per byte.
 
     Args:
-        fired: where a neuron fired; a bool tensor of any shape, dense in memory or not.
+        fired: where a neuron fired; bool, or zeros and ones in any real dtype; of any shape, dense
+            in memory or not.
         dtype: the dtype of the unpacked spikes.
         factor: the graded-spike factor that multiplies every spike (snnTorch's
             ``graded_spikes_factor``), a scalar or a tensor that broadcasts with ``fired``. It is
             stored beside the bits.
         before: the spikes of the previous time step. These spikes go into the same block of memory
             if it has room.
-
-    Raises:
-        TypeError: ``fired`` is not a bool tensor.
 
     The strides are stored too. An operation that is recomputed from unpacked spikes must read the
     strides that it read in forward, or it may round differently.
@@ -88,19 +87,16 @@ class PackedSpikes:
         factor: Tensor | None = None,
         before: PackedSpikes | None = None,
     ) -> None:
-        if fired.dtype is not torch.bool:
-            raise TypeError(f"fired must be a bool tensor, got {fired.dtype}")
-        self.shape, self.dtype, self.factor = fired.shape, dtype, factor
-        if fired.is_contiguous():
-            self.strides, flat = None, fired.reshape(-1)
-        elif _is_dense(fired):
-            self.strides, flat = fired.stride(), fired.as_strided((fired.numel(),), (1,))
-        else:
-            self.strides, flat = None, fired.contiguous().reshape(-1)
-        nbytes = -(-flat.numel() // BITS)
-        self._block = Block.after(None if before is None else before._block, nbytes, flat.device)
+        self.shape, self.dtype, self.factor, self.strides = fired.shape, dtype, factor, None
+        if not fired.is_contiguous():
+            if _is_dense(fired):
+                self.strides, fired = fired.stride(), fired.as_strided((fired.numel(),), (1,))
+            else:
+                fired = fired.contiguous()
+        nbytes = -(-fired.numel() // BITS)
+        self._block = Block.after(None if before is None else before._block, nbytes, fired.device)
         self._row = self._block.take()
-        _pack(flat, self._block, self._row)
+        _pack(fired, self._block, self._row)
 
     @classmethod
     def of_bits(
@@ -127,7 +123,7 @@ class PackedSpikes:
     @property
     def nbytes(self) -> int:
         """The size of the bits in bytes."""
-        return self._block.bits.shape[1]
+        return self._block.nbytes
 
     @property
     def allocated(self) -> int:
@@ -243,12 +239,12 @@ def _is_contiguous(shape: torch.Size, strides: tuple[int, ...]) -> bool:
     )
 
 
-def _pack(flat: Tensor, block: Block, row: int) -> None:
-    """Pack a flat bool tensor into one bit per element, lowest bit first."""
+def _pack(fired: Tensor, block: Block, row: int) -> None:
+    """Pack a contiguous tensor into one bit per element, lowest bit first."""
     if block.array is not None:
-        NUMPY.pack_array(flat, block.array[row])
+        NUMPY.pack_array(fired, block.array[row])
     else:
-        block.codec.pack(flat, block.bits[row])
+        block.codec.pack(fired.reshape(-1).bool(), block.bits[row])
 
 
 def _unpack(block: Block, row: int, count: int, dtype: torch.dtype, start: int = 0) -> Tensor:

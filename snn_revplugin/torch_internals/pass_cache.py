@@ -8,7 +8,9 @@ pass.
 
 from __future__ import annotations
 
-from threading import get_ident
+import threading
+import weakref
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -25,15 +27,28 @@ class PassCache(dict[Any, Any]):
 _passes: WeakValueDictionary[tuple[int, int], PassCache] = WeakValueDictionary()
 
 
+class _Latest(threading.local):
+    """The pass that this thread asked for last: nearly always the one that it asks for next."""
+
+    pass_id = backward_pass.NO_PASS
+    values: Callable[[], PassCache | None]
+
+
+_latest = _Latest()
+
+
 def pass_cache() -> PassCache:
     """The cache of the backward pass that runs in this thread; outside of any, an empty one that
     nothing keeps."""
     pass_id = backward_pass.current_pass()
     if pass_id == backward_pass.NO_PASS:
         return PassCache()
-    key = pass_id, get_ident()
+    if pass_id == _latest.pass_id and (values := _latest.values()) is not None:
+        return values
+    key = pass_id, threading.get_ident()
     values = _passes.get(key)
     if values is None:
         values = _passes[key] = PassCache()
         backward_pass.at_end_of_pass(values.clear)  # and so it is the pass that keeps it
+    _latest.pass_id, _latest.values = pass_id, weakref.ref(values)
     return values

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from .graph import Node
+
+# Recomputes one of the tensors that a Function has saved, by its position among them.
+Recompute = Callable[[int], Tensor]
 
 
 def saved_tensor_hooks_active() -> bool:
@@ -84,7 +87,8 @@ class _Handing(threading.local):
     hook."""
 
     unpack: Callable[[], Tensor] | None = None
-    unpacks: Sequence[Callable[[], Tensor]] = ()
+    recompute: Recompute | None = None
+    positions: Iterator[int] = iter(())
 
 
 _handing = _Handing()
@@ -131,31 +135,40 @@ REFERENCES_OF_AUTOGRAD = _references_of_autograd()
 
 
 def apply_and_release(function: type[torch.autograd.Function], *arguments: Any) -> Any:
-    """``function.apply(*arguments)``, where what ``function`` saves by :func:`save_edges` is released
-    at once."""
+    """``function.apply(*arguments)``, where what ``function`` saves by :func:`save_edges` is
+    released at once."""
     autograd = torch._C._autograd
-    autograd._push_saved_tensors_default_hooks(_hand_over_next, _call_or_pass)
+    autograd._push_saved_tensors_default_hooks(_hand_over_next, _recompute_or_pass)
     try:
         return function.apply(*arguments)
     finally:
         autograd._pop_saved_tensors_default_hooks()
-        _handing.unpacks = ()
+        _handing.recompute = None
 
 
-def save_edges(ctx: Any, tensors: Sequence[Tensor], unpacks: Sequence[Callable[[], Tensor]]) -> None:
+def save_edges(ctx: Any, tensors: Sequence[Tensor], recompute: Recompute) -> None:
     """Save the edges of some inputs of a Function in the graph, and in the place of their memory
-    functions that recompute them: ``ctx.saved_tensors`` gives what they give, with the edges. An
-    input without an edge comes back as None. The last that a forward does."""
-    pairs = [pair for pair in zip(tensors, unpacks, strict=True) if pair[0].requires_grad]
-    ctx.save_for_backward(*(each if each.requires_grad else None for each in tensors))
-    _handing.unpacks = [unpack for _, unpack in reversed(pairs)]
+    what recomputes them, for :func:`saved_with_edges`. To be called last in a Function's
+    forward."""
+    ctx.save_for_backward(*[each if each.requires_grad else None for each in tensors])
+    _handing.recompute = recompute
+    _handing.positions = iter([i for i, each in enumerate(tensors) if each.requires_grad])
 
 
-def _hand_over_next(tensor: Tensor) -> Callable[[], Tensor] | Tensor:
-    # What a user's surrogate saves inside of the forward comes before save_edges, and stays.
-    unpacks = _handing.unpacks
-    return unpacks.pop() if unpacks else tensor
+def saved_with_edges(ctx: Any, recompute: Recompute) -> tuple[Tensor, ...]:
+    """What a Function saved by :func:`save_edges`: each input recomputed, with its edge if it had
+    one."""
+    return tuple(recompute(i) if each is None else each for i, each in enumerate(ctx.saved_tensors))
 
 
-def _call_or_pass(packed: Callable[[], Tensor] | Tensor) -> Tensor:
-    return packed if isinstance(packed, Tensor) else packed()
+def _hand_over_next(tensor: Tensor) -> tuple[Recompute, int] | Tensor:
+    recompute = _handing.recompute
+    # Without one it is a tensor of a user's surrogate, inside the forward.
+    return tensor if recompute is None else (recompute, next(_handing.positions))
+
+
+def _recompute_or_pass(packed: tuple[Recompute, int] | Tensor) -> Tensor:
+    if isinstance(packed, Tensor):
+        return packed
+    recompute, position = packed
+    return recompute(position)

@@ -6,6 +6,8 @@ where a value is recomputed from a tensor, the library checks the version itself
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -51,5 +53,10 @@ def version_counter(tensor: Tensor) -> Tensor:
     """An alias of a tensor that has none of its memory and all of its versions."""
     # A detached alias shares the version counter; giving it other data leaves the counter as it is.
     alias = tensor.detach()
-    alias.data = alias.new_empty(0)
+    alias.data = _empty(tensor.dtype, tensor.device)
     return alias
+
+
+@cache
+def _empty(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty(0, dtype=dtype, device=device)
