@@ -30,6 +30,7 @@ from snn_revplugin.swap.table import Swap, register_swap
 from snn_revplugin.torch_internals import capture
 from snn_revplugin.torch_internals.distributed import is_overwritten_by_ddp
 
+from . import snntorch_any  # noqa: F401  (registers every other neuron)
 from .snntorch_tools import NIR_REFUSAL
 
 try:

@@ -31,6 +31,7 @@ from snn_revplugin.swap.module import ReversibleNeuron
 from snn_revplugin.swap.table import Swap, register_swap
 from snn_revplugin.torch_internals.saved_tensors import saved_tensor_hooks_active
 
+from . import spikingjelly_any  # noqa: F401  (registers every other neuron)
 from .spikingjelly_0_0_0_0_14 import StatefulTransitions
 from .spikingjelly_tools import patches_for, register_in_vision, why_counted
 

@@ -60,7 +60,7 @@ class ChainLink:
         anchoring: where anchors stand.
 
     Attributes:
-        fired: the step's spikes.
+        fired: the step's spikes; of a neuron whose outputs are no spikes what is kept of those.
         reset_signal: what a delayed reset acted on in the step, if anything.
         outputs: the outputs, of a neuron that is recomputed from them.
         can_be_repeated: whether the step can be taken once more, in backward.
@@ -102,7 +102,7 @@ class ChainLink:
         self.can_be_repeated = current is not None or (
             transition is not None and transition.from_outputs
         )
-        self.fired: PackedSpikes | None = None
+        self.fired: PackedSpikes | Recomputable | None = None
         self.reset_signal: PackedSpikes | None = None
         self.outputs: Recomputable | None = None
         self.parts: StepParts | None = None
@@ -150,7 +150,9 @@ class ChainLink:
 
     def gave_out(self, states: States) -> bool:
         """Whether these states are the ones that the step gave out, unmodified."""
-        first = self.transition.nodes is GraphNodes.ONE  # its output 0 are the spikes
+        transition = self.transition
+        # the number of the node's output that is the first state: output 0 of ONE are the spikes
+        first = transition.nodes is GraphNodes.ONE and not transition.fed_back
         node = states[0].grad_fn
         if len(states) != len(self._versions):
             return False
@@ -256,6 +258,8 @@ class ChainLink:
             stays = not reversed_later and (left < apart or left % apart == 0)
             if stays or left == 0:
                 StepView.of(link).leave(charged, states)
+                if link.transition.reads_input:  # its derivative will, too
+                    StepView.of(link).take_current(view)
             if stays and not link.before.is_available:
                 StepView.of(link.before).leave(*before)
 
@@ -338,6 +342,10 @@ class StepView:
             self._after = states
         else:
             self._charged = charged
+
+    def take_current(self, repetition: StepView) -> None:
+        """Hold the input that a repetition of the step has computed."""
+        self._current = repetition._current
 
     @property
     def gives_states(self) -> bool:

@@ -4,25 +4,39 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from ..neurons.transition import Transition
+from ..packed.integers import PackedIntegers
 from ..packed.spikes import PackedSpikes
 from ..replay import Recipe, Recomputable, Spikes
-from ..torch_internals.versioned import Versioned
+from ..torch_internals.versioned import Versioned, version_counter
 
 OUTPUT = "the input and the state of a coupled neuron (its output)"
 
 
 class HeldOutputs(Recomputable):
-    """The outputs of a neuron that keeps them, since its own backward reads them."""
+    """The outputs of a neuron that keeps them: because its own backward reads them, or because they
+    do not fit into a few bits."""
 
     __slots__ = ("held",)
     derived = True
     cheap = True
+    strides = None
 
     def __init__(self, given_out: Tensor) -> None:
         self.held = Versioned(given_out.detach())
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.held.tensor.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.held.tensor.nbytes
+
+    allocated = nbytes
 
     def were_edited(self) -> bool:
         """Whether the outputs were written into since they were given out."""
@@ -32,9 +46,49 @@ class HeldOutputs(Recomputable):
         return self.held.get(OUTPUT)
 
 
-def offer(transition: Transition, packed: PackedSpikes, outputs: Tensor) -> HeldOutputs | Spikes:
+class PackedOutputs(Recomputable):
+    """The outputs of a neuron that gives out small whole numbers, packed.
+
+    Args:
+        packed: the numbers.
+        given_out: the outputs, whose version tells of writes into them.
+    """
+
+    __slots__ = ("_counter", "_version", "packed", "shape")
+    derived = True
+    cheap = True
+    strides = None
+
+    def __init__(self, packed: PackedIntegers, given_out: Tensor) -> None:
+        self.packed, self.shape = packed, given_out.shape
+        self._counter, self._version = version_counter(given_out), given_out._version
+
+    @property
+    def nbytes(self) -> int:
+        return self.packed.nbytes
+
+    allocated = nbytes
+
+    def were_edited(self) -> bool:
+        """Whether the outputs were written into since they were given out."""
+        return self._counter._version != self._version
+
+    def value(self) -> Tensor:
+        with torch.no_grad():
+            return self.packed.numbers()
+
+    def consume(self) -> tuple[Tensor, bool]:
+        return self.value(), True
+
+
+Offered = HeldOutputs | PackedOutputs | Spikes
+
+
+def offer(transition: Transition, kept: PackedSpikes | Offered, outputs: Tensor) -> Offered:
     """The outputs of a step or a sequence, for the graph node that gives them out."""
-    return HeldOutputs(outputs) if transition.from_outputs else Spikes(packed, outputs)
+    if not isinstance(kept, PackedSpikes):
+        return kept
+    return HeldOutputs(outputs) if transition.from_outputs else Spikes(kept, outputs)
 
 
 def recovered_input(

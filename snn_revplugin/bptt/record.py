@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from ..neurons.transition import Transition
 from ..replay import RecipeCache
 from ..torch_internals import capture
 from .statistics import CallStatistics
+
+if TYPE_CHECKING:
+    from .trial import Trial
 
 
 class NeuronRecord:
@@ -27,6 +31,7 @@ class NeuronRecord:
         statistics: what the neuron's calls kept and recomputed.
         cache: what the walks below the neuron share from one time step to the next.
         backend: what computes its arithmetic.
+        trial: what the trial of its module's own step found, of a neuron without equations.
     """
 
     def __init__(
@@ -36,6 +41,7 @@ class NeuronRecord:
         self.statistics = CallStatistics() if statistics is None else statistics
         self.cache = RecipeCache()
         self.backend = BackendChoice(self.statistics)
+        self.trial: Trial | None = None
         self._key: TransitionKey | None = None
         self._transition: Transition | None = None
 
@@ -62,6 +68,10 @@ class NeuronRecord:
         if key is None or not key.equals(tensors, others, starts):
             self._key, self._transition = TransitionKey(tensors, others), build()
         return self._transition
+
+    def remember(self, transition: Transition) -> None:
+        """Keep equations that their caller compares itself."""
+        self._key, self._transition = None, transition
 
     @property
     def latest_transition(self) -> Transition | None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..neurons.differentiable import differentiable_fire, differentiable_step
+from ..neurons.differentiable import differentiable_outputs, differentiable_step
 from ..neurons.transition import Gradients, GraphNodes, States, StepParts, Transition
 from ..packed.spikes import PackedSpikes
 from ..replay import FIRED, HeldTensor, Recomputable, attach_inverse_recipe, attach_recipes
@@ -96,7 +96,8 @@ def _anchoring(
     """Where the anchors of the chain stand: where they stood at the step before, if nothing that
     decides it can have changed. (The second step of a chain may be the first of its dtype.)"""
     earlier, on_cpu = before.anchoring, current.is_cpu
-    if before.index > 1 and on_cpu and earlier.settings is get_settings() and is_gentle(transition):
+    gentle = not transition.invertible or is_gentle(transition)
+    if before.index > 1 and on_cpu and gentle and earlier.settings is get_settings():
         return earlier
     return anchoring_of(transition, states, _magnifies_errors(transition, current))
 
@@ -123,8 +124,8 @@ def _take(
     """The step as one, two or three graph nodes."""
     parameters = transition.parameters
     if transition.nodes is GraphNodes.ONE:
-        outputs, *after = apply_and_release(_Step, current, link, len(states), *states, *parameters)
-        return outputs, tuple(after)
+        given = apply_and_release(_Step, current, link, len(states), *states, *parameters)
+        return given[0], tuple(given if transition.fed_back else given[1:])
     charged = apply_and_release(_Charge, current, link, len(states), *states, *parameters)
     outputs = apply_and_release(_Fire, charged[-1], link, *parameters)
     if transition.nodes is GraphNodes.FIRE:
@@ -151,12 +152,13 @@ class _Step(torch.autograd.Function):
         link.reach(after, parts)
         setattr(ctx, LINK, link)
         save_edges(ctx, (current, *states), InputsOfStep(link))
-        return outputs, *after
+        return outputs, *after[transition.fed_back :]
 
     @staticmethod
     def backward(ctx: Any, grad_outputs: Tensor | None, *grad_states: Tensor | None) -> Gradients:
         link = _alive(getattr(ctx, LINK))
-        count, transition = len(grad_states), link.transition
+        transition = link.transition
+        count = len(grad_states) + transition.fed_back
         if grad_outputs is None and not any(each is not None for each in grad_states):
             return (None,) * len(ctx.needs_input_grad)
         if torch.is_grad_enabled():
@@ -176,7 +178,7 @@ class _Step(torch.autograd.Function):
 
 def _whole_step(transition: Transition, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
     outputs, after = differentiable_step(transition, x, states)
-    return outputs, *after
+    return outputs, *after[transition.fed_back :]
 
 
 @graph.with_slots(LINK)
@@ -255,7 +257,7 @@ class _Fire(torch.autograd.Function):
 
 
 def _fire(transition: Transition, charged: Tensor) -> tuple[Tensor]:
-    return (transition.spikes(differentiable_fire(transition, charged)),)
+    return (differentiable_outputs(transition, charged),)
 
 
 @graph.with_slots(LINK)
@@ -317,12 +319,15 @@ def _keep_reset_signal(link: ChainLink, parts: StepParts) -> None:
         link.reset_signal = PackedSpikes(signal, signal.dtype)
 
 
-def _keep_spikes(ctx: Any, link: ChainLink, fired: Tensor | PackedSpikes, outputs: Tensor) -> None:
+def _keep_spikes(
+    ctx: Any, link: ChainLink, fired: Tensor | PackedSpikes | Recomputable, outputs: Tensor
+) -> None:
     """Keep the spikes as bits, and offer the outputs to the layers above at the node that fired."""
-    if not isinstance(fired, PackedSpikes):  # a kernel packs them itself
+    if isinstance(fired, Tensor):  # a kernel packs them itself
         dtype = outputs.dtype if fired.dtype is torch.bool else fired.dtype
-        factor = link.transition.graded_factor
-        fired = PackedSpikes(fired, dtype, factor, link.before.fired)
+        factor, below = link.transition.graded_factor, link.before.fired
+        before = below if isinstance(below, PackedSpikes) else None
+        fired = PackedSpikes(fired, dtype, factor, before)
     link.fired = fired
     if not link.transition.spikes_carry_gradient:
         ctx.mark_non_differentiable(outputs)

@@ -8,6 +8,7 @@ compare the closed-form derivatives with it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import singledispatch
 from typing import Any
 
 import torch
@@ -21,12 +22,27 @@ from .transition import States, Transition
 Fire = Callable[[Tensor], Tensor]  # the Heaviside step, with its surrogate derivative
 
 
+@singledispatch
 def differentiable_step(transition: Transition, x: Tensor, states: States) -> tuple[Tensor, States]:
     """One time step: the outputs and the states after it."""
-    if isinstance(transition, Coupled):
-        fire = fire_function(transition.surrogate)
-        outputs, v = differentiable_coupled_step(transition, x, states[0], fire)
-        return outputs, (v,)
+    raise NotImplementedError(f"no differentiable step of {type(transition).__name__}")
+
+
+@singledispatch
+def differentiable_outputs(transition: Transition, charged: Tensor) -> Tensor:
+    """The outputs from the charged potential, of a neuron whose graph has a node there."""
+    raise NotImplementedError(f"no differentiable outputs of {type(transition).__name__}")
+
+
+@differentiable_step.register
+def _(transition: Coupled, x: Tensor, states: States) -> tuple[Tensor, States]:
+    fire = fire_function(transition.surrogate)
+    outputs, v = differentiable_coupled_step(transition, x, states[0], fire)
+    return outputs, (v,)
+
+
+@differentiable_step.register
+def _(transition: OneStateNeuron, x: Tensor, states: States) -> tuple[Tensor, States]:
     with torch.no_grad():
         signal = transition.reset_signal_at(states[0])
     h = transition.charge(x, states[0], signal)
@@ -34,6 +50,11 @@ def differentiable_step(transition: Transition, x: Tensor, states: States) -> tu
     detached = getattr(transition, "detach_reset", False)
     v = transition.reset(h, fired.detach() if detached else fired, signal)
     return transition.spikes(fired), (v,)
+
+
+@differentiable_outputs.register
+def _(transition: OneStateNeuron, charged: Tensor) -> Tensor:
+    return transition.spikes(differentiable_fire(transition, charged))
 
 
 def differentiable_sequence(

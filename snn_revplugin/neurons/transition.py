@@ -193,6 +193,8 @@ class Transition:
         reads_before: whether it reads the states before the step.
         invertible: whether :meth:`invert` exists.
         single_steps_only: whether there is no :meth:`scan`.
+        fed_back: whether the outputs are the first of the states (a recurrent neuron); ``ONE`` node
+            only. The node then gives them out once.
         parameter_names: the attributes that hold :attr:`parameters`.
         graded_factor: what multiplies the spikes, or None.
     """
@@ -206,6 +208,7 @@ class Transition:
     reads_before = False
     invertible = False
     single_steps_only = False
+    fed_back = False
     parameter_names: tuple[str, ...] = ()
     graded_factor: Tensor | None = None
 

@@ -13,7 +13,9 @@ import torch.nn as nn
 
 from .hosts import imported_hosts
 from .module import ReversibleNeuron
-from .table import host_class, known_swaps, make_host, make_reversible, swap_for
+from .table import AnySwap, host_class, known_swaps, make_host, make_reversible, swap_for
+
+OWN_STEP = ", by its own step"
 
 
 @dataclass(frozen=True)
@@ -23,16 +25,19 @@ class Conversion:
     Attributes:
         swapped: names of modules, each with its class before and after.
         left: names of spiking neurons that were left as they are, each with the reason.
+        by_own_step: names of those swapped neurons whose equations are not known here: backward
+            runs their own step again.
     """
 
     swapped: dict[str, tuple[str, str]] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    by_own_step: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         count = len(self.swapped)
         lines = [f"{count} neuron{'s' * (count != 1)} swapped, {len(self.left)} left"]
         lines += [
-            f"  {name or '(the module itself)'}: {a} -> {b}"
+            f"  {name or '(the module itself)'}: {a} -> {b}{OWN_STEP * (name in self.by_own_step)}"
             for name, (a, b) in self.swapped.items()
         ]
         lines += [
@@ -42,14 +47,26 @@ class Conversion:
         return "\n".join(lines)
 
 
-def convert(net: nn.Module) -> Conversion:
-    """Make every supported neuron of ``net`` reversible, in place.
+def convert(
+    net: nn.Module,
+    only: type[nn.Module] | tuple[type[nn.Module], ...] = nn.Module,
+    generic: bool = True,
+) -> Conversion:
+    """Make every spiking neuron of ``net`` reversible that can be, in place.
 
-    A user's subclass of a supported neuron is supported if it overrides none of the host's
-    dynamics. A neuron keeps the state that it holds. Call :func:`restore` to undo the swaps.
+    A neuron whose equations the library knows (``Leaky``, ``IFNode``, ``LIFNode``,
+    ``ParametricLIFNode``, and users' subclasses that override none of the host's dynamics) runs by
+    them. Any other neuron of a host, or of the user's on a base class of a host, runs by its own
+    step, which backward runs again. A neuron keeps the state that it holds. Call :func:`restore` to
+    undo the swaps.
 
     The class of a neuron changes: ``isinstance(m, TheHostsNeuron)`` stays true, while
     ``type(m) is TheHostsNeuron`` and ``type(m).__name__ == "TheHostsNeuron"`` become false.
+
+    Args:
+        net: holds the neurons.
+        only: swap instances of these classes alone.
+        generic: with False, neurons without known equations are left as they are.
 
     Returns:
         A report of what was swapped, and of the spiking neurons that were left and why.
@@ -60,11 +77,15 @@ def convert(net: nn.Module) -> Conversion:
     _check(net)
     report = Conversion()
     for name, module in net.named_modules():
-        swap, reason = swap_for(module)
+        swap, reason = swap_for(module, generic)
+        if (reason or swap is not None) and not isinstance(module, only):
+            swap, reason = None, f"it is none of the classes in only={only!r}"
         if swap is not None:
             before = type(module)
             make_reversible(module, swap)
             report.swapped[name] = before.__name__, type(module).__name__
+            if isinstance(swap, AnySwap):
+                report.by_own_step.append(name)
         elif reason:
             report.left[name] = reason
     _notify_hosts(net)

@@ -67,6 +67,7 @@ class ReversibleNeuron:
     """
 
     reversible: bool = True
+    host_kind: ClassVar[type]  # of a class that was made at run time: what it was made from
     saves_through_hooks: ClassVar[bool] = False
     tool_patches: ClassVar[Patches] = Patches()
     __signature__ = _HostSignature()

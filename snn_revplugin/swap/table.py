@@ -3,6 +3,7 @@ are imported."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,14 +41,37 @@ class Swap:
                 raise AttributeError(f"dynamics: {self.host.__name__} has no method {name!r}")
 
 
+@dataclass(frozen=True, slots=True)
+class AnySwap:
+    """How the neurons of a host are made reversible whose equations nothing here knows: by their
+    own step.
+
+    Args:
+        host: the base class of the host's neurons.
+        reversible: what such a neuron gets before its own class.
+        why_not: why a neuron cannot be, or None if it can.
+    """
+
+    host: type[nn.Module]
+    reversible: type[ReversibleNeuron]
+    why_not: Callable[[nn.Module], str | None]
+
+
 _swaps: dict[type[nn.Module], Swap] = {}
-# Our classes for users' subclasses of host neurons.
-_made: dict[type[nn.Module], type[nn.Module]] = {}
+_any_swaps: list[AnySwap] = []
+# Our classes for users' subclasses of host neurons, and for neurons that go by their own step, by
+# that class and what it was mixed with.
+_made: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 
 
 def register_swap(swap: Swap) -> None:
     """Add a swap to the table."""
     _swaps[swap.host] = swap
+
+
+def register_any(swap: AnySwap) -> None:
+    """Add a way to make any neuron of a host reversible."""
+    _any_swaps.append(swap)
 
 
 def known_swaps() -> list[Swap]:
@@ -56,14 +80,31 @@ def known_swaps() -> list[Swap]:
     return list(_swaps.values())
 
 
-def swap_for(neuron: nn.Module) -> tuple[Swap | None, str]:
+def swap_for(
+    neuron: nn.Module, generic: bool = True
+) -> tuple[Swap | None, str] | tuple[AnySwap, str]:
     """The swap that fits a module, or None and the reason why none does; the reason is empty for a
-    module that is no spiking neuron."""
-    kind = type(neuron)
+    module that is no spiking neuron.
+
+    Args:
+        generic: whether a neuron without equations here may be swapped by its own step.
+    """
     if isinstance(neuron, ReversibleNeuron):
         return None, "it is reversible already"
+    swap, reason = _swap_by_equations(neuron)
+    if swap is not None or not reason or not generic:
+        return swap, reason
+    for each in _any_swaps:
+        if isinstance(neuron, each.host):
+            why_not = each.why_not(neuron)
+            return (each, "") if why_not is None else (None, why_not)
+    return None, reason
+
+
+def _swap_by_equations(neuron: nn.Module) -> tuple[Swap | None, str]:
+    kind, known = type(neuron), known_swaps()
     reason = f"{kind.__name__} has no reversible counterpart" if is_neuron(neuron) else ""
-    for swap in known_swaps():
+    for swap in known:
         if isinstance(neuron, swap.host):
             overridden = [
                 name
@@ -80,7 +121,7 @@ def swap_for(neuron: nn.Module) -> tuple[Swap | None, str]:
     return None, reason
 
 
-def make_reversible(neuron: nn.Module, swap: Swap) -> None:
+def make_reversible(neuron: nn.Module, swap: Swap | AnySwap) -> None:
     """Change the class of a host's neuron to ours, in place."""
     neuron.__class__ = reversible_class(type(neuron), swap)
     neuron.begin()
@@ -92,25 +133,28 @@ def make_host(neuron: ReversibleNeuron, host: type[nn.Module]) -> None:
     neuron.__class__ = host
 
 
-def reversible_class(kind: type[nn.Module], swap: Swap) -> type[nn.Module]:
+def reversible_class(kind: type[nn.Module], swap: Swap | AnySwap) -> type[nn.Module]:
     """Our class for a host's class or for a user's subclass of it."""
     if kind is swap.host:
         return swap.reversible
-    if kind not in _made:
+    made = _made.get((kind, swap.reversible))
+    if made is None:
         namespace = {
+            "host_kind": kind,
             "__module__": kind.__module__,
             "__qualname__": f"Rev{kind.__qualname__}",
             "__doc__": f"{kind.__name__}, made reversible by snn_revplugin.convert.",
             "__reduce_ex__": _reduce,
         }
-        _made[kind] = type(f"Rev{kind.__name__}", (swap.reversible, kind), namespace)
-    return _made[kind]
+        made = type(f"Rev{kind.__name__}", (swap.reversible, kind), namespace)
+        _made[kind, swap.reversible] = made
+    return made
 
 
 def host_class(neuron: nn.Module) -> type[nn.Module] | None:
     """The host's (or user's) class behind one of our neurons; None for any other module."""
     kind = type(neuron)
-    for made_from, made in _made.items():
+    for (made_from, _), made in _made.items():
         if kind is made:
             return made_from
     return next((swap.host for swap in known_swaps() if kind is swap.reversible), None)
@@ -118,10 +162,12 @@ def host_class(neuron: nn.Module) -> type[nn.Module] | None:
 
 def _reduce(neuron: nn.Module, protocol: int) -> tuple[Any, ...]:
     """Pickle a neuron of a class that was made at run time by the class it was made from."""
-    return _remade, (host_class(neuron),), neuron.__dict__
+    kind = type(neuron)
+    mixed_with = next(mixin for (_, mixin), made in _made.items() if made is kind)
+    return _remade, (kind.host_kind, mixed_with), neuron.__dict__
 
 
-def _remade(kind: type[nn.Module]) -> nn.Module:
-    swap = next(swap for swap in known_swaps() if issubclass(kind, swap.host))
-    made = reversible_class(kind, swap)
+def _remade(kind: type[nn.Module], mixed_with: type[nn.Module]) -> nn.Module:
+    swaps = (*known_swaps(), *_any_swaps)
+    made = reversible_class(kind, next(each for each in swaps if each.reversible is mixed_with))
     return made.__new__(made)

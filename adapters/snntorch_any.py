@@ -1,0 +1,131 @@
+"""Every other neuron of snnTorch, and the user's own: their own step, run again in backward."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from typing import Any
+
+import snntorch
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from snn_revplugin.bptt.step import step
+from snn_revplugin.bptt.trial import Unsuitable, any_neuron
+from snn_revplugin.swap.module import ReversibleNeuron
+from snn_revplugin.swap.table import AnySwap, register_any
+
+
+class SnntorchStep:
+    """A step of a snnTorch neuron, whose states are attributes: see ``bptt.any_neuron.HostStep``.
+
+    Args:
+        kind: the neuron's class.
+    """
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        self.kind, self.names = kind, state_names(kind)
+
+    def states(self, module: nn.Module) -> tuple:
+        buffers = module._buffers
+        return tuple(buffers[n] if n in buffers else getattr(module, n) for n in self.names)
+
+    def hold(self, module: nn.Module, states: tuple) -> None:
+        for name, state in zip(self.names, states, strict=True):
+            place = module._buffers if name in module._buffers else module.__dict__
+            place[name] = state
+
+    def run(self, module: nn.Module, x: Tensor) -> Tensor:
+        return outputs_of(self.kind.forward(module, x))
+
+    def fire(self, module: nn.Module, state: Tensor) -> Tensor | None:
+        return None if module.inhibition else module.fire(state)
+
+
+@cache
+def step_of(kind: type[nn.Module]) -> SnntorchStep:
+    """The step of a neuron class."""
+    return SnntorchStep(kind)
+
+
+@cache
+def state_names(kind: type[nn.Module]) -> tuple[str, ...]:
+    """The names of a neuron class's states: what its ``forward``, or that of the host's class
+    behind it, takes beside the input. Empty where it takes anything else."""
+    for each in kind.__mro__:
+        if "forward" in vars(each):
+            _, _, *states = inspect.signature(each.forward).parameters.values()
+            if all(s.kind is s.POSITIONAL_OR_KEYWORD and s.default is None for s in states):
+                return tuple(s.name for s in states)
+    return ()
+
+
+def outputs_of(result: Any) -> Any:
+    """The outputs of what a neuron's ``forward`` returns."""
+    return result[0] if isinstance(result, tuple) else result
+
+
+class AnyOfSnntorch(ReversibleNeuron):
+    """A neuron of snnTorch, or a user's subclass, that saves memory by running its own step again
+    in backward. :func:`snn_revplugin.convert` makes it."""
+
+    def forward(self, input_: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """One time step; arguments and results as of the host's class."""
+        host = step_of(self.host_kind)
+        given = dict(zip(host.names, args, strict=False)) | kwargs
+        passed = any(each is not None for each in given.values())
+        states = tuple(
+            held if given.get(name) is None else given[name]
+            for name, held in zip(host.names, host.states(self), strict=True)
+        )
+        if torch.compiler.is_compiling():
+            self.note_compiled_fallback()
+            return super().forward(input_, *args, **kwargs)
+        transition = self._why_not(input_, states, passed) or any_neuron(
+            host,
+            self,
+            (input_,),
+            states,
+            lambda copy: self._as_host(host, copy, input_, args, kwargs),
+            self.record,
+        )
+        if isinstance(transition, str):
+            self.note_fallback(transition)
+            return super().forward(input_, *args, **kwargs)
+        outputs, after = step(transition, input_, states, self.record)
+        if self.init_hidden and not self.output:
+            return outputs
+        return after if transition.fed_back else (outputs, *after)
+
+    @staticmethod
+    def _as_host(
+        host: SnntorchStep, copy: nn.Module, input_: Tensor, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[Tensor]:
+        """The call on a copy as the host takes it."""
+        result = host.kind.forward(copy, input_, *args, **kwargs)
+        outputs, states = outputs_of(result), host.states(copy)
+        if isinstance(result, tuple):
+            own = states if states[0] is outputs else (outputs, *states)
+            if len(own) != len(result) or any(a is not b for a, b in zip(own, result, strict=True)):
+                raise Unsuitable("its forward returns something else than outputs and states")
+        return (outputs,)
+
+    def _why_not(self, input_: Tensor, states: tuple, passed: bool) -> str | None:
+        """Why the host's own path has to be taken, before any trial."""
+        if not states:
+            return "its forward takes something else than an input and states"
+        if self.init_hidden and passed:
+            return "states were passed with init_hidden=True"  # the host's error says it best
+        if not all(isinstance(each, Tensor) for each in states):
+            return "a state is not a tensor"
+        needs = (*states[:-1], *self.parameters())
+        return self.why_fallback(input_, states[-1], *needs)
+
+
+def _why_not(neuron: nn.Module) -> str | None:
+    kind = type(neuron)
+    return None if state_names(kind) else f"{kind.__name__}.forward takes no states"
+
+
+register_any(AnySwap(snntorch.SpikingNeuron, AnyOfSnntorch, _why_not))

@@ -1,0 +1,230 @@
+"""The trial of a module's time step, at its first call: may backward run it again?
+
+Everything runs on copies of the module, so the module itself is not touched. The step is taken as
+the host takes it and from explicit states, and once more; outputs and states must agree bit for
+bit. What it reads beside its input and its states, and what it changes, must be known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from ..neurons.transition import GraphNodes, States, Transition
+from ..torch_internals.graph import Node
+from .any_neuron import AnyNeuron, HostStep, StepTraits, run_step
+from .module_copy import Snapshot, copy_of
+
+Inputs = Sequence[Tensor]
+HostCall = Callable[[nn.Module], Sequence[Tensor]]
+
+
+class Record(Protocol):
+    """Where a neuron remembers its trial and its transition."""
+
+    trial: Trial | None
+    latest_transition: Transition | None
+
+    def remember(self, transition: Transition) -> None: ...
+
+
+class Unsuitable(Exception):
+    """Why a module's step cannot be run again in backward."""
+
+
+def any_neuron(
+    host: HostStep,
+    module: nn.Module,
+    inputs: Inputs,
+    states: States,
+    call: HostCall,
+    record: Record,
+) -> AnyNeuron | str:
+    """The transition of a module's own step, or why there is none. That of the last call is used
+    again as long as nothing but what a step writes has changed in the module.
+
+    Args:
+        host: runs the module's step.
+        module: as it is before the call.
+        inputs: of one time step, or of each of several.
+        states: from which the library takes the first step.
+        call: takes all steps on a copy of the module as the host takes them, and gives the outputs
+            of each.
+        record: the neuron's own.
+    """
+    current = record.latest_transition
+    if isinstance(current, AnyNeuron) and current.still_fits(module):
+        return current
+    if record.trial is None or not record.trial.holds():
+        record.trial = Trial(module, try_steps(host, module, inputs, states, call))
+    outcome = record.trial.outcome
+    if isinstance(outcome, str):
+        return outcome
+    transition = AnyNeuron(host, module, outcome, inputs[0].device.type)
+    record.remember(transition)
+    return transition
+
+
+class Trial:
+    """The outcome of a trial, and for which module it holds: until one of its attributes changes
+    that is no tensor, and that no step writes."""
+
+    __slots__ = ("_snapshot", "outcome")
+
+    def __init__(self, module: nn.Module, outcome: StepTraits | str) -> None:
+        self.outcome = outcome
+        written = outcome.written if isinstance(outcome, StepTraits) else ()
+        self._snapshot = Snapshot(module, written)
+
+    def holds(self) -> bool:
+        """Whether the module is still as it was tried."""
+        return all(isinstance(place.get(name), Tensor) for place, name in self._snapshot.written())
+
+
+def try_steps(
+    host: HostStep, module: nn.Module, inputs: Inputs, states: States, call: HostCall
+) -> StepTraits | str:
+    """Try a module's time steps on copies; arguments as of :func:`any_neuron`.
+
+    Returns:
+        What a step is like, or why it cannot be run again.
+    """
+    printed, generators = io.StringIO(), _generators(inputs[0])
+    before = [each.get_state() for each in generators]
+    try:
+        with torch.no_grad(), contextlib.redirect_stdout(printed):
+            detached = [each.detach() for each in inputs]
+            traits = _try(host, module, detached, tuple(s.detach() for s in states), call)
+    except Unsuitable as reason:
+        return str(reason)
+    except Exception as error:  # of the module's code: the host's own call raises it again
+        return f"a trial of its step raised {type(error).__name__}: {error}"
+    finally:
+        drew = _restore(generators, before)
+    if drew:
+        return "its step draws random numbers"
+    return "its step prints" if printed.getvalue() else traits
+
+
+def _try(
+    host: HostStep, module: nn.Module, inputs: Inputs, states: States, call: HostCall
+) -> StepTraits:
+    as_host = copy_of(module, host.kind)
+    expected = *call(as_host), *host.states(as_host)
+    copy, count, outputs = copy_of(module, host.kind), len(states), []
+    given = after = tuple(each.clone() for each in states)
+    versions = [each._version for each in given]
+    for x in inputs:
+        version = x._version
+        output, after = _checked(*run_step(host, copy, x, after), count)
+        if x._version != version:
+            raise Unsuitable("its step writes into its input")
+        outputs.append(output)
+    writes_states = [each._version for each in given] != versions
+    if not _equal(expected, (*outputs, *after)):
+        raise Unsuitable("its steps from given states are not those that the host takes")
+    snapshot, x = Snapshot(copy), inputs[0]
+    states = tuple(each.clone() for each in states)
+    result = _checked(*run_step(host, copy, x, tuple(each.clone() for each in states)), count)
+    written = frozenset(name for _, name in snapshot.written())
+    _check_hidden_states(host, copy, snapshot, (x, states), result)
+    outputs, after = result
+    return StepTraits(
+        nodes=_nodes(host, copy, x, states),
+        fed_back=count > 0 and outputs is after[0],
+        writes_states=writes_states,
+        written=written,
+    )
+
+
+def _checked(outputs: object, states: tuple, count: int) -> tuple[Tensor, States]:
+    """Outputs and states of a step, all of them tensors."""
+    if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+        raise Unsuitable("its step does not return one floating-point tensor of outputs")
+    if len(states) != count:
+        raise Unsuitable(f"its step turns {count} states into {len(states)}")
+    if not all(isinstance(each, Tensor) and each.is_floating_point() for each in states):
+        raise Unsuitable("a state is no floating-point tensor after a step")
+    own = states[1:] if count and states[0] is outputs else states
+    if len({id(each) for each in (outputs, *own)}) != len(own) + 1:
+        raise Unsuitable("two of its outputs and states are one tensor")
+    return outputs, states
+
+
+def _equal(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    return len(one) == len(other) and all(
+        isinstance(a, Tensor) and a.dtype == b.dtype and a.shape == b.shape and _same_numbers(a, b)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _same_numbers(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _check_hidden_states(
+    host: HostStep,
+    copy: nn.Module,
+    snapshot: Snapshot,
+    arguments: tuple[Tensor, States],
+    result: tuple[Tensor, States],
+) -> None:
+    """Spoil whatever a step has written, and take it again: what it wrote must not be read."""
+    x, states = arguments
+    for place, name in list(snapshot.written()):
+        value = place.get(name)
+        if isinstance(value, Tensor):
+            # Not NaN alone: a comparison swallows it.
+            place[name] = torch.full_like(value, 1e9) if value.numel() else value
+        elif value is not None:
+            raise Unsuitable(f"its step changes the attribute {name!r}, which is no tensor")
+    outputs, after = run_step(host, copy, x, tuple(each.clone() for each in states))
+    if not _equal((result[0], *result[1]), (outputs, *after)):
+        raise Unsuitable("its step reads what an earlier step wrote, beside its states")
+
+
+def _nodes(host: HostStep, copy: nn.Module, x: Tensor, states: States) -> GraphNodes:
+    """Where the host's graph of a step has nodes that a gradient can be asked for at."""
+    with torch.enable_grad():
+        leaves = [each.detach().requires_grad_() for each in (x, *states)]
+        outputs, after = run_step(host, copy, leaves[0], tuple(s.clone() for s in leaves[1:]))
+        last = after[-1]
+        if last is outputs or last.grad_fn is None or last.grad_fn not in _below(outputs.grad_fn):
+            return GraphNodes.ONE
+        if after[0] is outputs:  # fed back: the library gives both out of one node
+            return GraphNodes.ONE
+        fired = host.fire(copy, last.detach())
+    return GraphNodes.ONE if fired is None or not torch.equal(fired, outputs) else GraphNodes.FIRE
+
+
+def _below(node: Node) -> set[Node]:
+    found, nodes = set(), [node]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            nodes.extend(below for below, _ in node.next_functions)
+    return found
+
+
+def _generators(x: Tensor) -> list[torch.Generator]:
+    found = [torch.default_generator]
+    if x.is_cuda:
+        found.append(torch.cuda.default_generators[x.device.index])
+    return found
+
+
+def _restore(generators: list[torch.Generator], states: list[Tensor]) -> bool:
+    """Set the generators back; whether any of them was used."""
+    drew = False
+    for generator, state in zip(generators, states, strict=True):
+        if not torch.equal(generator.get_state(), state):
+            generator.set_state(state)
+            drew = True
+    return drew
