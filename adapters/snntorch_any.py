@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any
 
 import snntorch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from snn_revplugin.bptt.step import step
 from snn_revplugin.bptt.trial import Unsuitable, any_neuron
+from snn_revplugin.neurons.transition import States
 from snn_revplugin.swap.module import ReversibleNeuron
 from snn_revplugin.swap.table import AnySwap, register_any
 
@@ -54,10 +56,14 @@ def state_names(kind: type[nn.Module]) -> tuple[str, ...]:
     """The names of a neuron class's states: what its ``forward``, or that of the host's class
     behind it, takes beside the input. Empty where it takes anything else."""
     for each in kind.__mro__:
-        if "forward" in vars(each):
-            _, _, *states = inspect.signature(each.forward).parameters.values()
-            if all(s.kind is s.POSITIONAL_OR_KEYWORD and s.default is None for s in states):
-                return tuple(s.name for s in states)
+        if "forward" not in vars(each):
+            continue
+        given = list(inspect.signature(each.forward).parameters.values())
+        if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in given):
+            continue  # it hands them on to the class behind
+        states = given[2:]
+        named = all(s.kind is s.POSITIONAL_OR_KEYWORD and s.default is None for s in states)
+        return tuple(s.name for s in states) if named else ()
     return ()
 
 
@@ -87,7 +93,7 @@ class AnyOfSnntorch(ReversibleNeuron):
             self,
             (input_,),
             states,
-            lambda copy: self._as_host(host, copy, input_, args, kwargs),
+            partial(_as_host, host, states if passed else ()),
             self.record,
         )
         if isinstance(transition, str):
@@ -97,19 +103,6 @@ class AnyOfSnntorch(ReversibleNeuron):
         if self.init_hidden and not self.output:
             return outputs
         return after if transition.fed_back else (outputs, *after)
-
-    @staticmethod
-    def _as_host(
-        host: SnntorchStep, copy: nn.Module, input_: Tensor, args: tuple, kwargs: dict[str, Any]
-    ) -> tuple[Tensor]:
-        """The call on a copy as the host takes it."""
-        result = host.kind.forward(copy, input_, *args, **kwargs)
-        outputs, states = outputs_of(result), host.states(copy)
-        if isinstance(result, tuple):
-            own = states if states[0] is outputs else (outputs, *states)
-            if len(own) != len(result) or any(a is not b for a, b in zip(own, result, strict=True)):
-                raise Unsuitable("its forward returns something else than outputs and states")
-        return (outputs,)
 
     def _why_not(self, input_: Tensor, states: tuple, passed: bool) -> str | None:
         """Why the host's own path has to be taken, before any trial."""
@@ -121,6 +114,23 @@ class AnyOfSnntorch(ReversibleNeuron):
             return "a state is not a tensor"
         needs = (*states[:-1], *self.parameters())
         return self.why_fallback(input_, states[-1], *needs)
+
+
+def _as_host(
+    host: SnntorchStep, passed: States, copy: nn.Module, inputs: Sequence[Tensor]
+) -> tuple[Tensor]:
+    """A call on a copy as the host takes it: with the states that were passed, or other ones for
+    an input of another shape; or without."""
+    (x,) = inputs
+    if passed and len(passed[0]) != len(x):
+        passed = host.states(copy)
+    result = host.kind.forward(copy, x, *passed)
+    outputs, states = outputs_of(result), host.states(copy)
+    if isinstance(result, tuple):
+        own = states if states[0] is outputs else (outputs, *states)
+        if len(own) != len(result) or any(a is not b for a, b in zip(own, result, strict=True)):
+            raise Unsuitable("its forward returns something else than outputs and states")
+    return (outputs,)
 
 
 def _why_not(neuron: nn.Module) -> str | None:

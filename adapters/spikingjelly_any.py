@@ -19,7 +19,12 @@ from snn_revplugin.swap.table import AnySwap, register_any
 
 from .spikingjelly_tools import why_counted
 
-FORWARDS = "forward", "single_step_forward", "multi_step_forward"
+# Of these a neuron has one or the other.
+SINGLE_STEPS = tuple(
+    name
+    for name in ("single_step_forward", "single_step_functional_forward")
+    if hasattr(base.MemoryModule, name)
+)
 
 
 class SpikingJellyStep:
@@ -94,7 +99,7 @@ class AnyOfSpikingJelly(ReversibleNeuron):
             self,
             inputs,
             states,
-            lambda copy: _as_host(host, copy, inputs, step_mode),
+            lambda copy, inputs: _as_host(host, copy, inputs, step_mode),
             self.record,
         )
         if isinstance(transition, str):
@@ -127,11 +132,16 @@ def _as_host(
 
 
 def _why_not(neuron: nn.Module) -> str | None:
-    kind = type(neuron)
-    if not neuron._memories:
+    kind, states = type(neuron), neuron._memories.values()
+    if kind.forward is not base.MemoryModule.forward:
+        return f"{kind.__name__} overrides forward"
+    if not states:
         return f"{kind.__name__} holds no state"
-    own = kind.forward is not base.MemoryModule.forward
-    return f"{kind.__name__} overrides forward" if own else None
+    if not all(isinstance(each, Tensor | int | float) for each in states):
+        return f"a state of {kind.__name__} is neither a tensor nor a number"
+    if all(getattr(kind, name) is getattr(base.MemoryModule, name) for name in SINGLE_STEPS):
+        return f"{kind.__name__} has no single time step"
+    return None
 
 
 register_any(AnySwap(base.MemoryModule, AnyOfSpikingJelly, _why_not))

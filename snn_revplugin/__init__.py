@@ -18,6 +18,7 @@ from .report.explain import explain
 from .report.memory import memory_report
 from .settings import Settings, get_settings, use_settings
 from .swap.convert import Conversion, convert, restore
+from .swap.table import reversible
 
 __all__ = [
     "Conversion",
@@ -28,6 +29,7 @@ __all__ = [
     "get_settings",
     "memory_report",
     "restore",
+    "reversible",
     "use_settings",
 ]
 __version__ = "0.1.0"

@@ -359,7 +359,7 @@ def test_neurons_made_as_ours_become_the_hosts() -> None:
     assert "reversible" not in net[1].__dict__
 
 
-def test_dynamics_of_the_users_own_are_left_and_named() -> None:
+def test_dynamics_of_the_users_own_go_by_their_own_step() -> None:
     replaced, replaced_too = snn.Leaky(beta=0.9), neuron.LIFNode()
     replaced.fire = lambda mem: (mem > 0.5).float()
     replaced_too.multi_step_forward = lambda x_seq: x_seq
@@ -373,7 +373,7 @@ def test_dynamics_of_the_users_own_are_left_and_named() -> None:
         }
     )
     kinds = [type(each) for each in net.values()]
-    report = convert(net)
+    report = convert(net, generic=False)
     assert report.swapped == {"e": ("Leaky", "RevLeaky")}
     assert report.left == {
         "a": "NoisyLeaky overrides fire of Leaky",
@@ -383,6 +383,9 @@ def test_dynamics_of_the_users_own_are_left_and_named() -> None:
     }
     assert [type(each) for each in net.values()][:4] == kinds[:4]
     assert "  a: left, NoisyLeaky overrides fire of Leaky" in str(report)
+    report = convert(net)
+    assert report.by_own_step == ["a", "b"]
+    assert report.left["c"] == "Leaky overrides fire of Leaky"  # on this instance alone
 
 
 def test_other_neurons_are_left_and_named() -> None:
@@ -395,11 +398,12 @@ def test_other_neurons_are_left_and_named() -> None:
             "eif": neuron.EIFNode(),
         }
     )
-    report = convert(net)
+    report = convert(net, generic=False)
     assert report.swapped == {}
     assert report.left == {
         name: f"{type(each).__name__} has no reversible counterpart" for name, each in net.items()
     }
+    assert convert(net).by_own_step == list(net)
 
 
 def test_one_class_for_each_of_the_users() -> None:

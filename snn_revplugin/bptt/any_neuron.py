@@ -136,6 +136,9 @@ class AnyNeuron(Transition):
     def again(self, view: StepView, states: States) -> tuple[None, States]:
         return None, self.run(view.current, states)[1]
 
+    def charged_of(self, view: StepView) -> Tensor:
+        return view.after[-1]  # from which the node that fires computes the outputs
+
     def vjp(
         self, view: StepView, grad_outputs: Tensor | None, grad_states: Gradients, needed: Needed
     ) -> Derivative:

@@ -3,7 +3,8 @@ step writes."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+import weakref
+from collections.abc import Callable, Container, Iterator
 from types import MethodType
 from typing import Any
 
@@ -39,10 +40,26 @@ def copy_of(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
     return copy
 
 
+class _Method:
+    """A method bound to a copy, weakly: a copy that held it would be a reference cycle."""
+
+    __slots__ = ("__func__", "_owner")
+
+    def __init__(self, function: Callable[..., Any], owner: nn.Module) -> None:
+        self.__func__, self._owner = function, weakref.ref(owner)
+
+    @property
+    def __self__(self) -> nn.Module | None:
+        return self._owner()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__func__(self._owner(), *args, **kwargs)
+
+
 def _referring(value: Any, copies: Copies) -> Any:
     """An attribute that refers to the copies where the original refers to the originals."""
-    if isinstance(value, MethodType) and id(value.__self__) in copies:
-        return MethodType(value.__func__, copies[id(value.__self__)])
+    if isinstance(value, MethodType | _Method) and id(value.__self__) in copies:
+        return _Method(value.__func__, copies[id(value.__self__)])
     if isinstance(value, list):
         return [copies.get(id(each), each) for each in value]
     return copies.get(id(value), value)

@@ -19,10 +19,14 @@ from torch import Tensor
 from ..neurons.transition import GraphNodes, States, Transition
 from ..torch_internals.graph import Node
 from .any_neuron import AnyNeuron, HostStep, StepTraits, run_step
-from .module_copy import Snapshot, copy_of
+from .module_copy import Snapshot, copy_of, entries_of
 
 Inputs = Sequence[Tensor]
-HostCall = Callable[[nn.Module], Sequence[Tensor]]
+HostCall = Callable[[nn.Module, Inputs], Sequence[Tensor]]
+
+
+FEW_STEPS, SAMPLES = 3, 2  # whose gradients are compared
+TOLERANCE = 1e-3  # of a gradient's norm; a cut graph makes a difference of its own size
 
 
 class Record(Protocol):
@@ -54,8 +58,8 @@ def any_neuron(
         module: as it is before the call.
         inputs: of one time step, or of each of several.
         states: from which the library takes the first step.
-        call: takes all steps on a copy of the module as the host takes them, and gives the outputs
-            of each.
+        call: takes all steps on a copy of the module, from the states that the copy holds, as the
+            host takes them, and gives the outputs of each.
         record: the neuron's own.
     """
     current = record.latest_transition
@@ -100,23 +104,24 @@ def try_steps(
     try:
         with torch.no_grad(), contextlib.redirect_stdout(printed):
             detached = [each.detach() for each in inputs]
-            traits = _try(host, module, detached, tuple(s.detach() for s in states), call)
+            outcome = _try(host, module, detached, tuple(s.detach() for s in states), call)
     except Unsuitable as reason:
-        return str(reason)
+        outcome = str(reason)
     except Exception as error:  # of the module's code: the host's own call raises it again
-        return f"a trial of its step raised {type(error).__name__}: {error}"
-    finally:
-        drew = _restore(generators, before)
-    if drew:
+        outcome = f"a trial of its step raised {type(error).__name__}: {error}"
+    if _restore(generators, before):
         return "its step draws random numbers"
-    return "its step prints" if printed.getvalue() else traits
+    return "its step prints" if printed.getvalue() else outcome
 
 
 def _try(
     host: HostStep, module: nn.Module, inputs: Inputs, states: States, call: HostCall
 ) -> StepTraits:
+    _check_leaves(module, host.states(module))
     as_host = copy_of(module, host.kind)
-    expected = *call(as_host), *host.states(as_host)
+    fresh = [each.clone() for each in inputs]  # the host may write into them
+    expected = *call(as_host, fresh), *host.states(as_host)
+    inputs = [each.clone() for each in inputs]
     copy, count, outputs = copy_of(module, host.kind), len(states), []
     given = after = tuple(each.clone() for each in states)
     versions = [each._version for each in given]
@@ -135,12 +140,20 @@ def _try(
     written = frozenset(name for _, name in snapshot.written())
     _check_hidden_states(host, copy, snapshot, (x, states), result)
     outputs, after = result
+    _check_gradients(host, copy, inputs, states, call)
     return StepTraits(
         nodes=_nodes(host, copy, x, states),
         fed_back=count > 0 and outputs is after[0],
         writes_states=writes_states,
         written=written,
     )
+
+
+def _check_leaves(module: nn.Module, states: tuple) -> None:
+    for _, name, value in entries_of(module):
+        has_graph = isinstance(value, Tensor) and value.grad_fn is not None
+        if has_graph and not any(value is each for each in states):
+            raise Unsuitable(f"it holds {name!r}, a tensor with a graph of its own")
 
 
 def _checked(outputs: object, states: tuple, count: int) -> tuple[Tensor, States]:
@@ -187,6 +200,48 @@ def _check_hidden_states(
     outputs, after = run_step(host, copy, x, tuple(each.clone() for each in states))
     if not _equal((result[0], *result[1]), (outputs, *after)):
         raise Unsuitable("its step reads what an earlier step wrote, beside its states")
+
+
+def _check_gradients(
+    host: HostStep, copy: nn.Module, inputs: Inputs, states: States, call: HostCall
+) -> None:
+    """Compare the gradients of the host's steps with those of single steps one after the other, for
+    a few steps of a few samples. A host that cuts the graph between its steps learns otherwise."""
+    few = [_samples(each) for each in inputs[:FEW_STEPS]]
+    start = tuple(_samples(each) for each in states)
+    gradients = []
+    for as_host in (True, False):
+        with torch.enable_grad():
+            leaves = [each.clone().requires_grad_() for each in few]
+            outputs, after = [], tuple(each.clone() for each in start)
+            if as_host:
+                host.hold(copy, after)
+                outputs = list(call(copy, leaves))
+            else:
+                for x in leaves:
+                    output, after = run_step(host, copy, x, after)
+                    outputs.append(output)
+            loss = sum((i + 1) * each.sin().sum() for i, each in enumerate(outputs))
+            wanted = [*leaves, *(each for each in copy.parameters() if each.requires_grad)]
+            if not loss.requires_grad:
+                return
+            gradients.append(torch.autograd.grad(loss, wanted, allow_unused=True))
+    for theirs, ours in zip(*gradients, strict=True):
+        if not _close(theirs, ours):
+            raise Unsuitable("its steps one after the other have other gradients than the host's")
+
+
+def _samples(tensor: Tensor) -> Tensor:
+    return tensor[:SAMPLES] if tensor.dim() > 1 else tensor
+
+
+def _close(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two gradients agree; None stands for zeros."""
+    if a is None or b is None:
+        return all(each is None or not each.any() for each in (a, b))
+    return bool((a - b).norm() <= TOLERANCE * (a.norm() + b.norm()).clamp_min(1e-30)) or bool(
+        a.isnan().any() and torch.equal(a.isnan(), b.isnan())
+    )
 
 
 def _nodes(host: HostStep, copy: nn.Module, x: Tensor, states: States) -> GraphNodes:

@@ -25,24 +25,6 @@ Fire = Callable[[Tensor], Tensor]  # the Heaviside step, with its surrogate deri
 @singledispatch
 def differentiable_step(transition: Transition, x: Tensor, states: States) -> tuple[Tensor, States]:
     """One time step: the outputs and the states after it."""
-    raise NotImplementedError(f"no differentiable step of {type(transition).__name__}")
-
-
-@singledispatch
-def differentiable_outputs(transition: Transition, charged: Tensor) -> Tensor:
-    """The outputs from the charged potential, of a neuron whose graph has a node there."""
-    raise NotImplementedError(f"no differentiable outputs of {type(transition).__name__}")
-
-
-@differentiable_step.register
-def _(transition: Coupled, x: Tensor, states: States) -> tuple[Tensor, States]:
-    fire = fire_function(transition.surrogate)
-    outputs, v = differentiable_coupled_step(transition, x, states[0], fire)
-    return outputs, (v,)
-
-
-@differentiable_step.register
-def _(transition: OneStateNeuron, x: Tensor, states: States) -> tuple[Tensor, States]:
     with torch.no_grad():
         signal = transition.reset_signal_at(states[0])
     h = transition.charge(x, states[0], signal)
@@ -52,8 +34,16 @@ def _(transition: OneStateNeuron, x: Tensor, states: States) -> tuple[Tensor, St
     return transition.spikes(fired), (v,)
 
 
-@differentiable_outputs.register
-def _(transition: OneStateNeuron, charged: Tensor) -> Tensor:
+@differentiable_step.register
+def _(transition: Coupled, x: Tensor, states: States) -> tuple[Tensor, States]:
+    fire = fire_function(transition.surrogate)
+    outputs, v = differentiable_coupled_step(transition, x, states[0], fire)
+    return outputs, (v,)
+
+
+@singledispatch
+def differentiable_outputs(transition: Transition, charged: Tensor) -> Tensor:
+    """The outputs from the charged potential, of a neuron whose graph has a node there."""
     return transition.spikes(differentiable_fire(transition, charged))
 
 

@@ -94,6 +94,8 @@ def swap_for(
     swap, reason = _swap_by_equations(neuron)
     if swap is not None or not reason or not generic:
         return swap, reason
+    if _replaced(neuron):  # by functions that refer to this very instance
+        return None, reason
     for each in _any_swaps:
         if isinstance(neuron, each.host):
             why_not = each.why_not(neuron)
@@ -101,17 +103,19 @@ def swap_for(
     return None, reason
 
 
+def _replaced(neuron: nn.Module) -> list[str]:
+    """The methods of its class that an instance has replaced."""
+    kind = type(neuron)
+    return [n for n, v in vars(neuron).items() if callable(v) and callable(getattr(kind, n, None))]
+
+
 def _swap_by_equations(neuron: nn.Module) -> tuple[Swap | None, str]:
     kind, known = type(neuron), known_swaps()
     reason = f"{kind.__name__} has no reversible counterpart" if is_neuron(neuron) else ""
     for swap in known:
         if isinstance(neuron, swap.host):
-            overridden = [
-                name
-                for name in swap.dynamics
-                if getattr(kind, name) is not getattr(swap.host, name)
-            ]
-            replaced = [name for name in swap.dynamics if name in neuron.__dict__]
+            overridden = _overridden(kind, swap)
+            replaced = [name for name in _replaced(neuron) if name in swap.dynamics]
             if not overridden and not replaced:
                 return swap, ""
             reason = (
@@ -119,6 +123,36 @@ def _swap_by_equations(neuron: nn.Module) -> tuple[Swap | None, str]:
                 f" {swap.host.__name__}"
             )
     return None, reason
+
+
+def _overridden(kind: type[nn.Module], swap: Swap) -> list[str]:
+    """The methods of the dynamics that a subclass of the host's overrides."""
+    return [n for n in swap.dynamics if getattr(kind, n) is not getattr(swap.host, n)]
+
+
+def reversible(kind: type[nn.Module]) -> type[nn.Module]:
+    """Make a user's neuron class reversible: a class decorator.
+
+    Neurons of a class that overrides none of its host's dynamics run by equations; others by their
+    own step, which backward runs again.
+
+    Args:
+        kind: a subclass of a host's neuron, or of the host's base class of neurons.
+
+    Returns:
+        A subclass of the same name.
+
+    Raises:
+        TypeError: ``kind`` is no neuron class of a host that has been imported.
+    """
+    behind = [swap for swap in (*known_swaps(), *_any_swaps) if issubclass(kind, swap.host)]
+    for swap in behind:
+        if isinstance(swap, AnySwap) or not _overridden(kind, swap):
+            return _make_class(kind, swap, kind.__name__, {})
+    raise TypeError(
+        f"kind: {kind.__name__} is no neuron class of a host that has been imported; subclass the"
+        " host's base class of neurons"
+    )
 
 
 def make_reversible(neuron: nn.Module, swap: Swap | AnySwap) -> None:
@@ -139,24 +173,30 @@ def reversible_class(kind: type[nn.Module], swap: Swap | AnySwap) -> type[nn.Mod
         return swap.reversible
     made = _made.get((kind, swap.reversible))
     if made is None:
-        namespace = {
-            "host_kind": kind,
-            "__module__": kind.__module__,
-            "__qualname__": f"Rev{kind.__qualname__}",
-            "__doc__": f"{kind.__name__}, made reversible by snn_revplugin.convert.",
-            "__reduce_ex__": _reduce,
-        }
-        made = type(f"Rev{kind.__name__}", (swap.reversible, kind), namespace)
+        made = _make_class(kind, swap, f"Rev{kind.__name__}", {"__reduce_ex__": _reduce})
         _made[kind, swap.reversible] = made
     return made
+
+
+def _make_class(
+    kind: type[nn.Module], swap: Swap | AnySwap, name: str, namespace: dict[str, Any]
+) -> type[nn.Module]:
+    outer, _, _ = kind.__qualname__.rpartition(kind.__name__)
+    namespace = {
+        "host_kind": kind,
+        "__module__": kind.__module__,
+        "__qualname__": outer + name,
+        "__doc__": kind.__doc__,
+        **namespace,
+    }
+    return type(name, (swap.reversible, kind), namespace)
 
 
 def host_class(neuron: nn.Module) -> type[nn.Module] | None:
     """The host's (or user's) class behind one of our neurons; None for any other module."""
     kind = type(neuron)
-    for (made_from, _), made in _made.items():
-        if kind is made:
-            return made_from
+    if "host_kind" in vars(kind):
+        return kind.host_kind
     return next((swap.host for swap in known_swaps() if kind is swap.reversible), None)
 
 
