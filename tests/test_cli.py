@@ -399,9 +399,7 @@ def test_demo_trains_both_networks_and_saves_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """On the first of the digits; ``test_work.py`` trains on all of them."""
-    monkeypatch.setattr(
-        demo, "digits", first_digits
-    )
+    monkeypatch.setattr(demo, "digits", first_digits)
     monkeypatch.setattr(demo, "NETS", dict.fromkeys(demo.NETS, (2, 4)))
     out = tmp_path / "a" / "out"
     result = invoke("demo", "--epochs", 1, "--out", out)

@@ -168,7 +168,7 @@ def test_examples_run_with_the_neurons_swapped(script: str) -> None:
         "run",
         str(ROOT / "examples" / script),
     ]
-    arguments = ["--epochs", "1", "--time-steps", "4"]
+    arguments = ["--epochs", "1", "--time-steps", "2"]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "test accuracy" in done.stdout
