@@ -95,8 +95,8 @@ def train(net: Net, x: Tensor, calls: int = 1) -> Observed:
 
 
 def _table() -> list:
-    """Combinations of the options in which every two values meet, of every combination with a net,
-    T, surrogate and initial state that are dealt out at random."""
+    """Options of which every three values meet, chosen from all combinations, with a net, T,
+    surrogate and initial state that are dealt out at random."""
     deal = random.Random(0).choice
     rows = []
     for node in NODES:
@@ -114,7 +114,7 @@ def _table() -> list:
             rows.append((node, *each, *dealt))
     return [
         pytest.param(*row, id="-".join(str(each).removeprefix("torch.") for each in row))
-        for row in every_pair(rows)
+        for row in every_pair(rows, together=3)
     ]
 
 
@@ -135,7 +135,7 @@ def _table() -> list:
     ),
     _table(),
 )
-def test_every_two_options_together(
+def test_every_three_options_together(
     node: str,
     decay_input: bool | None,
     v_reset: float | None,
