@@ -23,7 +23,7 @@ from torch import Tensor
 from snn_revplugin.adapters.snntorch import RevLeaky
 
 FEATURES = {"linear": (6,), "conv": (3, 3, 3)}  # of the first layer's neurons
-LENGTHS = 1, 2, 9, 40  # a stretch between anchors may be longer than a sequence, or much shorter
+LENGTHS = 1, 2, 9, 30  # a stretch between anchors may be longer than a sequence, or much shorter
 PASSED, HIDDEN, HIDDEN_WITH_OUTPUT = "mem passed", "init_hidden", "init_hidden, output"
 
 

@@ -25,7 +25,7 @@ NODES = {
     "PLIF": (neuron.ParametricLIFNode, RevParametricLIFNode),
 }
 TAU = {"IF": None, "LIF": "tau", "PLIF": "init_tau"}
-LENGTHS = 1, 2, 9, 40
+LENGTHS = 1, 2, 9, 30
 
 SURROGATES: dict[str, Callable[[], Callable]] = {
     "Sigmoid": lambda: surrogate.Sigmoid(2.0),
