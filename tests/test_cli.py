@@ -17,8 +17,10 @@ from snntorch import surrogate
 from typer.testing import CliRunner, Result
 
 from snn_revplugin.adapters.snntorch import RevLeaky
+from snn_revplugin.cli import demo
 from snn_revplugin.cli.app import app
 from snn_revplugin.cli.script import SwapOnRegistration
+from snn_revplugin.cli.workloads import Batch, digits
 from snn_revplugin.swap import module
 
 SCRIPT = """
@@ -387,7 +389,16 @@ def test_bench_refuses_what_it_cannot_measure(arguments: tuple[str, ...], messag
     assert message in result.output
 
 
-def test_demo_trains_both_networks_and_saves_a_picture(tmp_path: Path):
+def first_digits(size: int, **options: int) -> list[Batch]:
+    return [Batch(*(each[:96] for each in part)) for part in digits(size, **options)]
+
+
+def test_demo_trains_both_networks_and_saves_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """On the first of the digits; ``test_work.py`` trains on all of them."""
+    monkeypatch.setattr(demo, "digits", first_digits)
+    monkeypatch.setattr(demo, "NETS", dict.fromkeys(demo.NETS, (2, 4)))
     out = tmp_path / "a" / "out"
     result = invoke("demo", "--epochs", 1, "--out", out)
     assert result.exit_code == 0, result.output

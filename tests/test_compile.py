@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import snntorch as snn
 import torch
 import torch.nn as nn
 from compare import Observed, assert_agree
+from pairs import every_pair
 from snntorch import surrogate as snn_surrogate
 from spikingjelly.activation_based import functional, neuron
 from spikingjelly.activation_based import surrogate as sj_surrogate
@@ -32,7 +34,7 @@ from snn_revplugin.compile.operators import SEQUENCE_KEEPS, STEP_KEEPS
 from snn_revplugin.swap.module import HAS_COMPILER, OLDEST_COMPILER
 from snn_revplugin.torch_internals.transforms import recomputed_when_compiled
 
-T = 4
+T = 3
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # those of the compiler
     pytest.mark.skipif(
@@ -152,17 +154,15 @@ def test_leaky(options: dict[str, Any]) -> None:
     check(snn.Leaky, RevLeaky, keeps=STEP_KEEPS, **({"beta": 0.8} | options))
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("mode", ["s", "m"])
-@pytest.mark.parametrize("kind", NODES)
-def test_node(kind: str, mode: str, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("kind", "mode", "options"), every_pair(product(NODES, "sm", OPTIONS)))
+def test_node(kind: str, mode: str, options: str) -> None:
     def build(node: Make) -> Make:
         return lambda **others: node(step_mode=mode, **others)
 
     check(
         *(build(each) for each in NODES[kind]),
         keeps=SEQUENCE_KEEPS if mode == "m" else STEP_KEEPS,
-        **options,
+        **OPTIONS[options],
     )
 
 

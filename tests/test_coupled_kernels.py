@@ -6,7 +6,7 @@ In the interpreter and on a GPU, and compiled ahead of time, as in ``test_kernel
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -22,6 +22,7 @@ from on_kernels import (
     launches,
     trained,
 )
+from pairs import each_with, every_pair
 from torch import Tensor
 
 from snn_revplugin import explain, use_settings
@@ -64,12 +65,31 @@ NODES = {
     for v_reset, detached, fires in product((None, 0.0, -0.3), (False, True), (SIGMOID, ATAN))
 } | {"as it comes": Coupled(), "no leak": Coupled(tau=1.0, alpha=1.0, v_reset=None)}
 EVERY_NODE = pytest.mark.parametrize("node", NODES.values(), ids=NODES)
-FEW = pytest.mark.parametrize(
-    "node", [NODES[name] for name in ("hard -0.3", "soft strict", "as it comes")]
-)
+
+
+def options_of(node: Coupled) -> tuple:
+    return node.tau, node.v_reset, node.detach_reset, node.surrogate
+
+
+FEW = "hard -0.3", "soft strict", "as it comes"
+EACH_OF_A_FEW = pytest.mark.parametrize("node", [NODES[name] for name in FEW], ids=FEW)
 # Halves that do not fill whole bytes, and such that do; the last are more than one program takes.
 SHAPES = [(1, 2), (3, 6, 1), (2, 4, 3), (1, 16), (3, 2, 8), (2, 210, 5), (2, 16, 67)]
 EVERY_SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=str)
+LENGTHS_AND_SHAPES = [(1, (3, 2)), (2, (3, 16)), (5, (2, 6, 3))]
+BY_STEPS_OR_WHOLE = pytest.mark.parametrize("whole", [False, True], ids=["step by step", "whole"])
+
+
+def nodes_and(*others: Iterable[Any], together: int = 3) -> list:
+    """Every node, with other options: every three (or two) options meet, those of the nodes among
+    them."""
+    rows = each_with(
+        NODES, *others, options=lambda name: options_of(NODES[name]), together=together
+    )
+    return [
+        pytest.param(NODES[name], *rest, id="-".join(map(str, (name, *rest))))
+        for name, *rest in rows
+    ]
 
 
 def draw(
@@ -108,8 +128,7 @@ def assert_same_step(node: Coupled, x: Tensor, v: Tensor) -> Tensor:
 
 
 @ON_EVERY_DEVICE
-@EVERY_SHAPE
-@EVERY_NODE
+@pytest.mark.parametrize(("node", "shape"), nodes_and(SHAPES))
 def test_a_step_is_the_plain_one(node: Coupled, shape: tuple[int, ...], device: str) -> None:
     x, v = draw(*shape, device=device)
     fired = assert_same_step(node, x, v)
@@ -118,13 +137,14 @@ def test_a_step_is_the_plain_one(node: Coupled, shape: tuple[int, ...], device: 
 
 
 @ON_EVERY_DEVICE
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@EVERY_NODE
+@pytest.mark.parametrize(
+    ("node", "dtype", "shape"),
+    nodes_and((torch.float16, torch.bfloat16), ((2, 42, 5), (2, 16, 7))),
+)
 def test_a_step_of_short_dtypes_is_the_plain_one(
-    node: Coupled, dtype: torch.dtype, device: str
+    node: Coupled, dtype: torch.dtype, shape: tuple[int, ...], device: str
 ) -> None:
-    for shape in ((2, 42, 5), (2, 16, 7)):
-        assert_alive(assert_same_step(node, *draw(*shape, dtype=dtype, device=device)))
+    assert_alive(assert_same_step(node, *draw(*shape, dtype=dtype, device=device)))
 
 
 @ON_EVERY_DEVICE
@@ -174,20 +194,21 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @ON_EVERY_DEVICE
-@pytest.mark.parametrize("names", product(LAYOUTS, LAYOUTS), ids=" ".join)
-def test_every_layout_split_along_any_dimension(names: tuple[str, str], device: str) -> None:
-    x, v = (
-        LAYOUTS[name](each)
-        for name, each in zip(names, draw(2, 16, 6, 8, device=device), strict=True)
-    )
-    x = x + 0 if names[0] == "expanded" else x
-    for dim in (0, 1, 2, -1):
-        assert_same_step(Coupled(**ODD, surrogate=SIGMOID, split_dim=dim), x, v)
+@pytest.mark.parametrize(
+    ("of_x", "of_v", "split_dim"), every_pair(product(LAYOUTS, LAYOUTS, (0, 1, 2, -1)))
+)
+def test_every_layout_split_along_any_dimension(
+    of_x: str, of_v: str, split_dim: int, device: str
+) -> None:
+    x, v = draw(2, 16, 6, 8, device=device)
+    x, v = LAYOUTS[of_x](x), LAYOUTS[of_v](v)
+    x = x + 0 if of_x == "expanded" else x
+    assert_same_step(Coupled(**ODD, surrogate=SIGMOID, split_dim=split_dim), x, v)
 
 
 @ON_EVERY_DEVICE
 @EVERY_SHAPE
-@FEW
+@EACH_OF_A_FEW
 def test_the_inverse_is_the_plain_one(node: Coupled, shape: tuple[int, ...], device: str) -> None:
     x, v = draw(*shape, device=device)
     y, after, fired = node.step(x, v)
@@ -238,37 +259,45 @@ def program(
 
 
 @ON_EVERY_DEVICE
-@pytest.mark.parametrize("whole", [False, True], ids=["step by step", "whole"])
-@pytest.mark.parametrize(("T", "shape"), [(1, (3, 2)), (2, (3, 16)), (9, (2, 6, 3))], ids=str)
-@EVERY_NODE
+@pytest.mark.parametrize(
+    ("node", "sizes", "whole"), nodes_and(LENGTHS_AND_SHAPES, (False, True), together=2)
+)
 def test_training_is_the_plain_one(
-    node: Coupled, T: int, shape: tuple[int, ...], whole: bool, device: str
+    node: Coupled, sizes: tuple[int, tuple[int, ...]], whole: bool, device: str
 ) -> None:
+    T, shape = sizes
     assert_trains_alike(program(node, T, shape, device, whole=whole))
 
 
 @ON_EVERY_DEVICE
-@pytest.mark.parametrize(("shape", "whole"), [((1, 6, 2), False), ((2, 16, 67), True)], ids=str)
-@FEW
-def test_many_steps(node: Coupled, shape: tuple[int, ...], whole: bool, device: str) -> None:
-    """More than one program, and a chain that backward scans in several stretches."""
-    assert_trains_alike(program(node, 33, shape, device, whole=whole))
+@EACH_OF_A_FEW
+def test_a_chain_that_is_scanned_in_several_stretches(node: Coupled, device: str) -> None:
+    with use_settings(rebuild_interval=3):
+        assert_trains_alike(program(node, 8, (1, 6, 2), device, whole=False))
 
 
 @ON_EVERY_DEVICE
-@pytest.mark.parametrize("whole", [False, True], ids=["step by step", "whole"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@FEW
-def test_short_dtypes(node: Coupled, dtype: torch.dtype, whole: bool, device: str) -> None:
+@EACH_OF_A_FEW
+def test_more_than_one_program(node: Coupled, device: str) -> None:
+    assert_trains_alike(program(node, 4, (2, 16, 67), device, whole=True))
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize(
+    ("name", "dtype", "whole"),
+    every_pair(product(FEW, (torch.float16, torch.bfloat16), (False, True))),
+)
+def test_short_dtypes(name: str, dtype: torch.dtype, whole: bool, device: str) -> None:
     """Gradients to what rounding once, where the plain code rounds after every operation, makes of
     them."""
-    assert_trains_alike(program(node, 3, (4, 16), device, whole=whole, dtype=dtype), 0.1)
+    assert_trains_alike(program(NODES[name], 2, (4, 16), device, whole=whole, dtype=dtype), 0.1)
 
 
 @ON_EVERY_DEVICE
-@pytest.mark.parametrize("whole", [False, True], ids=["step by step", "whole"])
-@pytest.mark.parametrize("split_dim", [0, 1, -1])
-@pytest.mark.parametrize("name", ["turned", "a slice", "expanded"])
+@pytest.mark.parametrize(
+    ("name", "split_dim", "whole"),
+    every_pair(product(("turned", "a slice", "expanded"), (0, 1, -1), (False, True))),
+)
 def test_training_in_any_layout(name: str, split_dim: int, whole: bool, device: str) -> None:
     """Among them a sequence whose time steps do not lie one after the other."""
     layout: Callable[[Tensor], Tensor] = {
@@ -277,11 +306,11 @@ def test_training_in_any_layout(name: str, split_dim: int, whole: bool, device: 
         "expanded": lambda t: t.narrow(0, 0, 1).expand_as(t),
     }[name]
     node = Coupled(**ODD, surrogate=SIGMOID, split_dim=split_dim)
-    assert_trains_alike(program(node, 3, (4, 16), device, whole=whole, layout=layout))
+    assert_trains_alike(program(node, 2, (4, 16), device, whole=whole, layout=layout))
 
 
 @ON_EVERY_DEVICE
-@pytest.mark.parametrize("whole", [False, True], ids=["step by step", "whole"])
+@BY_STEPS_OR_WHOLE
 @pytest.mark.parametrize(
     "wanted", [slice(0, 1), slice(-1, None)], ids=["one output", "the last potential"]
 )
@@ -295,7 +324,7 @@ def test_a_loss_on_a_part(wanted: slice, whole: bool, device: str) -> None:
     assert_trains_alike(part)
 
 
-@pytest.mark.parametrize("whole", [False, True], ids=["step by step", "whole"])
+@BY_STEPS_OR_WHOLE
 def test_an_empty_batch_takes_the_plain_code(whole: bool) -> None:
     data, start = torch.zeros(2, 0, 4, requires_grad=True), torch.zeros(0, 4, requires_grad=True)
     if whole:
@@ -315,7 +344,7 @@ def test_no_torch_code_in_a_training_step(monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("step_into", "step_again", "inputs", "gradient", "charge"):
         monkeypatch.setattr(Coupled, name, forbidden)
     for whole in (False, True):
-        outputs, grads = trained(program(Coupled(), 9, (2, 6), "cpu", whole=whole), "triton")
+        outputs, grads = trained(program(Coupled(), 4, (2, 6), "cpu", whole=whole), "triton")
         assert outputs[0].isfinite().all()
         assert all(each.isfinite().all() and each.any() for each in grads)
 
@@ -372,16 +401,16 @@ def test_explain_says_what_computed(
 
 @pytest.mark.ahead_of_time
 @COMPILES_BESIDE_THE_INTERPRETER
-@pytest.mark.parametrize("capability", [80, 90], indirect=True)
 @pytest.mark.parametrize(
-    ("name", "dtype", "shape", "neurons"),
+    ("name", "dtype", "shape", "neurons", "capability"),
     [
-        ("hard -0.3", torch.float32, (2, 16), 2**31 + 32),
-        ("soft strict", torch.float32, (3, 2), 2**20),
-        ("as it comes", torch.bfloat16, (2, 16), 1024),
-        ("soft detached", torch.float16, (2, 6), 2**31 + 32),
+        ("hard -0.3", torch.float32, (2, 16), 2**31 + 32, 80),
+        ("soft strict", torch.float32, (3, 2), 2**20, 90),
+        ("as it comes", torch.bfloat16, (2, 16), 1024, 80),
+        ("soft detached", torch.float16, (2, 6), 2**31 + 32, 90),
     ],
     ids=str,
+    indirect=["capability"],
 )
 def test_compiling_ahead_of_time(
     name: str,
@@ -396,7 +425,7 @@ def test_compiling_ahead_of_time(
     def run() -> None:
         node = NODES[name]
         for whole in (False, True):
-            trained(program(node, 3, shape, "cpu", whole=whole, dtype=dtype), "triton")
+            trained(program(node, 2, shape, "cpu", whole=whole, dtype=dtype), "triton")
         y, after, fired = node.step(*draw(*shape, dtype=dtype))
         fused(node).inverse(y, after, fired)
 

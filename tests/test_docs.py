@@ -12,18 +12,18 @@ import inspect
 import io
 import pkgutil
 import re
-import subprocess
-import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from typer.testing import CliRunner
 
 import snn_revplugin
 import snn_revplugin.adapters
 from snn_revplugin import replay
+from snn_revplugin.cli.app import app
 from snn_revplugin.swap import table as swap
 
 ROOT = Path(__file__).parent.parent
@@ -163,13 +163,8 @@ def test_pictures_are_those_that_are_drawn() -> None:
 
 @pytest.mark.parametrize("script", ["snntorch_digits.py", "spikingjelly_digits.py"])
 def test_examples_run_with_the_neurons_swapped(script: str) -> None:
-    command = [
-        str(Path(sys.executable).parent / "snn-revplugin"),
-        "run",
-        str(ROOT / "examples" / script),
-    ]
-    arguments = ["--epochs", "1", "--time-steps", "4"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    arguments = ["--epochs", "1", "--time-steps", "2"]
+    done = CliRunner().invoke(app, ["run", str(ROOT / "examples" / script), *arguments])
+    assert done.exit_code == 0, done.output
     assert "test accuracy" in done.stdout
     assert "ran as reversible ones" in done.stderr and "recomputed: " in done.stderr

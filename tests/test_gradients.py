@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import snntorch
@@ -13,6 +14,7 @@ import torch.nn as nn
 from compare import MakeNeuron, Observed, agree, assert_alive, assert_close
 from either_host import step_of
 from hosts import PURE, only_pure
+from pairs import every_pair
 from snntorch import surrogate as snn_surrogate
 from spikingjelly.activation_based import neuron
 from spikingjelly.activation_based import surrogate as sj_surrogate
@@ -375,9 +377,7 @@ def test_a_learned_rate(
 
 @pytest.mark.usefixtures("kernels_on")
 @pytest.mark.interpreter
-@pytest.mark.parametrize("mode", ["s", "m"])
-@pytest.mark.parametrize("v_reset", [None, -0.3])
-@pytest.mark.parametrize("w", RATES)
+@pytest.mark.parametrize(("w", "v_reset", "mode"), every_pair(product(RATES, (None, -0.3), "sm")))
 def test_a_learned_rate_in_kernels(w: float, v_reset: float | None, mode: str) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     with use_settings(backend="triton"):

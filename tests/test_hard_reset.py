@@ -8,6 +8,7 @@ beginners' examples train.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import snntorch
@@ -16,6 +17,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from compare import assert_close
 from hosts import PURE
+from pairs import every_pair
 from snntorch import surrogate as snn_surrogate
 from spikingjelly.activation_based import functional, neuron
 from torch import Tensor
@@ -100,14 +102,15 @@ def train(net: nn.Module) -> tuple[Tensor, MemoryReport]:
     return seen[0], report
 
 
-@pytest.mark.parametrize("build", [ConvNet, Alone])
-@pytest.mark.parametrize("kinds", NEURONS.values(), ids=NEURONS)
-@pytest.mark.parametrize("match_host_order", [False, True])
+@pytest.mark.parametrize(
+    ("name", "build", "match_host_order"),
+    every_pair(product(NEURONS, (ConvNet, Alone), (False, True))),
+)
 def test_a_third_of_the_memory_and_the_same_gradients(
-    kinds: tuple[Make, Make], build: type[nn.Module], match_host_order: bool
+    name: str, build: type[nn.Module], match_host_order: bool
 ) -> None:
     results, gradients = [], []
-    for make in kinds:
+    for make in NEURONS[name]:
         torch.manual_seed(0)
         net = build(make)
         with use_settings(match_host_order=match_host_order):

@@ -79,6 +79,6 @@ def test_a_neuron_call_leaves_few_bytes_of_python_objects() -> None:
 def test_the_benchmark_of_the_resident_set_runs() -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("the largest resident set is read from Linux's /proc")
-    command = (sys.executable, str(RESIDENT), "--time-steps", "20")
+    command = (sys.executable, str(RESIDENT), "--time-steps", "8")
     table = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert table.count("MiB") == 2 and "times less" in table

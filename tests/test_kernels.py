@@ -7,7 +7,7 @@ is poisoned before a launch, so that an element that is not written shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -23,6 +23,7 @@ from on_kernels import (
     launches,
     trained,
 )
+from pairs import each_with, every_pair
 from torch import Tensor
 
 from snn_revplugin import check_reversible, explain, use_settings
@@ -136,6 +137,21 @@ FEW = [
 ]
 
 
+def words_of(name: str) -> tuple[str, ...]:
+    """The options of a case by its name, a column each; those of Leaky are no other neuron's."""
+    kind, reset, *words = name.split()
+    if kind != "Leaky":
+        value = words.pop(0) if reset == "hard" else ""
+        return kind, f"{reset} {value}", "", *("detached" in words, "kept" in words, "")
+    return kind, "", reset, *(word in words for word in ("once", "vectors", "graded"))
+
+
+def cases_and(names: Iterable[str], *others: Iterable[Any], together: int = 2) -> list[tuple]:
+    """Every case of these names, with other options: every two (or three) options meet, those of
+    the cases among them."""
+    return each_with(names, *others, options=words_of, together=together)
+
+
 def fused(neuron: OneStateNeuron) -> TritonNeuron:
     return fuse(neuron, backend.INTERPRETED)
 
@@ -184,8 +200,7 @@ def view_of(neuron: OneStateNeuron, h: Tensor) -> SampleStep:
 
 
 @ON_EVERY_DEVICE
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@EVERY_CASE
+@pytest.mark.parametrize(("name", "shape"), cases_and(CASES, SHAPES, together=3), ids=str)
 def test_a_step_forward_is_the_plain_one(name: str, shape: tuple[int, ...], device: str) -> None:
     fired = assert_same_step(
         CASES[name](device, torch.float32, shape[-1]), *draw(shape, torch.float32, device)
@@ -196,9 +211,10 @@ def test_a_step_forward_is_the_plain_one(name: str, shape: tuple[int, ...], devi
 
 @ON_EVERY_DEVICE
 @pytest.mark.parametrize(
-    "dtypes", [(torch.float16,) * 2, (torch.bfloat16,) * 2, (torch.float16, torch.float32)], ids=str
+    ("name", "dtypes"),
+    cases_and(CASES, [(torch.float16,) * 2, (torch.bfloat16,) * 2, (torch.float16, torch.float32)]),
+    ids=str,
 )
-@EVERY_CASE
 def test_a_step_forward_of_short_dtypes_is_the_plain_one(
     name: str, dtypes: tuple[torch.dtype, torch.dtype], device: str
 ) -> None:
@@ -210,8 +226,7 @@ def test_a_step_forward_of_short_dtypes_is_the_plain_one(
 
 
 @ON_EVERY_DEVICE
-@pytest.mark.parametrize("strict", [False, True])
-@EVERY_CASE
+@pytest.mark.parametrize(("name", "strict"), cases_and(CASES, (False, True)), ids=str)
 def test_potentials_on_the_threshold_and_one_ulp_beside_it(
     name: str, strict: bool, device: str
 ) -> None:
@@ -270,23 +285,39 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@ON_EVERY_DEVICE
-@pytest.mark.parametrize("names", product(LAYOUTS, LAYOUTS), ids=" ".join)
-def test_every_layout(names: tuple[str, str], device: str) -> None:
-    x, v = (
-        LAYOUTS[name](each)
-        for name, each in zip(names, draw((2, 4, 3, 5), torch.float32, device), strict=True)
-    )
-    x = x + 0 if names[0] == "expanded" else x
-    for shape in ((), (1,), (4, 1, 1), (5,), (3, 5), (4, 3, 5), (4, 1, 5), (2, 1, 1, 1)):
+def per_channel(shape: tuple[int, ...]) -> Make:
+    """A neuron whose decay and threshold have this shape."""
+
+    def make(device: str, dtype: torch.dtype, last: int) -> OneStateNeuron:
         count = torch.Size(shape).numel()
         beta, threshold = (
             torch.linspace(low, low + 0.3, count, device=device).view(shape) for low in (0.6, 0.8)
         )
         one = torch.tensor(1.0, device=device)
-        assert_same_step(Leaky(ATAN, beta, threshold, one, "subtract", graded=False), x, v)
-    assert_same_step(IntegrateAndFire(SIGMOID, 0.8, 0.0), x, v)
-    assert_same_step(LeakyIntegrateAndFire(SIGMOID, 0.8, -0.1), x, v)
+        return Leaky(ATAN, beta, threshold, one, "subtract", graded=False)
+
+    return make
+
+
+SHAPES_OF_PARAMETERS = [
+    (), (1,), (4, 1, 1), (5,), (3, 5), (4, 3, 5), (4, 1, 5), (2, 1, 1, 1)
+]  # fmt: skip
+IN_ANY_LAYOUT = {
+    **{f"Leaky {shape}": per_channel(shape) for shape in SHAPES_OF_PARAMETERS},
+    "IF": lambda device, dtype, last: IntegrateAndFire(SIGMOID, 0.8, 0.0),
+    "LIF": lambda device, dtype, last: LeakyIntegrateAndFire(SIGMOID, 0.8, -0.1),
+}
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.parametrize(
+    ("of_x", "of_v", "name"), every_pair(product(LAYOUTS, LAYOUTS, IN_ANY_LAYOUT))
+)
+def test_every_layout(of_x: str, of_v: str, name: str, device: str) -> None:
+    x, v = draw((2, 4, 3, 5), torch.float32, device)
+    x, v = LAYOUTS[of_x](x), LAYOUTS[of_v](v)
+    x = x + 0 if of_x == "expanded" else x
+    assert_same_step(IN_ANY_LAYOUT[name](device, torch.float32, 5), x, v)
 
 
 @ON_EVERY_DEVICE
@@ -348,18 +379,22 @@ def steps(
 
 
 @ON_EVERY_DEVICE
-@pytest.mark.parametrize(("T", "shape"), [(1, (9,)), (2, (7,)), (9, (3, 5))], ids=str)
-@EVERY_CASE
+@pytest.mark.parametrize(
+    ("name", "sizes"), cases_and(CASES, [(1, (9,)), (2, (7,)), (5, (3, 5))]), ids=str
+)
 def test_steps_backward_give_the_plain_gradients(
-    name: str, T: int, shape: tuple[int, ...], device: str
+    name: str, sizes: tuple[int, tuple[int, ...]], device: str
 ) -> None:
+    T, shape = sizes
     assert_trains_alike(steps(CASES[name](device, torch.float32, shape[-1]), T, shape, device))
 
 
 @ON_EVERY_DEVICE
 @pytest.mark.parametrize("name", FEW)
 def test_many_steps_backward_give_the_plain_gradients(name: str, device: str) -> None:
-    assert_trains_alike(steps(CASES[name](device, torch.float32, 1025), 33, (1025,), device))
+    """In more than one program, and rebuilt in several stretches where they are not reversed."""
+    with use_settings(rebuild_interval=3):
+        assert_trains_alike(steps(CASES[name](device, torch.float32, 1025), 8, (1025,), device))
 
 
 @ON_EVERY_DEVICE
@@ -424,20 +459,23 @@ def whole(
 
 @ON_EVERY_DEVICE
 @pytest.mark.parametrize(
-    ("T", "shape", "scanned", "with_path"),
-    [
-        (1, (9,), True, False),
-        (2, (8,), False, True),
-        (9, (3, 3), True, True),
-        (33, (1,), True, False),
-        (2, (1025,), False, False),
-    ],
+    ("name", "program"),
+    cases_and(
+        IN_SEQUENCES,
+        [
+            (1, (9,), True, False),
+            (2, (8,), False, True),
+            (5, (3, 3), True, True),
+            (11, (1,), True, False),
+            (2, (1025,), False, False),
+        ],
+    ),
     ids=str,
 )
-@pytest.mark.parametrize("name", IN_SEQUENCES)
 def test_a_sequence_is_the_plain_one(
-    name: str, T: int, shape: tuple[int, ...], scanned: bool, with_path: bool, device: str
+    name: str, program: tuple[int, tuple[int, ...], bool, bool], device: str
 ) -> None:
+    T, shape, scanned, with_path = program
     neuron = CASES[name](device, torch.float32, shape[-1])
     assert_trains_alike(whole(neuron, T, shape, device, scanned=scanned, with_path=with_path))
 
@@ -511,14 +549,17 @@ def norms_read(monkeypatch: pytest.MonkeyPatch) -> list[Normed]:
 
 @ON_EVERY_DEVICE
 @pytest.mark.parametrize(
-    ("T", "shape"),
-    [(1, (2, 4, 6)), (2, (2, 3, 4)), (9, (2, 4, 5)), (33, (4, 2, 1)), (4, (1, 3, 5))],
+    ("name", "sizes"),
+    cases_and(
+        (name for name in IN_SEQUENCES if "vectors" not in name),
+        [(1, (2, 4, 6)), (2, (2, 3, 4)), (5, (2, 4, 5)), (11, (4, 2, 1)), (4, (1, 3, 5))],
+    ),
     ids=str,
 )
-@pytest.mark.parametrize("name", [name for name in IN_SEQUENCES if "vectors" not in name])
 def test_a_sequence_reads_the_norms_input(
-    name: str, T: int, shape: tuple[int, ...], device: str, norms_read: list[Normed]
+    name: str, sizes: tuple[int, tuple[int, ...]], device: str, norms_read: list[Normed]
 ) -> None:
+    T, shape = sizes
     # The currents differ in their last bits, and the bias's gradient is a sum over all neurons and
     # steps, which may cancel.
     assert_trains_alike(
@@ -537,7 +578,7 @@ def test_a_sequence_reads_any_norms_input(
     name: str, options: dict[str, Any], device: str, norms_read: list[Normed]
 ) -> None:
     assert_trains_alike(
-        normed(CASES[name](device, torch.float32, 5), 9, (2, 4, 5), device, **options)
+        normed(CASES[name](device, torch.float32, 5), 5, (2, 4, 5), device, **options)
     )
     assert len(norms_read) == 1
 
@@ -749,7 +790,7 @@ def test_surrogates(name: str, device: str) -> None:
 
 @ON_EVERY_DEVICE
 def test_sums_are_the_same_every_time(device: str) -> None:
-    run = whole(CASES["PLIF soft"](device, torch.float32, 1), 5, (3000,), device)
+    run = whole(CASES["PLIF soft"](device, torch.float32, 1), 2, (3000,), device)
     first, again = (trained(run, "triton")[1][3] for _ in range(2))
     assert torch.equal(first, again)
 
@@ -836,18 +877,18 @@ def test_a_reversible_neuron_in_the_interpreter() -> None:
 
 @pytest.mark.ahead_of_time
 @COMPILES_BESIDE_THE_INTERPRETER
-@pytest.mark.parametrize("capability", [80, 90], indirect=True)
 @pytest.mark.parametrize(
-    ("name", "dtype", "neurons"),
+    ("name", "dtype", "neurons", "capability"),
     [
-        ("Leaky subtract vectors graded", torch.float32, 2**31 + 16),
-        ("Leaky zero at once graded", torch.float32, 1),
-        ("PLIF soft", torch.bfloat16, 7),
-        ("LIF hard -0.3", torch.float32, 2**20),
-        ("LIF soft", torch.float32, 2**31 + 16),
-        ("IF soft", torch.float16, 2**31 + 16),
+        ("Leaky subtract vectors graded", torch.float32, 2**31 + 16, 80),
+        ("Leaky zero at once graded", torch.float32, 1, 90),
+        ("PLIF soft", torch.bfloat16, 7, 80),
+        ("LIF hard -0.3", torch.float32, 2**20, 90),
+        ("LIF soft", torch.float32, 2**31 + 16, 80),
+        ("IF soft", torch.float16, 2**31 + 16, 90),
     ],
     ids=str,
+    indirect=["capability"],
 )
 def test_compiling_ahead_of_time(
     name: str, dtype: torch.dtype, neurons: int, capability: int, monkeypatch: pytest.MonkeyPatch

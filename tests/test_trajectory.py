@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import pytest
 import snntorch as snn
@@ -17,6 +18,7 @@ import torch
 import torch.nn as nn
 from compare import MakeNeuron, Observed, agree, assert_agree
 from either_host import step_of
+from pairs import every_pair
 from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 
@@ -535,9 +537,11 @@ def assert_raises_or_is_right(kind: str, source: str, scenario: Callable[[Cell],
     assert_agree(expected, seen)
 
 
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+@pytest.mark.parametrize(
+    ("scenario", "kind", "source"),
+    every_pair(product(SCENARIOS, KINDS, SOURCES)),
+    ids=lambda each: getattr(each, "__name__", each),
+)
 def test_chain_rule(scenario: Callable[[Cell], dict], kind: str, source: str) -> None:
     kinds, options = KINDS[kind]
 
