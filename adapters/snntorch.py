@@ -30,7 +30,6 @@ from snn_revplugin.swap.table import Swap, register_swap
 from snn_revplugin.torch_internals import capture
 from snn_revplugin.torch_internals.distributed import is_overwritten_by_ddp
 
-from . import snntorch_any  # noqa: F401  (registers every other neuron)
 from .snntorch_tools import NIR_REFUSAL
 
 try:
@@ -39,6 +38,8 @@ except ImportError as error:
     raise ImportError(
         "snn_revplugin.adapters.snntorch needs snnTorch: pip install 'snn-revplugin[snntorch]'"
     ) from error
+
+from . import snntorch_any  # noqa: E402, F401  (registers every other neuron)
 
 # The functions of snntorch.surrogate are closures; these are the ones whose derivative has a closed
 # form, by name, with the order in which our derivative takes what they close over.

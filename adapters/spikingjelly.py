@@ -31,7 +31,6 @@ from snn_revplugin.swap.module import ReversibleNeuron
 from snn_revplugin.swap.table import Swap, register_swap
 from snn_revplugin.torch_internals.saved_tensors import saved_tensor_hooks_active
 
-from . import spikingjelly_any  # noqa: F401  (registers every other neuron)
 from .spikingjelly_0_0_0_0_14 import StatefulTransitions
 from .spikingjelly_tools import patches_for, register_in_vision, why_counted
 
@@ -43,6 +42,8 @@ except ImportError as error:
         "snn_revplugin.adapters.spikingjelly needs SpikingJelly: pip install"
         " 'snn-revplugin[spikingjelly]'"
     ) from error
+
+from . import spikingjelly_any  # noqa: E402, F401  (registers every other neuron)
 
 NO_STEP = "the surrogate is not a Heaviside step forward, or learns parameters of its own"
 
