@@ -39,7 +39,7 @@ except ImportError as error:
         "snn_revplugin.adapters.snntorch needs snnTorch: pip install 'snn-revplugin[snntorch]'"
     ) from error
 
-from . import snntorch_any  # noqa: E402, F401  (registers every other neuron)
+from . import snntorch_any  # noqa: F401  (registers every other neuron)
 
 # The functions of snntorch.surrogate are closures; these are the ones whose derivative has a closed
 # form, by name, with the order in which our derivative takes what they close over.

@@ -43,7 +43,7 @@ except ImportError as error:
         " 'snn-revplugin[spikingjelly]'"
     ) from error
 
-from . import spikingjelly_any  # noqa: E402, F401  (registers every other neuron)
+from . import spikingjelly_any  # noqa: F401  (registers every other neuron)
 
 NO_STEP = "the surrogate is not a Heaviside step forward, or learns parameters of its own"
 

@@ -15,6 +15,7 @@ adapter tells of its host is a :class:`HostStep`; what :mod:`.trial` found out a
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ class AnyNeuron(Transition):
         self.parameters = tuple(each for each in module.parameters() if each.requires_grad)
         self._module = weakref.ref(module)
         self._snapshot = Snapshot(module, traits.written)
-        self._copy = copy_of(module, host.kind)
+        self._copy, self._lock = copy_of(module, host.kind), threading.Lock()
         self._aliases = tuple(each for each in self._copy.parameters() if each.requires_grad)
         self._autocast = AutocastState.now(device_type)
         self.note_versions()
@@ -174,16 +175,16 @@ class AnyNeuron(Transition):
 
     def run(self, x: Tensor, states: States) -> tuple[Tensor, States]:
         """A step of the copy, which holds no state afterwards."""
-        held = self.host.states(self._copy)
-        try:
-            with self._autocast.restored():
+        with self._lock, self._autocast.restored():
+            held = self.host.states(self._copy)
+            try:
                 return run_step(self.host, self._copy, x, self._writable(states))
-        finally:
-            self.host.hold(self._copy, held)
+            finally:
+                self.host.hold(self._copy, held)
 
     def fire(self, state: Tensor) -> Tensor:
         """The outputs from the last state."""
-        with self._autocast.restored():
+        with self._lock, self._autocast.restored():
             return self.host.fire(self._copy, state)
 
     def note_versions(self) -> None:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Container, Iterator
 from types import MethodType
 from typing import Any
 
+import torch
 import torch.nn as nn
 from torch import Tensor
 
 from ..torch_internals import capture
 
 Copies = dict[int, nn.Module | Tensor]  # by the id of the original
-PLAIN = (int, float, bool, str, tuple)  # attributes that are compared by value
+PLAIN = (int, float, bool, str)  # attributes that are compared by value
 NOT_COPIED = ("_record", "_compiled_calls")  # our own, of a module that is reversible
 
 
@@ -133,9 +134,10 @@ class Snapshot:
 
 
 def _mark(value: Any) -> tuple | None:
-    """What changes when a tensor is written into; of a single number on a CPU also the number,
-    which tells of a write through ``.data``."""
+    """What changes when a tensor is written into or is given other memory; of a single number on a
+    CPU also the number, which tells of a write through ``.data``."""
     if not isinstance(value, Tensor):
         return None
     single = value.numel() == 1 and not value.requires_grad and capture.may_compare(value)
-    return value._version, value.item() if single else None
+    pointer = value.data_ptr() if value.layout is torch.strided else 0
+    return value._version, value.requires_grad, pointer, value.item() if single else None

@@ -89,7 +89,7 @@ def check_reversible(
         The largest error, and the figures to judge it by.
 
     Raises:
-        TypeError: the module is no neuron that can be reversible.
+        TypeError: the module is no neuron whose equations are known.
         ValueError: the currents are no sequence of floating-point tensors, or the neuron takes the
             host's own path; the message gives the reason.
 
@@ -164,7 +164,7 @@ def _probe(neuron: nn.Module) -> ReversibleNeuron:
         raise TypeError(f"neuron must be a torch.nn.Module, got {type(neuron).__name__}")
     kind = type(neuron)
     if not isinstance(neuron, ReversibleNeuron):
-        swap, reason = swap_for(neuron)
+        swap, reason = swap_for(neuron, generic=False)
         if swap is None:
             raise TypeError(f"{kind.__name__} cannot be reversible{reason and ': '}{reason}")
         kind = reversible_class(kind, swap)

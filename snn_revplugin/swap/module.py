@@ -89,8 +89,15 @@ class ReversibleNeuron:
         self.tool_patches.hold(self)
 
     def step_from(self, current: Tensor, potential: Tensor) -> None:
-        """One time step from a membrane potential, whatever state and step mode the neuron has."""
-        raise NotImplementedError
+        """One time step from a membrane potential, whatever state and step mode the neuron has.
+
+        Raises:
+            TypeError: the neuron runs by its own step.
+        """
+        raise TypeError(
+            f"{type(self).__name__} runs by its own step, which is not reversed: its states are"
+            " rebuilt forward, exactly"
+        )
 
     def end(self) -> None:
         """Remove what the host's class does not have, before the instance becomes one of it."""
