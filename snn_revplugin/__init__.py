@@ -18,6 +18,7 @@ from .report.explain import explain
 from .report.memory import memory_report
 from .settings import Settings, get_settings, use_settings
 from .swap.convert import Conversion, convert, restore
+from .swap.plain import register_neuron
 from .swap.table import reversible
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "explain",
     "get_settings",
     "memory_report",
+    "register_neuron",
     "restore",
     "reversible",
     "use_settings",

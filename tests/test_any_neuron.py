@@ -21,7 +21,15 @@ from snntorch import surrogate as snn_surrogate
 from spikingjelly.activation_based import base, functional, layer, neuron, surrogate
 from torch import Tensor
 
-from snn_revplugin import convert, explain, memory_report, restore, reversible, use_settings
+from snn_revplugin import (
+    convert,
+    explain,
+    memory_report,
+    register_neuron,
+    restore,
+    reversible,
+    use_settings,
+)
 from snn_revplugin.adapters.snntorch import RevLeaky
 
 STEPS, BATCH, WIDTH = 15, 3, 6
@@ -628,6 +636,60 @@ def test_a_decorated_class() -> None:
 
 def test_a_decorated_class_with_known_equations() -> None:
     assert issubclass(reversible(type("Named", (snn.Leaky,), {})), RevLeaky)
+
+
+class Cell(nn.Module):
+    """A hand-written leaky neuron with a learned decay: of no host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decay = nn.Parameter(torch.tensor(0.8))
+
+    def forward(self, x: Tensor, v: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        v = self.decay * v + x
+        spikes = step_spike(v - 1 - a)
+        return spikes, v - spikes.detach(), 0.9 * a + 0.2 * spikes
+
+
+class CellNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.cell = nn.Linear(5, 32), Cell()
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = a = torch.zeros(BATCH, 32)
+        seen = []
+        for frame in x:
+            spikes, v, a = self.cell(self.fc(frame), v, a)
+            seen.append(spikes + 0.1 * v)
+        return torch.stack(seen)
+
+
+def test_a_plain_module() -> None:
+    register_neuron(Cell, states=("v", "a"))
+    host = CellNet()
+    ours = copy.deepcopy(host)
+    assert convert(ours).by_own_step == ["cell"]
+    seen = []
+    for net in (host, ours):
+        x = frames().requires_grad_()
+        out = net(x)
+        (out * torch.linspace(0.5, 1, out.numel()).view_as(out)).sum().backward()
+        seen.append(Observed({"out": out}).see_gradients(net, x=x))
+    assert_agree(*seen)
+    assert ours.cell.record.statistics.steps == STEPS
+    assert not ours.cell.record.statistics.reasons
+    copies = copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))
+    assert all(type(each.cell) is type(ours.cell) for each in copies)
+    restore(ours)
+    assert type(ours.cell) is Cell
+
+
+def test_a_plain_module_is_registered_with_its_states() -> None:
+    with pytest.raises(ValueError, match=r"states must name .*\('v', 'a'\), got \('v',\)"):
+        register_neuron(Cell, states=("v",))
+    with pytest.raises(TypeError, match=r"kind must be a subclass of torch\.nn\.Module"):
+        register_neuron(step_spike, states=("v",))
 
 
 def test_a_class_of_no_host_is_an_error() -> None:

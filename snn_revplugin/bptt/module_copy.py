@@ -16,7 +16,8 @@ from ..torch_internals import capture
 
 Copies = dict[int, nn.Module | Tensor]  # by the id of the original
 PLAIN = (int, float, bool, str)  # attributes that are compared by value
-NOT_COPIED = ("_record", "_compiled_calls")  # our own, of a module that is reversible
+HELD = "_held_states"  # where a plain module's states are put, which has no place for them
+NOT_COPIED = ("_record", "_compiled_calls", HELD)  # our own, of a module that is reversible
 
 
 def copy_of(module: nn.Module, kind: type[nn.Module]) -> nn.Module:

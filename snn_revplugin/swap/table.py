@@ -70,7 +70,8 @@ def register_swap(swap: Swap) -> None:
 
 
 def register_any(swap: AnySwap) -> None:
-    """Add a way to make any neuron of a host reversible."""
+    """Add a way to make any neuron of a host reversible, or those of one class."""
+    _any_swaps[:] = [each for each in _any_swaps if each.host is not swap.host]
     _any_swaps.append(swap)
 
 
@@ -169,7 +170,7 @@ def make_host(neuron: ReversibleNeuron, host: type[nn.Module]) -> None:
 
 def reversible_class(kind: type[nn.Module], swap: Swap | AnySwap) -> type[nn.Module]:
     """Our class for a host's class or for a user's subclass of it."""
-    if kind is swap.host:
+    if isinstance(swap, Swap) and kind is swap.host:
         return swap.reversible
     made = _made.get((kind, swap.reversible))
     if made is None:
@@ -203,11 +204,12 @@ def host_class(neuron: nn.Module) -> type[nn.Module] | None:
 def _reduce(neuron: nn.Module, protocol: int) -> tuple[Any, ...]:
     """Pickle a neuron of a class that was made at run time by the class it was made from."""
     kind = type(neuron)
-    mixed_with = next(mixin for (_, mixin), made in _made.items() if made is kind)
-    return _remade, (kind.host_kind, mixed_with), neuron.__dict__
+    by_equations = any(issubclass(kind, swap.reversible) for swap in known_swaps())
+    return _remade, (kind.host_kind, by_equations), neuron.__dict__
 
 
-def _remade(kind: type[nn.Module], mixed_with: type[nn.Module]) -> nn.Module:
-    swaps = (*known_swaps(), *_any_swaps)
-    made = reversible_class(kind, next(each for each in swaps if each.reversible is mixed_with))
+def _remade(kind: type[nn.Module], by_equations: bool) -> nn.Module:
+    known = known_swaps()  # imports the adapters, which register the others too
+    swaps = known if by_equations else _any_swaps
+    made = reversible_class(kind, next(each for each in swaps if issubclass(kind, each.host)))
     return made.__new__(made)

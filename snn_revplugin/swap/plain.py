@@ -1,0 +1,120 @@
+"""Neurons of no host: a plain module whose ``forward`` takes and returns its states."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from ..bptt.any_neuron import AnyNeuron
+from ..bptt.module_copy import HELD
+from ..bptt.step import step
+from ..bptt.trial import Unsuitable, any_neuron
+from .hosts import Host, register_host
+from .module import ReversibleNeuron
+from .table import AnySwap, register_any
+
+
+class PlainStep:
+    """A step of a plain module, see ``bptt.any_neuron.HostStep``.
+
+    Args:
+        kind: the module's class.
+        count: of states.
+    """
+
+    def __init__(self, kind: type[nn.Module], count: int) -> None:
+        self.kind, self.count = kind, count
+
+    def states(self, module: nn.Module) -> tuple:
+        return module.__dict__.get(HELD, ())
+
+    def hold(self, module: nn.Module, states: tuple) -> None:
+        module.__dict__[HELD] = states
+
+    def run(self, module: nn.Module, x: Tensor) -> Tensor:
+        outputs, states = split(self.kind.forward(module, x, *self.states(module)), self.count)
+        self.hold(module, states)
+        return outputs
+
+    def fire(self, module: nn.Module, state: Tensor) -> None:
+        return None
+
+
+def split(result: Any, count: int) -> tuple[Any, tuple]:
+    """Outputs and states of what ``forward`` returned: ``(outputs, *states)``."""
+    if not isinstance(result, tuple) or len(result) != 1 + count:
+        raise Unsuitable(f"its forward does not return its outputs and {count} states")
+    return result[0], result[1:]
+
+
+class AnyPlain(ReversibleNeuron):
+    """A plain module that saves memory by running its own step again in backward."""
+
+    state_count: ClassVar[int]
+
+    def forward(self, x: Tensor, *states: Any) -> Any:
+        """One time step; arguments and results as of the module's class."""
+        transition = self._transition(x, states)
+        if not isinstance(transition, AnyNeuron):
+            return super().forward(x, *states)
+        outputs, after = step(transition, x, states, self.record)
+        del self.__dict__[HELD]  # they are the caller's
+        return after if transition.fed_back else (outputs, *after)
+
+    def _transition(self, x: Tensor, states: tuple) -> AnyNeuron | None:
+        if torch.compiler.is_compiling():
+            self.note_compiled_fallback()
+            return None
+        host = PlainStep(self.host_kind, self.state_count)
+        if len(states) != host.count or not all(isinstance(each, Tensor) for each in states):
+            reason = "it is called without its states"
+        else:
+            needs = (*states[:-1], *self.parameters())
+            reason = self.why_fallback(x, states[-1], *needs)
+
+        def as_host(copy: nn.Module, inputs: list[Tensor]) -> tuple[Tensor]:
+            if not host.states(copy):
+                host.hold(copy, tuple(each.detach() for each in states))
+            return (host.run(copy, inputs[0]),)
+
+        transition = reason or any_neuron(host, self, (x,), states, as_host, self.record)
+        if isinstance(transition, str):
+            self.note_fallback(transition)
+            return None
+        return transition
+
+
+def register_neuron(kind: type[nn.Module], states: tuple[str, ...]) -> None:
+    """Let ``convert`` swap a neuron of no host: a module with ``forward(x, *states)`` that returns
+    ``(outputs, *states)``, all of them tensors.
+
+    Args:
+        kind: the module's class.
+        states: the names of the states in ``forward``, in their order.
+
+    Raises:
+        TypeError: ``kind`` is no module class.
+        ValueError: ``forward`` has other arguments than an input and these states.
+
+    >>> class Leaky(nn.Module):
+    ...     def forward(self, x, v):
+    ...         v = 0.9 * v + x
+    ...         return torch.sigmoid(v - 1), v
+    >>> register_neuron(Leaky, states=("v",))
+    """
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise TypeError(f"kind must be a subclass of torch.nn.Module, got {kind!r}")
+    _, _, *given = inspect.signature(kind.forward).parameters
+    if not states or tuple(given) != tuple(states):
+        raise ValueError(
+            f"states must name what {kind.__name__}.forward takes beside its input,"
+            f" {tuple(given)}, got {tuple(states)}"
+        )
+    mixin = type("AnyPlain", (AnyPlain,), {"state_count": len(states)})
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    register_host(Host(name, lambda module: isinstance(module, kind)))
+    register_any(AnySwap(kind, mixin, lambda neuron: None))
