@@ -412,12 +412,20 @@ def test_packed_integers(largest: int, dtype: torch.dtype) -> None:
     assert packed.nbytes == max(largest.bit_length(), 1) * 14
 
 
-@pytest.mark.parametrize("number", [0.5, -1.0, 32.0, 257.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("number", [0.5, -31.0, 33.0, 257.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("place", [(0, 0), (2, 3)])
 def test_what_is_no_small_integer_is_not_packed(number: float, place: tuple[int, int]) -> None:
     numbers = torch.ones(3, 4)
     numbers[place] = number
     assert PackedIntegers.of(numbers) is None
+
+
+@pytest.mark.parametrize("lowest", [-1, -7, -31])
+def test_numbers_below_zero(lowest: int) -> None:
+    numbers = torch.randint(lowest, lowest + 32, (4, 9)).float().t()
+    packed = PackedIntegers.of(numbers)
+    assert torch.equal(packed.numbers(), numbers)
+    assert packed.numbers().stride() == numbers.stride()
 
 
 def test_nothing_is_not_packed() -> None:
