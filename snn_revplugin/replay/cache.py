@@ -81,11 +81,11 @@ class RecipeCache:
         """A recipe; that of an earlier time step where that did the same operation on the very same
         tensors."""
         identity = _identity(function, values)
-        if identity is None:
-            return Recipe(function, values, operation.kind)
-        recipe = self._recipes.get(identity)
+        recipe = None if identity is None else self._recipes.get(identity)
         if recipe is None:
-            recipe = self._recipes[identity] = Recipe(function, values, operation.kind, identity)
+            recipe = Recipe(function, values, operation.kind, identity, operation.by_sample)
+            if identity is not None:
+                self._recipes[identity] = recipe
         return recipe
 
     def bytes_to_count(self, tensor: Tensor) -> int:
