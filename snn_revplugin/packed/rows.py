@@ -57,13 +57,17 @@ def rows_with(packed: PackedSpikes, earlier: PackedSpikes | None = None) -> Unpa
     Returns:
         None outside of a backward pass, and where two rows would take more than the most.
     """
-    block, nbytes = packed.block, packed.unpacked_nbytes
-    if block.rows == 1 or not 0 < 2 * nbytes <= MOST_BYTES or current_pass() == NO_PASS:
+    block = packed.block
+    if block.rows == 1:
         return None
     values = pass_cache()
     rows: UnpackedRows | None = values.get(block)
-    if rows is None or not rows.have(packed) or not (earlier is None or rows.have(earlier)):
-        rows = values[block] = UnpackedRows(packed, min(MOST_BYTES // nbytes, packed.row + 1))
+    if rows is not None and rows.have(packed) and (earlier is None or rows.have(earlier)):
+        return rows
+    nbytes = packed.unpacked_nbytes
+    if not 0 < 2 * nbytes <= MOST_BYTES or current_pass() == NO_PASS:
+        return None
+    rows = values[block] = UnpackedRows(packed, min(MOST_BYTES // nbytes, packed.row + 1))
     return rows
 
 

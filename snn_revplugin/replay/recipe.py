@@ -134,6 +134,29 @@ class HeldTensor(Recomputable):
         return tensor.detach() if tensor.requires_grad else tensor
 
 
+class TransposedLeaf(HeldTensor):
+    """The transpose of a leaf, such as a linear layer takes of its weight at every time step.
+
+    Args:
+        leaf: it.
+    """
+
+    __slots__ = ("leaf",)
+
+    def __init__(self, leaf: Tensor) -> None:
+        super().__init__(leaf.detach().t())
+        self.leaf = leaf
+
+    def is_of(self, leaf: Tensor) -> bool:
+        """Whether this is the transpose of a leaf as it is now."""
+        held = self.held
+        return (
+            self.leaf is leaf
+            and held.version == leaf._version
+            and held.tensor.data_ptr() == leaf.data_ptr()
+        )
+
+
 class OpaqueWeight(HeldTensor):
     """A tensor that a boundary computed from parameters alone: a quantised weight, say.
 

@@ -140,7 +140,7 @@ class _Steps:
             return (computed,)
         if isinstance(computed, tuple):
             return tuple(zip(*map(self.slices_of, computed), strict=True))
-        return computed.split(len(computed) // self.count)
+        return computed.chunk(self.count)
 
     def compute(self, recipes: list[Recipe]) -> Computed:
         """The outputs of recipes that are alike, side by side. Their inputs count as read."""
