@@ -14,9 +14,9 @@ from ..torch_internals.backward_pass import NO_PASS, current_pass
 from ..torch_internals.pass_cache import pass_cache
 from .spikes import PackedSpikes
 
-# What a backward pass holds of one layer so that several time steps share it. The graph nodes and
-# Python objects of three neuron calls take more.
-MOST_BYTES = 1 << 14
+# What a backward pass holds of the spikes of one layer so that several time steps share it. The
+# graph nodes and Python objects of two neuron calls take more.
+MOST_BYTES = 1 << 13
 
 
 class UnpackedRows:

@@ -73,7 +73,7 @@ def _compute_with_earlier(
     recipes.reverse()
     steps = _Steps(len(recipes))
     slices = steps.slices_of(steps.compute(recipes))
-    values[key] = steps.nbytes // len(recipes)
+    values[key] = max(steps.given, steps.computed) // len(recipes)
     for each, part in zip(recipes, slices, strict=True):
         each.leave(part, values)
 
@@ -128,11 +128,11 @@ class _Steps:
     """Consecutive time steps on the way to be computed together.
 
     Attributes:
-        nbytes: of what was computed.
+        given, computed: bytes of the spikes or data, and of what was computed from them.
     """
 
     def __init__(self, count: int) -> None:
-        self.count, self.nbytes = count, 0
+        self.count, self.given, self.computed = count, 0, 0
 
     def slices_of(self, computed: Computed) -> tuple[Computed, ...]:
         """Each step's part."""
@@ -156,22 +156,23 @@ class _Steps:
                         each.inputs[position].drop_reader()
         computed = run(last.function, operands)
         if not last.is_view:
-            self._count(computed)
+            parts = computed if isinstance(computed, tuple) else (computed,)
+            self.computed += sum(each.nbytes for each in parts)
         return computed
 
     def _joined(self, values: list[Recomputable]) -> Tensor:
         last = values[-1]
-        if type(last) is Spikes:
-            joined = last.value() if self.count == 1 else last.joined(values[0])
-        elif type(last) is HeldTensor:
-            joined = _side_by_side([each.value() for each in values])
-        elif type(last) is Output:
+        if type(last) is Output:
             return self._read([each.recipe for each in values])[last.index]
-        elif type(last) is Recipe and last.by_sample is not None:
+        if type(last) is Recipe and last.by_sample is not None:
             return self._read(values)
-        else:  # a single step
+        if self.count == 1:
             joined = last.value()
-        self._count(joined)
+        elif type(last) is Spikes:
+            joined = last.joined(values[0])
+        else:
+            joined = _side_by_side([each.value() for each in values])
+        self.given += joined.nbytes
         return joined
 
     def _read(self, recipes: list[Recipe]) -> Computed:
@@ -184,10 +185,6 @@ class _Steps:
                 slices = slices or self.slices_of(computed)
                 reading.value = slices[i]
         return computed
-
-    def _count(self, computed: Computed) -> None:
-        parts = computed if isinstance(computed, tuple) else (computed,)
-        self.nbytes += sum(each.nbytes for each in parts)
 
 
 def _side_by_side(tensors: list[Tensor]) -> Tensor:

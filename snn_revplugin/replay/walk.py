@@ -190,7 +190,8 @@ class Walk:
     def _as_planned(self, place: Place) -> Recipe | None:
         """The recipe of a weight layer on spikes that an earlier time step came to, too."""
         node, plan = place.node, self.cache.plans.get(type(place.node))
-        values = None if plan is None or self.soon_freed else plan.operands_of(node)
+        applies = plan is not None and not (self.soon_freed or self.whole_sequence)
+        values = plan.operands_of(node) if applies else None
         function = values and plan.operation.replay(node)
         if function is None:
             return None
