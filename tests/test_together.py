@@ -29,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("recompute_everything")
 ADDMM = torch.ops.aten.addmm.default
 CONVOLUTION = torch.ops.aten.convolution.default
 BATCH, FEATURES = 4, 24
+STEPS = 33  # blocks of 1, 2, 4, 8, 16 and 2 rows
 CHOICES = {"beta": 0.9, "threshold": 0.4, "spike_grad": snn_surrogate.fast_sigmoid(slope=5)}
 
 
@@ -241,6 +242,40 @@ def test_branches_of_a_chain() -> None:
     agree(program, snntorch.Leaky, RevLeaky)
 
 
+def above_one_layer(make: MakeNeuron, x_seq: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
+    """Two neurons above one layer, one of them behind a relu and a view, on the spikes of a
+    third."""
+    torch.manual_seed(0)
+    net = nn.ModuleDict(
+        {"layer": nn.Linear(FEATURES, FEATURES)} | {name: make(**CHOICES) for name in "abc"}
+    )
+    mem_a = mem_b = mem_c = torch.zeros(len(x_seq[0]), FEATURES)
+    mem_c, loss, seen = mem_c.view(-1, 2, FEATURES), torch.zeros(()), []
+    for x in x_seq:
+        spikes, mem_a = net["a"](x, mem_a)
+        current = net["layer"](spikes)
+        first, mem_b = net["b"](current, mem_b)
+        second, mem_c = net["c"](F.relu(current).view(-1, 2, FEATURES), mem_c)
+        loss = loss + weighted(first) + weighted(second)
+        seen.append(first)
+    return net, loss, torch.stack(seen)
+
+
+def test_two_neurons_above_one_layer() -> None:
+    def program(make: MakeNeuron) -> Observed:
+        x_seq = data(STEPS).requires_grad_()
+        net, loss, out = above_one_layer(make, x_seq)
+        loss.backward()
+        return Observed({"out": out}).see_gradients(net, x=x_seq)
+
+    agree(program, snntorch.Leaky, RevLeaky)
+    _, loss, _ = above_one_layer(RevLeaky, data(STEPS))
+    with Calls(ADDMM) as calls:
+        loss.backward()
+    assert calls.alive == 0
+    assert calls.count[ADDMM] <= STEPS
+
+
 @pytest.mark.parametrize(
     ("host", "ours"), [(sj_neuron.LIFNode, RevLIFNode), (sj_neuron.IFNode, RevIFNode)]
 )
@@ -280,8 +315,6 @@ def test_data_that_is_written_into_raises_where_it_is_read(written: int) -> None
 
 
 # ------------------------------------------------------------------------------------ few calls
-
-STEPS = 33  # blocks of 1, 2, 4, 8, 16 and 2 rows
 
 
 def counted(net: nn.Module, x_seq: Tensor, monkeypatch: pytest.MonkeyPatch, **settings) -> tuple:

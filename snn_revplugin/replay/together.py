@@ -60,12 +60,14 @@ def _compute_with_earlier(
     key = BYTES_OF_STEP, layer
     nbytes = values.get(key)
     most = MOST_BYTES // nbytes if nbytes else 1
-    if nbytes is not None and most < 2:
+    if (nbytes is not None and most < 2) or _has_computed_operand(recipe, values):
         return
     recipes = [recipe]
     while len(recipes) < most:
         before = _recipe_of(next(earlier, None))
         if before is None or before in values or not _are_alike(before, recipes[-1]):
+            break
+        if _has_computed_operand(before, values):
             break
         recipes.append(before)
     if nbytes is not None and len(recipes) == 1:
@@ -76,6 +78,16 @@ def _compute_with_earlier(
     values[key] = max(steps.given, steps.computed) // len(recipes)
     for each, part in zip(recipes, slices, strict=True):
         each.leave(part, values)
+
+
+def _has_computed_operand(recipe: Recipe, values: PassCache) -> bool:
+    """Whether another reader of this pass has had an operand on the way to the spikes computed."""
+    while recipe is not None and recipe.by_sample is not None:
+        recipe = _recipe_of(recipe.inputs[recipe.by_sample])
+        reading = values.get(recipe)
+        if reading is not None and reading.value is not None:
+            return True
+    return False
 
 
 def _are_alike(earlier: Recomputable | None, later: Recomputable | None) -> bool:
