@@ -37,7 +37,8 @@ class Settings:
         match_host_order: with True backward keeps the host's own order of operations and memory
             formats, so that gradients have the host's bits wherever potentials are not reversed.
             With False a layer that receives the same data at every time step is differentiated
-            once, and spikes reach a convolution's backward in the memory format that is fastest.
+            once, spikes reach a convolution's backward in the memory format that is fastest, and
+            several time steps of a small layer are recomputed in one call.
 
     Raises:
         ValueError: a number is out of range, or the backend is unknown.

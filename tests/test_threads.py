@@ -58,7 +58,7 @@ def test_bits_are_unpacked_by_the_codec_that_packed_them() -> None:
     """The settings of forward hold in autograd's threads too."""
     with FakeTensorMode(allow_non_fake_inputs=True), use_settings(backend="torch"):
         packed = PackedSpikes(torch.zeros(64, dtype=torch.bool, device="cuda"))
-    assert isinstance(packed._block.codec, TorchCodec)
+    assert isinstance(packed.block.codec, TorchCodec)
 
 
 @pytest.mark.parametrize("kind", [RevLeaky, CoupledLeaky])

@@ -18,13 +18,15 @@ from __future__ import annotations
 import math
 import weakref
 import zlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from ..neurons.transition import GraphNodes, States, StepParts, Transition
+from ..packed.rows import release_rows, shared_binary
 from ..packed.spikes import PackedSpikes
-from ..replay import HeldTensor, Recomputable
+from ..replay import HeldTensor, Recomputable, read_together
 from ..settings import Settings
 from ..torch_internals import capture
 from ..torch_internals.pass_cache import pass_cache
@@ -399,7 +401,7 @@ class StepView:
     @property
     def fired(self) -> Tensor:
         if self._fired is None:
-            self._fired = self.link.fired.binary()
+            self._fired = shared_binary(self.link.fired)
         return self._fired
 
     @property
@@ -410,8 +412,21 @@ class StepView:
     def current(self) -> Tensor | None:
         if self._current is None and self.link.current is not None:
             self._reads_current = True
-            self._current = self.link.current.value()
+            self._current = self._read_current()
         return self._current
+
+    def _read_current(self) -> Tensor:
+        link = self.link
+        if link.anchoring.settings.match_host_order:
+            return link.current.value()
+        return read_together(link.current, self._earlier_currents(), self.transition)
+
+    def _earlier_currents(self) -> Iterator[Recomputable | None]:
+        """The inputs of the steps before, downwards."""
+        link = self.link.before
+        while link.transition is self.transition:
+            yield link.current
+            link = link.before
 
     @property
     def outputs(self) -> Tensor:
@@ -455,7 +470,7 @@ class StepView:
     def reset_signal(self) -> Tensor | None:
         signal = self.packed_signal
         if self._reset_signal is None and signal is not None:
-            self._reset_signal = signal.binary()
+            self._reset_signal = shared_binary(signal)
         return self._reset_signal
 
     def hand_down(self) -> None:
@@ -476,6 +491,7 @@ class StepView:
         if not self._reads_current and self.link.current is not None:
             self.link.current.drop_reader()
         pass_cache().pop(self.link, None)
+        release_rows(self.link.fired)
 
 
 def link_behind(state: Tensor) -> ChainLink | None:

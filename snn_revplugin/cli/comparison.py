@@ -157,16 +157,17 @@ def take_turns(
     repeats: int,
     warm_ups: int = WARM_UPS,
     on_step: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds that each of some functions takes, called in turns so that a busy machine is as
     unkind to all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(warm_ups + repeats):
         for name in steps:
-            start = time.perf_counter()
+            start = clock()
             steps[name]()
             if turn >= warm_ups:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
             on_step()
     return seconds
 

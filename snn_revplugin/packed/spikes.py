@@ -78,7 +78,7 @@ class PackedSpikes:
     strides that it read in forward, or it may round differently.
     """
 
-    __slots__ = ("_block", "_row", "dtype", "factor", "shape", "strides")
+    __slots__ = ("block", "dtype", "factor", "row", "shape", "strides")
 
     def __init__(
         self,
@@ -94,9 +94,9 @@ class PackedSpikes:
             else:
                 fired = fired.contiguous()
         nbytes = -(-fired.numel() // BITS)
-        self._block = Block.after(None if before is None else before._block, nbytes, fired.device)
-        self._row = self._block.take()
-        _pack(fired, self._block, self._row)
+        self.block = Block.after(None if before is None else before.block, nbytes, fired.device)
+        self.row = self.block.take()
+        _pack(fired, self.block, self.row)
 
     @classmethod
     def of_bits(
@@ -110,7 +110,7 @@ class PackedSpikes:
         """Wrap spikes that are packed already, in the memory order of a dense tensor with these
         strides."""
         self = cls.__new__(cls)
-        self._block, self._row = Block.of(bits), 0
+        self.block, self.row = Block.of(bits), 0
         self.shape, self.dtype, self.factor = shape, dtype, factor
         self.strides = None if _is_contiguous(shape, strides) else strides
         return self
@@ -118,18 +118,18 @@ class PackedSpikes:
     @property
     def bits(self) -> Tensor:
         """The bits: uint8 of ceil(n / 8) elements, lowest bit first."""
-        return self._block.bits[self._row]
+        return self.block.bits[self.row]
 
     @property
     def nbytes(self) -> int:
         """The size of the bits in bytes."""
-        return self._block.nbytes
+        return self.block.nbytes
 
     @property
     def allocated(self) -> int:
         """The size of the block in bytes if it was allocated for these spikes (and later ones),
         else 0."""
-        return self._block.bits.nbytes if self._row == 0 else 0
+        return self.block.bits.nbytes if self.row == 0 else 0
 
     @property
     def layout(self) -> tuple[int, ...]:
@@ -148,12 +148,44 @@ class PackedSpikes:
         """The spikes as the neuron gave them out, graded factor and all: a new tensor."""
         return self.binary() if self.factor is None else self.binary() * self.factor
 
+    @property
+    def unpacked_nbytes(self) -> int:
+        """The bytes of the unpacked spikes."""
+        return self.shape.numel() * self.dtype.itemsize
+
+    def is_like(self, other: PackedSpikes) -> bool:
+        """Whether other spikes unpack to the same shape, strides and dtype."""
+        return (
+            self.shape == other.shape
+            and self.dtype is other.dtype
+            and self.strides == other.strides
+        )
+
+    def follows(self, earlier: PackedSpikes) -> bool:
+        """Whether ``earlier`` spikes are like these and lie in the row before, multiplied with the
+        same factor, which is one for all samples of dimension 0."""
+        return (
+            self.block is earlier.block
+            and self.row == earlier.row + 1
+            and self.factor is earlier.factor
+            and (self.factor is None or self.factor.dim() < len(self.shape))
+            and self.is_like(earlier)
+        )
+
+    def unpacked_with_rows_below(self, count: int) -> Tensor:
+        """The zeros and ones of ``count`` rows of the block, the last of them these spikes': of
+        ``[count, *shape]``."""
+        flat = _unpack_rows(self.block, self.row + 1 - count, count, self.shape.numel(), self.dtype)
+        if self.strides is None:
+            return flat.view(count, *self.shape)
+        return flat.as_strided((count, *self.shape), (self.shape.numel(), *self.strides))
+
     def steps(self) -> PackedSteps:
         """The spikes of each time step, of those of a sequence ``[T, ...]``."""
         return PackedSteps(self)
 
     def _unpacked(self, dtype: torch.dtype) -> Tensor:
-        flat = _unpack(self._block, self._row, self.shape.numel(), dtype)
+        flat = _unpack(self.block, self.row, self.shape.numel(), dtype)
         return (
             flat.view(self.shape)
             if self.strides is None
@@ -198,8 +230,8 @@ class PackedSteps:
         count = packed.shape[1:].numel()
         few = steps == 1 or steps * count <= self.TOGETHER
         flat = _unpack(
-            packed._block,
-            packed._row,
+            packed.block,
+            packed.row,
             steps * count,
             packed.dtype if few else torch.bool,
             first * count // BITS,
@@ -254,3 +286,15 @@ def _unpack(block: Block, row: int, count: int, dtype: torch.dtype, start: int =
         return NUMPY.unpack_array(block.array[row, start:stop], count, dtype)
     bits = block.bits[row, start:stop]
     return block.codec.unpack(bits, count, dtype)
+
+
+def _unpack_rows(block: Block, first: int, rows: int, count: int, dtype: torch.dtype) -> Tensor:
+    """The first ``count`` bits of some rows each, as a tensor of zeros and ones of ``[rows,
+    count]``."""
+    in_bytes = rows * block.nbytes
+    if block.array is not None:
+        array = block.array[first : first + rows].reshape(-1)
+        flat = NUMPY.unpack_array(array, in_bytes * BITS, dtype)
+    else:
+        flat = block.codec.unpack(block.bits[first : first + rows].view(-1), in_bytes * BITS, dtype)
+    return flat.view(rows, -1)[:, :count].contiguous()

@@ -8,6 +8,7 @@ from .cache import RecipeCache
 from .kind import COPY, ELEMENTWISE, LAYER, PARAMETRISATION, PLAIN, SPLIT, VIEW, Kind
 from .operations.operation import OPERATIONS, DecidedBy, Operation, operation_of, register
 from .recipe import HeldTensor, Output, Recipe, Recomputable, Spikes
+from .together import read_together
 from .walk import FIRED, UNSEEN
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "attach_recipes",
     "normed",
     "operation_of",
+    "read_together",
     "register",
 ]

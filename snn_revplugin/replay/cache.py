@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..torch_internals.tensors import storage_of
 from .operations.operation import Operation
-from .recipe import HeldTensor, Recipe, Recomputable, Replay, Shape
+from .plan import Plan
+from .recipe import HeldTensor, Recipe, Recomputable, Replay, Shape, TransposedLeaf
 
 # different tensors computed from parameters that may stand in one place: of layers alike, or in
 # turns
@@ -29,11 +30,14 @@ class RecipeCache:
     Attributes:
         small: the currents that are not worth a recipe, by shape and graph node, with the bytes
             that autograd saves on the way to one.
+        plans: what the last walk to a kind of graph node left for the next, by the node's type.
     """
 
     def __init__(self) -> None:
         self.small: dict[tuple, int] = {}
+        self.plans: dict[type, Plan | None] = {}
         self._held: WeakValueDictionary[int, HeldTensor] = WeakValueDictionary()
+        self._transposed: WeakValueDictionary[int, TransposedLeaf] = WeakValueDictionary()
         self._shared: WeakValueDictionary[tuple, HeldTensor] = WeakValueDictionary()
         self._shapes: WeakValueDictionary[tuple, Shape] = WeakValueDictionary()
         self._recipes: WeakValueDictionary[tuple, Recipe] = WeakValueDictionary()
@@ -44,6 +48,13 @@ class RecipeCache:
         held = self._held.get(id(tensor))
         if held is None or held.held.tensor is not tensor or not held.held.unchanged():
             held = self._held[id(tensor)] = HeldTensor(tensor)
+        return held
+
+    def transposed(self, leaf: Tensor) -> TransposedLeaf:
+        """The transpose of a leaf."""
+        held = self._transposed.get(id(leaf))
+        if held is None or not held.is_of(leaf):
+            held = self._transposed[id(leaf)] = TransposedLeaf(leaf)
         return held
 
     def shared(self, tensor: Tensor, place: tuple[str, int]) -> HeldTensor | None:
@@ -81,11 +92,11 @@ class RecipeCache:
         """A recipe; that of an earlier time step where that did the same operation on the very same
         tensors."""
         identity = _identity(function, values)
-        if identity is None:
-            return Recipe(function, values, operation.kind)
-        recipe = self._recipes.get(identity)
+        recipe = None if identity is None else self._recipes.get(identity)
         if recipe is None:
-            recipe = self._recipes[identity] = Recipe(function, values, operation.kind, identity)
+            recipe = Recipe(function, values, operation.kind, identity, operation.by_sample)
+            if identity is not None:
+                self._recipes[identity] = recipe
         return recipe
 
     def bytes_to_count(self, tensor: Tensor) -> int:

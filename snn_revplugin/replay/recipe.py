@@ -23,6 +23,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..packed.rows import UnpackedRows, rows_with
 from ..packed.spikes import PackedSpikes
 from ..torch_internals.distributed import is_freed
 from ..torch_internals.pass_cache import PassCache, pass_cache
@@ -133,6 +134,29 @@ class HeldTensor(Recomputable):
         return tensor.detach() if tensor.requires_grad else tensor
 
 
+class TransposedLeaf(HeldTensor):
+    """The transpose of a leaf, such as a linear layer takes of its weight at every time step.
+
+    Args:
+        leaf: it.
+    """
+
+    __slots__ = ("leaf",)
+
+    def __init__(self, leaf: Tensor) -> None:
+        super().__init__(leaf.detach().t())
+        self.leaf = leaf
+
+    def is_of(self, leaf: Tensor) -> bool:
+        """Whether this is the transpose of a leaf as it is now."""
+        held = self.held
+        return (
+            self.leaf is leaf
+            and held.version == leaf._version
+            and held.tensor.data_ptr() == leaf.data_ptr()
+        )
+
+
 class OpaqueWeight(HeldTensor):
     """A tensor that a boundary computed from parameters alone: a quantised weight, say.
 
@@ -175,8 +199,8 @@ class Shape(Recomputable):
 
 
 class Spikes(Recomputable):
-    """The spikes of a neuron below. Unpacking is cheap: every reader gets a copy of its own, and
-    readers are not counted.
+    """The spikes of a neuron below. Unpacking is cheap, so readers are not counted: they get a copy
+    each, or share what is unpacked with the spikes of other time steps.
 
     Args:
         packed: the bits.
@@ -199,14 +223,32 @@ class Spikes(Recomputable):
         """Whether the tensor that the next layers read has been written into."""
         return self._counter is not None and self._counter._version != self._version
 
+    def follows(self, earlier: Spikes) -> bool:
+        """Whether ``earlier`` are those of the time step before, of the same neuron."""
+        return self.packed.follows(earlier.packed) and (
+            self.factor is None or self.factor.version == earlier.factor.version
+        )
+
     def value(self) -> Tensor:
-        if self.factor is not None:
-            self.factor.get("graded spikes")
-        with torch.no_grad():
-            return self.packed.spikes()
+        return self.consume()[0]
+
+    def joined(self, earlier: Spikes) -> Tensor:
+        """The spikes from ``earlier`` ones of the same block to these, side by side along
+        dimension 0."""
+        rows = rows_with(self.packed, earlier.packed)
+        if rows is None or not rows.have(earlier.packed):
+            rows = UnpackedRows(self.packed, self.packed.row - earlier.packed.row + 1)
+        return self._graded(rows.joined(earlier.packed, self.packed))
 
     def consume(self) -> tuple[Tensor, bool]:
-        return self.value(), True
+        rows = rows_with(self.packed)
+        with torch.no_grad():
+            if rows is None:
+                return self._graded(self.packed.binary()), True
+            return self._graded(rows.of(self.packed)), self.factor is not None
+
+    def _graded(self, binary: Tensor) -> Tensor:
+        return binary if self.factor is None else binary * self.factor.get("graded spikes")
 
 
 class _Reading:
@@ -226,10 +268,12 @@ class Recipe(Recomputable):
         inputs: their values; None stands for an absent operand.
         kind: of the operation.
         identity: see :class:`Recomputable`.
+        by_sample: see :class:`.operations.operation.Operation`.
     """
 
     __slots__ = (
         "__weakref__",
+        "by_sample",
         "cheap",
         "depth",
         "derived",
@@ -250,8 +294,10 @@ class Recipe(Recomputable):
         inputs: tuple[Recomputable | None, ...],
         kind: Kind = PLAIN,
         identity: tuple | None = None,
+        by_sample: int | None = None,
     ) -> None:
         self.function, self.inputs, self.identity, self.readers = function, inputs, identity, 0
+        self.by_sample = by_sample
         self.is_view = is_view = kind.is_view
         self.cheap = is_view and inputs[0].cheap
         self.driven = kind.recompute_on_data
@@ -292,6 +338,21 @@ class Recipe(Recomputable):
             reading.value = value
         return value, owned and self.cheap
 
+    def leave(self, value: Tensor | tuple[Tensor, ...], values: PassCache) -> None:
+        """Leave the value for the readers of this backward pass, of whom none has come yet. It has
+        been computed from the inputs' values, read in this recipe's name."""
+        reading = values[self] = _Reading(self.readers)
+        reading.value = value
+
+    def count_reader(self) -> _Reading | None:
+        """Count one reader of this backward pass, who has the value from elsewhere; None if it was
+        the last one."""
+        values, reading = self._next_reader()
+        if reading.left > 0:
+            return reading
+        del values[self]
+        return None
+
     def _next_reader(self) -> tuple[PassCache, _Reading]:
         """Count one reader of this backward pass, which reads or will not read."""
         values = pass_cache()
@@ -308,7 +369,7 @@ class Recipe(Recomputable):
         known = {} if known is None else known
         if id(self) not in known:
             operands = [each and each.compute(known) for each in self.inputs]
-            known[id(self)] = _run(self.function, operands)
+            known[id(self)] = run(self.function, operands)
         return known[id(self)]
 
     def drop_reader(self) -> None:
@@ -323,8 +384,8 @@ class Recipe(Recomputable):
     def _compute(self) -> tuple[Tensor, bool]:
         if self.is_view:
             operand, owned = self.inputs[0].consume()
-            return _run(self.function, [operand]), owned
-        return _run(self.function, [each and each.value() for each in self.inputs]), True
+            return run(self.function, [operand]), owned
+        return run(self.function, [each and each.value() for each in self.inputs]), True
 
 
 class Output(Recomputable):
@@ -403,7 +464,8 @@ class Operand(Recomputable):
         )
 
 
-def _run(function: Replay, operands: list[Tensor | None]) -> Tensor | tuple[Tensor, ...]:
+def run(function: Replay, operands: list[Tensor | None]) -> Tensor | tuple[Tensor, ...]:
+    """The function of some operands, without gradients and without autocast."""
     device = next((each.device.type for each in operands if each is not None), "cpu")
     if torch.is_autocast_enabled(device):
         with torch.no_grad(), torch.autocast(device, enabled=False):

@@ -29,6 +29,7 @@ from ..torch_internals.graph import Node
 from .cache import RecipeCache
 from .operations.operation import WRITE_INTO_VIEW, Operation, operation_of
 from .operations.pointwise import packed_mask
+from .plan import FIRED, TRANSPOSE, Plan, is_transposed_leaf
 from .recipe import (
     HeldTensor,
     Missing,
@@ -59,8 +60,6 @@ class WalkRecord(Protocol):
     cache: RecipeCache
 
 
-# the attribute in which a neuron's graph node offers its packed spikes, the node's first output
-FIRED = "snn_revplugin_fired"
 # where a node that saves nothing keeps its outcome, weakly: the readers own the recipe
 MEMO = "snn_revplugin_recipe"
 # where a node notes that its input does not change with time and that autograd alone holds it
@@ -182,11 +181,30 @@ class Walk:
                 return self._edited(place) if fired.were_edited() else fired
             if graph.name_of(node) in graph.PASSING_ON:
                 return self._pass_on(place)
-        outcome = _earlier_outcome(node, operation)
+        outcome = self._as_planned(place) or _earlier_outcome(node, operation)
         if outcome is None:
             outcome = self._visit(place, operation)
             _remember(node, operation, outcome)
         return self._value(place, operation, outcome)
+
+    def _as_planned(self, place: Place) -> Recipe | None:
+        """The recipe of a weight layer on spikes that an earlier time step came to, too."""
+        node, plan = place.node, self.cache.plans.get(type(place.node))
+        applies = plan is not None and not (self.soon_freed or self.whole_sequence)
+        values = plan.operands_of(node) if applies else None
+        function = values and plan.operation.replay(node)
+        if function is None:
+            return None
+        operation, position = plan.operation, plan.operation.by_sample
+        recipe = Recipe(function, values, operation.kind, None, position)
+        operand = _operand(node, operation, recipe, position)
+        if not saved_tensors.replace_saved(node, operation.inputs[position], operand):
+            return None
+        self.replaced_bytes += values[position].packed.unpacked_nbytes
+        if plan.transposes:
+            self.statistics.operations[TRANSPOSE] += plan.transposes
+        self._count(self.statistics.operations, operation.node, place)
+        return recipe
 
     def _pass_on(self, place: Place) -> Recomputable:
         """The value of what a module's backward hook, or FSDP's notice, gives out unchanged."""
@@ -254,6 +272,8 @@ class Walk:
         self._replace_outputs(visit, recipe)
         if recipe is None:
             return _why_missing(visit)
+        if not self.whole_sequence:
+            self.cache.plans[type(place.node)] = Plan.of(place.node, operation, recipe)
         return (self._stream(place, recipe) if self.whole_sequence else None) or recipe
 
     def _stop_at(self, place: Place) -> Missing:
@@ -285,6 +305,8 @@ class Walk:
             below = edges[position][0] if position < len(edges) else None
             if graph.is_leaf_edge(below):
                 value = self._held_operand(visit, below.variable)
+            elif is_transposed_leaf(below):
+                value = self._transposed_operand(visit, below.next_functions[0][0].variable)
             else:
                 saved = None if name is None else saved_tensors.saved_by(node, name)
                 if saved is not None:
@@ -301,12 +323,18 @@ class Walk:
         visit.freed = visit.freed or self._is_freed(tensor)
         return UNKNOWN if visit.freed else self.cache.held(tensor)
 
+    def _transposed_operand(self, visit: Visit, leaf: Tensor) -> Recomputable:
+        """An operand that is the transpose of a leaf: a linear layer's weight."""
+        self.statistics.operations[TRANSPOSE] += 1
+        visit.freed = visit.freed or self._is_freed(leaf)
+        return UNKNOWN if visit.freed else self.cache.transposed(leaf)
+
     def _saved_operand(self, visit: Visit, position: int, saved: Tensor) -> Recomputable:
         """An operand that the node saved."""
         below, output = visit.edges[position] if position < len(visit.edges) else NO_EDGE
         if below is None:
             value = self._constant(saved)
-        elif _is_view_of_leaf(below):  # a linear layer transposes its weight
+        elif _is_view_of_leaf(below):
             self.statistics.operations[graph.name_of(below)] += 1
             return self._held_operand(visit, saved)
         else:
@@ -417,7 +445,7 @@ class Walk:
             if name in operation.shape_only and saved.is_contiguous():
                 _replace(node, name, self.cache.shape(saved))
             elif saved_tensors.replace_saved(
-                node, name, value if recipe is None else _operand(visit, recipe, position)
+                node, name, value if recipe is None else _operand(node, operation, recipe, position)
             ):
                 value.add_reader()
 
@@ -486,12 +514,12 @@ def _why_missing(visit: Visit) -> Missing:
     return missing(named or visit.operation.node, True)
 
 
-def _operand(visit: Visit, recipe: Recipe, position: int) -> Operand:
-    """An input of a recipe, in the memory format that the node's backward reads fastest."""
-    reads_as = position == 0 and visit.operation.reads_spikes_as
+def _operand(node: Node, operation: Operation, recipe: Recipe, position: int) -> Operand:
+    """An input of a node's recipe, in the memory format that its backward reads fastest."""
+    reads_as = position == 0 and operation.reads_spikes_as
     if not reads_as or type(recipe.inputs[0]) is not Spikes or get_settings().match_host_order:
         return Operand(recipe, position)
-    return Operand(recipe, position, reads_as(visit.place.node))
+    return Operand(recipe, position, reads_as(node))
 
 
 def _read_before(place: Place, operation: Operation, position: int) -> Tensor:

@@ -11,16 +11,14 @@ from .graph import Node
 NO_PASS = -1
 
 
-def current_pass() -> int:
-    """A number that identifies the backward pass under way in this thread; ``NO_PASS`` outside of
-    one."""
-    return torch._C._current_graph_task_id()
+# Torch's own functions, without one of ours around them: every time step calls them several times.
 
+# A number that identifies the backward pass under way in this thread; ``NO_PASS`` outside of one.
+current_pass: Callable[[], int] = torch._C._current_graph_task_id
 
-def pass_keeps_graph() -> bool:
-    """Whether the backward pass under way was asked to keep its graph (``retain_graph`` or
-    ``create_graph``)."""
-    return torch._C._autograd._get_current_graph_task_keep_graph()
+# Whether the backward pass under way was asked to keep its graph (``retain_graph`` or
+# ``create_graph``).
+pass_keeps_graph: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
 
 
 def will_run(node: Node) -> bool:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import torch
 
 from ..kind import ELEMENTWISE
+from ..recipe import Replay
 from .operation import ONE, Operation, register
 
+
+def _activation(node: str, function: Replay) -> Operation:
+    return Operation(node, ELEMENTWISE, ONE, lambda _: function, {"result": 0}, by_sample=0)
+
+
 register(
-    Operation("ReluBackward0", ELEMENTWISE, ONE, lambda _: torch.relu, {"result": 0}),
-    Operation("SigmoidBackward0", ELEMENTWISE, ONE, lambda _: torch.sigmoid, {"result": 0}),
-    Operation("TanhBackward0", ELEMENTWISE, ONE, lambda _: torch.tanh, {"result": 0}),
+    _activation("ReluBackward0", torch.relu),
+    _activation("SigmoidBackward0", torch.sigmoid),
+    _activation("TanhBackward0", torch.tanh),
 )

@@ -22,6 +22,12 @@ def _scaled(function: Replay) -> DecidedBy:
     return DecidedBy(lambda alpha, beta: partial(function, alpha=alpha, beta=beta), "alpha", "beta")
 
 
+def _add_product(alpha: float, beta: float, bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    if bias.dim() == 2 and len(bias) not in (1, len(x)):  # several time steps side by side
+        bias = bias.repeat(len(x) // len(bias), 1)
+    return torch.addmm(bias, x, weight, alpha=alpha, beta=beta)
+
+
 def _convolve(arguments: tuple, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.convolution(x, weight, bias, *arguments)
 
@@ -70,8 +76,14 @@ register(
     Operation("WeightNormInterfaceBackward0", PARAMETRISATION, ("v", "g"), _weight_norm, NORM),
     Operation("MvBackward0", PARAMETRISATION, ("self", "vec"), lambda _: torch.mv),
     Operation("VdotBackward0", PARAMETRISATION, ("self", "other"), lambda _: torch.vdot),
-    Operation("AddmmBackward0", LAYER, (None, "mat1", "mat2"), _scaled(torch.addmm)),
-    Operation("MmBackward0", LAYER, ("self", "mat2"), lambda _: torch.mm),
+    Operation(
+        "AddmmBackward0",
+        LAYER,
+        (None, "mat1", "mat2"),
+        DecidedBy(lambda *scales: partial(_add_product, *scales), "alpha", "beta"),
+        by_sample=1,
+    ),
+    Operation("MmBackward0", LAYER, ("self", "mat2"), lambda _: torch.mm, by_sample=0),
     Operation("BmmBackward0", LAYER, ("self", "mat2"), lambda _: torch.bmm),
     Operation("BaddbmmBackward0", LAYER, (None, "batch1", "batch2"), _scaled(torch.baddbmm)),
     Operation(
@@ -81,5 +93,6 @@ register(
         DecidedBy(lambda *arguments: partial(_convolve, arguments), *CONVOLUTION),
         absent=_without_bias,
         reads_spikes_as=_spikes_of_convolution,
+        by_sample=0,
     ),
 )

@@ -86,6 +86,9 @@ class Operation:
             operation that only moves elements; the operation below can then read its own output.
         reads_spikes_as: takes the node to the memory format in which its backward reads unpacked
             spikes fastest, its first operand; None for the format that the node saved.
+        by_sample: the position of the operand whose samples, along dimension 0, the operation
+            treats one by one. So the function takes those of several time steps side by side, where
+            the other operands are the same at all of them.
     """
 
     node: str
@@ -100,6 +103,7 @@ class Operation:
     solve_constant: Callable[[Node, Tensor, Tensor], Replay | None] | None = None
     before: Callable[[Node, int, Tensor], Tensor] | None = None
     reads_spikes_as: Callable[[Node], torch.memory_format | None] | None = None
+    by_sample: int | None = None
 
     @cached_property
     def is_view(self) -> bool:

@@ -80,9 +80,15 @@ def _adaptive(function: Replay, dimensions: int) -> Callable[[Node], Replay]:
 def _pool(
     node: str, replay: DecidedBy, outputs: dict[str, int], of_spikes: DecidedBy | None = None
 ) -> Operation:
-    # Backward reads the shape of the input and no element.
     return Operation(
-        node, LAYER, ("self",), replay, outputs, shape_only=("self",), of_spikes=of_spikes
+        node,
+        LAYER,
+        ("self",),
+        replay,
+        outputs,
+        shape_only=("self",),  # backward reads no element
+        of_spikes=of_spikes,
+        by_sample=0,
     )
 
 

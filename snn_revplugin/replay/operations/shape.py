@@ -3,6 +3,7 @@ save their output."""
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -14,13 +15,20 @@ from ..recipe import Replay
 from .operation import ONE, VARIADIC, DecidedBy, Operation, register
 
 
+def _of_any_length(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape in which several time steps stand side by side, too."""
+    return (-1, *shape[1:]) if shape and math.prod(shape[1:]) else shape
+
+
 def _output_shape(node: Node) -> tuple[int, ...]:
     return tuple(shape_of_output(node))
 
 
 # A view stays a view where the recomputed tensor has the saved strides; otherwise reshape
 # copies, and the elements are equal.
-RESHAPE = DecidedBy(lambda shape: partial(Tensor.reshape, shape=shape), read=_output_shape)
+RESHAPE = DecidedBy(
+    lambda shape: partial(Tensor.reshape, shape=_of_any_length(shape)), read=_output_shape
+)
 EXPAND = DecidedBy(lambda shape: partial(Tensor.expand, size=shape), read=_output_shape)
 
 
@@ -46,14 +54,18 @@ def _unviewed(node: Node, position: int, output: Tensor) -> Tensor:
     return output.reshape(tuple(shape_of_output(below, index)))
 
 
+def _reshape(node: str) -> Operation:
+    return Operation(node, VIEW, ONE, RESHAPE, before=_unviewed, by_sample=0)
+
+
 def _unstacked(node: Node, position: int, output: Tensor) -> Tensor:
     return output.select(attribute_of(node, "dim"), position)
 
 
 register(
-    Operation("ViewBackward0", VIEW, ONE, RESHAPE, before=_unviewed),
-    Operation("UnsafeViewBackward0", VIEW, ONE, RESHAPE, before=_unviewed),
-    Operation("ReshapeAliasBackward0", VIEW, ONE, RESHAPE, before=_unviewed),
+    _reshape("ViewBackward0"),
+    _reshape("UnsafeViewBackward0"),
+    _reshape("ReshapeAliasBackward0"),
     Operation("AliasBackward0", VIEW, ONE, lambda _: lambda x: x),
     Operation("TBackward0", VIEW, ONE, lambda _: torch.t),
     Operation("TransposeBackward0", VIEW, ONE, applying(torch.transpose, "dim0", "dim1")),
