@@ -491,7 +491,8 @@ class StepView:
         if not self._reads_current and self.link.current is not None:
             self.link.current.drop_reader()
         pass_cache().pop(self.link, None)
-        release_rows(self.link.fired)
+        if isinstance(self.link.fired, PackedSpikes):
+            release_rows(self.link.fired)
 
 
 def link_behind(state: Tensor) -> ChainLink | None:
