@@ -344,6 +344,22 @@ def test_a_step_that_cannot_be_run_again_takes_the_hosts_path(
     assert len(capsys.readouterr().out.splitlines()) in (0, 2 * 2 * STEPS)
 
 
+class DropsOut(ScaledLeaky):
+    def forward(self, x: Tensor, mem: Tensor | None = None) -> Any:
+        return super().forward(nn.functional.dropout(x, 0.5, self.training), mem)
+
+
+def test_a_step_is_tried_once_in_each_training_mode() -> None:
+    cell = own_step(DropsOut)(beta=0.8, spike_grad=SHARP)
+    for training, steps in ((True, 0), (False, 2), (True, 2)):
+        cell.train(training)
+        mem = cell.reset_mem()
+        for _ in range(2):
+            _, mem = cell(torch.rand(BATCH, WIDTH, requires_grad=True), mem)
+        assert cell.record.statistics.steps == steps
+    assert list(cell.record.statistics.reasons) == ["its step draws random numbers"]
+
+
 class Online(neuron.SimpleBaseNode):
     """Learns online: its steps are not connected."""
 

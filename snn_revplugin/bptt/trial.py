@@ -65,7 +65,7 @@ def any_neuron(
     current = record.latest_transition
     if isinstance(current, AnyNeuron) and current.still_fits(module):
         return current
-    if record.trial is None or not record.trial.holds():
+    if record.trial is None or not record.trial.holds_for(module):
         record.trial = Trial(module, try_steps(host, module, inputs, states, call))
     outcome = record.trial.outcome
     if isinstance(outcome, str):
@@ -76,18 +76,21 @@ def any_neuron(
 
 
 class Trial:
-    """The outcome of a trial, and for which module it holds: until one of its attributes changes
-    that is no tensor, and that no step writes."""
+    """The outcome of a trial, and for how long it holds: until one of the module's attributes
+    changes that is no tensor, and that no step writes. A step that cannot be run again is tried
+    anew only in the other training mode."""
 
-    __slots__ = ("_snapshot", "outcome")
+    __slots__ = ("_snapshot", "_training", "outcome")
 
     def __init__(self, module: nn.Module, outcome: StepTraits | str) -> None:
-        self.outcome = outcome
-        written = outcome.written if isinstance(outcome, StepTraits) else ()
-        self._snapshot = Snapshot(module, written)
+        self.outcome, self._training, self._snapshot = outcome, module.training, None
+        if isinstance(outcome, StepTraits):
+            self._snapshot = Snapshot(module, outcome.written)
 
-    def holds(self) -> bool:
+    def holds_for(self, module: nn.Module) -> bool:
         """Whether the module is still as it was tried."""
+        if self._snapshot is None:
+            return module.training is self._training
         return all(isinstance(place.get(name), Tensor) for place, name in self._snapshot.written())
 
 
