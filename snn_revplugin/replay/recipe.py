@@ -13,7 +13,8 @@ A recipe adds itself as a reader of its inputs when its own first reader is adde
 readers counts for nothing.
 
 Values are computed without gradients and without autocast (the operands have the dtypes that
-autocast chose in forward), by the arithmetic of forward, so that they are equal bit for bit.
+autocast chose in forward), by the arithmetic of forward, so that they are equal bit for bit; or to
+rounding, where :mod:`.together` computes those of several time steps at once.
 """
 
 from __future__ import annotations
@@ -242,13 +243,15 @@ class Spikes(Recomputable):
 
     def consume(self) -> tuple[Tensor, bool]:
         rows = rows_with(self.packed)
-        with torch.no_grad():
-            if rows is None:
-                return self._graded(self.packed.binary()), True
-            return self._graded(rows.of(self.packed)), self.factor is not None
+        if rows is None:
+            return self._graded(self.packed.binary()), True
+        return self._graded(rows.of(self.packed)), self.factor is not None
 
     def _graded(self, binary: Tensor) -> Tensor:
-        return binary if self.factor is None else binary * self.factor.get("graded spikes")
+        if self.factor is None:
+            return binary
+        with torch.no_grad():
+            return binary * self.factor.get("graded spikes")
 
 
 class _Reading:
