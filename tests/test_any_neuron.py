@@ -208,6 +208,7 @@ def test_small_numbers_are_packed() -> None:
     net(torch.randn(BATCH, 5) * 4)
     (row,) = explain(net).rows
     assert 1 <= row.bits_per_spike <= 2
+    assert row.backend == "the module's own step"
 
 
 # ----------------------------------------------------------------------------------- users' neurons
@@ -721,8 +722,8 @@ def test_a_module_that_is_deleted_before_backward_is_named() -> None:
     out.sum().backward()  # backward needs the module no more
 
 
-def test_the_backend_and_the_interval_are_settings() -> None:
-    with use_settings(rebuild_interval=3):
+def test_the_interval_is_a_setting_and_the_backend_none() -> None:
+    with use_settings(rebuild_interval=3, backend="triton"):
         net = SynapticNet()
         convert(net)
         net(frames())[0].sum().backward()

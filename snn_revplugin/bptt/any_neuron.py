@@ -106,6 +106,7 @@ class AnyNeuron(Transition):
     reads_input = True
     reads_before = True
     single_steps_only = True
+    own_code = True
 
     def __init__(
         self, host: HostStep, module: nn.Module, traits: StepTraits, device_type: str

@@ -23,6 +23,7 @@ from ..settings import get_settings
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON = "Triton kernels"
 BY_SETTING = "torch code: the setting backend='torch'"
+OWN_CODE = "the module's own step"
 NO_CUDA = "torch code: the tensors are not on CUDA"
 
 
@@ -59,6 +60,9 @@ class BackendChoice:
         Raises:
             RuntimeError: the setting asks for Triton, and it is not available.
         """
+        if transition.own_code:
+            self._notes.backend = OWN_CODE
+            return transition
         wanted = get_settings().backend
         if wanted == "torch":
             self._notes.backend = BY_SETTING

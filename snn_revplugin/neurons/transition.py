@@ -195,6 +195,7 @@ class Transition:
         single_steps_only: whether there is no :meth:`scan`.
         fed_back: whether the outputs are the first of the states (a recurrent neuron); ``ONE`` node
             only. The node then gives them out once.
+        own_code: whether the step is a module's own code, which no kernel can stand for.
         parameter_names: the attributes that hold :attr:`parameters`.
         graded_factor: what multiplies the spikes, or None.
     """
@@ -209,6 +210,7 @@ class Transition:
     invertible = False
     single_steps_only = False
     fed_back = False
+    own_code = False
     parameter_names: tuple[str, ...] = ()
     graded_factor: Tensor | None = None
 
