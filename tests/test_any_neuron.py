@@ -34,6 +34,8 @@ from snn_revplugin.adapters.snntorch import RevLeaky
 
 STEPS, BATCH, WIDTH = 15, 3, 6
 SHARP = snn_surrogate.fast_sigmoid(slope=5)
+# A base class of neurons by their charge; in SpikingJelly 0.0.0.0.14 the only one.
+SimpleBaseNode = getattr(neuron, "SimpleBaseNode", neuron.BaseNode)
 
 pytestmark = pytest.mark.usefixtures("recompute_everything")
 
@@ -231,7 +233,7 @@ class AdaptiveLIF(base.MemoryModule):
         return spikes
 
 
-class LearnedLeak(neuron.SimpleBaseNode):
+class LearnedLeak(SimpleBaseNode):
     """A leaky neuron that learns its leak."""
 
     def __init__(self) -> None:
@@ -242,7 +244,7 @@ class LearnedLeak(neuron.SimpleBaseNode):
         self.v = self.leak.sigmoid() * self.v + x
 
 
-class InPlace(neuron.SimpleBaseNode):
+class InPlace(SimpleBaseNode):
     """A neuron that writes into its potential."""
 
     def neuronal_charge(self, x: Tensor) -> None:
@@ -361,7 +363,7 @@ def test_a_step_is_tried_once_in_each_training_mode() -> None:
     assert list(cell.record.statistics.reasons) == ["its step draws random numbers"]
 
 
-class Online(neuron.SimpleBaseNode):
+class Online(SimpleBaseNode):
     """Learns online: its steps are not connected."""
 
     def neuronal_charge(self, x: Tensor) -> None:
@@ -633,7 +635,7 @@ def test_copies_and_pickles() -> None:
 
 
 @reversible
-class Decorated(neuron.SimpleBaseNode):
+class Decorated(SimpleBaseNode):
     """A user's neuron."""
 
     def __init__(self, gain: float) -> None:

@@ -22,6 +22,7 @@ NODES = {
     "LIF": (neuron.LIFNode, RevLIFNode),
     "PLIF": (neuron.ParametricLIFNode, RevParametricLIFNode),
 }
+pytestmark = pytest.mark.usefixtures("recompute_everything")
 EVERY_NODE = pytest.mark.parametrize("node", NODES)
 EVERY_MODE = pytest.mark.parametrize("mode", ["s", "m"])
 
@@ -155,12 +156,13 @@ def test_a_coupled_node_keeps_its_state() -> None:
         assert torch.equal(out, seen[0][0]) and torch.equal(v, seen[0][1])
 
 
-def test_convert_leaves_neurons_with_another_charge() -> None:
+def test_neurons_with_another_charge_go_by_their_own_step() -> None:
     class Hasty(neuron.LIFNode):
         def neuronal_charge(self, x: torch.Tensor) -> None:
             self.v = self.v + 2 * x
 
     net = nn.Sequential(neuron.LIFNode(), Hasty(), neuron.QIFNode())
-    report = convert(net)
+    report = convert(net, generic=False)
     assert list(report.swapped) == ["0"] and set(report.left) == {"1", "2"}
     assert "neuronal_charge" in report.left["1"]
+    assert convert(net).by_own_step == ["1", "2"]
