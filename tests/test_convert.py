@@ -218,7 +218,7 @@ def test_a_neuron_stays_the_object_that_it_was(host: str) -> None:
 def test_restore_undoes_convert_exactly(host: str, used: bool) -> None:
     net = NETS[host]()
     if used:
-        net(torch.randn(2, 3, 5))
+        net(torch.randn(2, BATCH, 5))
     before = [(type(each), set(each.__dict__), repr(each)) for each in neurons_of(net)]
     convert(net)
     train(net)
@@ -443,7 +443,7 @@ def test_copies_of_a_converted_net(host: str, copied: Callable[[nn.Module], nn.M
     def program(net: nn.Module, swap: Callable) -> Observed:
         swap(net)
         with torch.no_grad():
-            net(torch.randn(2, 3, 5))
+            net(torch.randn(2, BATCH, 5))
         twin = copied(net)
         assert [type(each) for each in neurons_of(twin)] == [type(each) for each in neurons_of(net)]
         return train(twin)

@@ -377,7 +377,11 @@ def test_a_learned_rate(
 
 @pytest.mark.usefixtures("kernels_on")
 @pytest.mark.interpreter
-@pytest.mark.parametrize(("w", "v_reset", "mode"), every_pair(product(RATES, (None, -0.3), "sm")))
+@pytest.mark.parametrize(
+    ("w", "v_reset", "mode"),
+    # There is no kernel for a step of SpikingJelly 0.0.0.0.14.
+    every_pair(product(RATES, (None, -0.3), "sm" if PURE else "m")),
+)
 def test_a_learned_rate_in_kernels(w: float, v_reset: float | None, mode: str) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     with use_settings(backend="triton"):

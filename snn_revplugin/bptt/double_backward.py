@@ -8,6 +8,7 @@ step is repeated in differentiable torch code from those tensors, and autograd d
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 
 import torch
@@ -42,16 +43,21 @@ class InputsOfStep:
 
 
 class ChargedOfStep:
-    """Recomputes the charged potential of a time step, and its outputs."""
+    """Recomputes the charged potential of a time step, and its outputs.
 
-    __slots__ = ("link",)
+    Holds the step weakly: the nodes below hold it. The node that resets may outlive them, where no
+    loss reaches the last potential.
+    """
+
+    __slots__ = ("_link",)
 
     def __init__(self, link: ChainLink) -> None:
-        self.link = link
+        self._link = weakref.ref(link)
 
     @torch.no_grad()
     def __call__(self, position: int) -> Tensor:
-        return StepView.of(self.link).charged if position == 0 else self.link.fired.spikes()
+        link = self._link()
+        return StepView.of(link).charged if position == 0 else link.fired.spikes()
 
 
 def differentiate_with_graph(
