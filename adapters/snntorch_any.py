@@ -8,14 +8,13 @@ from functools import cache, partial
 from typing import Any
 
 import snntorch
-import torch
 import torch.nn as nn
 from torch import Tensor
 
 from snn_revplugin.bptt.step import step
-from snn_revplugin.bptt.trial import Unsuitable, any_neuron
+from snn_revplugin.bptt.trial import Unsuitable
 from snn_revplugin.neurons.transition import States
-from snn_revplugin.swap.module import ReversibleNeuron
+from snn_revplugin.swap.own_step import OwnStepNeuron
 from snn_revplugin.swap.table import AnySwap, register_any
 
 
@@ -72,7 +71,7 @@ def outputs_of(result: Any) -> Any:
     return result[0] if isinstance(result, tuple) else result
 
 
-class AnyOfSnntorch(ReversibleNeuron):
+class AnyOfSnntorch(OwnStepNeuron):
     """A neuron of snnTorch, or a user's subclass, that saves memory by running its own step again
     in backward. :func:`snn_revplugin.convert` makes it."""
 
@@ -85,35 +84,22 @@ class AnyOfSnntorch(ReversibleNeuron):
             held if given.get(name) is None else given[name]
             for name, held in zip(host.names, host.states(self), strict=True)
         )
-        if torch.compiler.is_compiling():
-            self.note_compiled_fallback()
-            return super().forward(input_, *args, **kwargs)
-        transition = self._why_not(input_, states, passed) or any_neuron(
-            host,
-            self,
-            (input_,),
-            states,
-            partial(_as_host, host, states if passed else ()),
-            self.record,
-        )
-        if isinstance(transition, str):
-            self.note_fallback(transition)
+        call = partial(_as_host, host, states if passed else ())
+        reason = self._why_host(states, passed)
+        transition = self.own_transition(host, (input_,), states, call, reason)
+        if transition is None:
             return super().forward(input_, *args, **kwargs)
         outputs, after = step(transition, input_, states, self.record)
         if self.init_hidden and not self.output:
             return outputs
         return after if transition.fed_back else (outputs, *after)
 
-    def _why_not(self, input_: Tensor, states: tuple, passed: bool) -> str | None:
-        """Why the host's own path has to be taken, before any trial."""
+    def _why_host(self, states: tuple, passed: bool) -> str | None:
         if not states:
             return "its forward takes something else than an input and states"
         if self.init_hidden and passed:
             return "states were passed with init_hidden=True"  # the host's error says it best
-        if not all(isinstance(each, Tensor) for each in states):
-            return "a state is not a tensor"
-        needs = (*states[:-1], *self.parameters())
-        return self.why_fallback(input_, states[-1], *needs)
+        return None
 
 
 def _as_host(

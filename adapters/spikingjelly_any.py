@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -12,9 +13,8 @@ from torch import Tensor
 
 from snn_revplugin.bptt.any_neuron import AnyNeuron
 from snn_revplugin.bptt.step import step
-from snn_revplugin.bptt.trial import any_neuron
 from snn_revplugin.neurons.transition import States
-from snn_revplugin.swap.module import ReversibleNeuron
+from snn_revplugin.swap.own_step import OwnStepNeuron
 from snn_revplugin.swap.table import AnySwap, register_any
 
 from .spikingjelly_tools import why_counted
@@ -57,22 +57,22 @@ def step_of(kind: type[nn.Module]) -> SpikingJellyStep:
     return SpikingJellyStep(kind)
 
 
-class AnyOfSpikingJelly(ReversibleNeuron):
+class AnyOfSpikingJelly(OwnStepNeuron):
     """A neuron of SpikingJelly, or a user's ``MemoryModule``, that saves memory by running its own
     step again in backward. :func:`snn_revplugin.convert` makes it."""
 
     def single_step_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """One time step from the neuron's own states."""
         states, transition = self._prepared((x,), args, kwargs, "s")
-        if isinstance(transition, AnyNeuron):
-            return step(transition, x, states, self.record)[0]
-        return super().single_step_forward(x, *args, **kwargs)
+        if transition is None:
+            return super().single_step_forward(x, *args, **kwargs)
+        return step(transition, x, states, self.record)[0]
 
     def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Any:
         """T time steps from the neuron's own states."""
         inputs = x_seq.unbind(0) if isinstance(x_seq, Tensor) and x_seq.dim() else ()
         states, transition = self._prepared(inputs, args, kwargs, "m")
-        if not isinstance(transition, AnyNeuron):
+        if transition is None:
             return super().multi_step_forward(x_seq, *args, **kwargs)
         outputs = []
         for x in inputs:
@@ -84,37 +84,22 @@ class AnyOfSpikingJelly(ReversibleNeuron):
         self, inputs: tuple[Tensor, ...], args: tuple, kwargs: dict[str, Any], step_mode: str
     ) -> tuple[States, AnyNeuron | None]:
         """The states that a call starts from, and the transition; None for the host's own path."""
-        if torch.compiler.is_compiling():
-            self.note_compiled_fallback()
-            return (), None
-        host, states = step_of(self.host_kind), ()
-        reason = "it is called with more than one input" if args or kwargs else None
-        if reason is None and not inputs:
+        host, states, reason = step_of(self.host_kind), (), None
+        if args or kwargs:
+            reason = "it is called with more than one input"
+        elif not inputs:
             reason = "there is no time step"
-        if reason is None:
+        else:
             states = tuple(_as_tensor(each, inputs[0]) for each in host.states(self))
-            reason = self._why_not(inputs[0], states)
-        transition = reason or any_neuron(
-            host,
-            self,
-            inputs,
-            states,
-            lambda copy, inputs: _as_host(host, copy, inputs, step_mode),
-            self.record,
-        )
-        if isinstance(transition, str):
-            self.note_fallback(transition)
-            return states, None
-        return states, transition
+        call = partial(_as_host, host, step_mode)
+        return states, self.own_transition(host, inputs, states, call, reason)
 
-    def _why_not(self, x: Tensor, states: tuple) -> str | None:
-        """Why the host's own path has to be taken, before any trial."""
+    def why_not_own_step(self, x: Tensor, states: States) -> str | None:
         if not all(isinstance(each, Tensor) for each in states):
             return "a state is neither a tensor nor a number"
         if getattr(self, "store_v_seq", False):
             return "store_v_seq keeps the potentials of all time steps"
-        needs = (*states[:-1], *self.parameters())
-        return self.why_fallback(x, states[-1], *needs) or why_counted()
+        return super().why_not_own_step(x, states) or why_counted()
 
 
 def _as_tensor(state: Any, x: Tensor) -> Any:
@@ -123,7 +108,7 @@ def _as_tensor(state: Any, x: Tensor) -> Any:
 
 
 def _as_host(
-    host: SpikingJellyStep, copy: nn.Module, inputs: tuple[Tensor, ...], step_mode: str
+    host: SpikingJellyStep, step_mode: str, copy: nn.Module, inputs: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
     """A call on a copy as the host takes it."""
     if step_mode == "s":

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
-import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..bptt.any_neuron import AnyNeuron
 from ..bptt.module_copy import HELD
 from ..bptt.step import step
-from ..bptt.trial import Unsuitable, any_neuron
+from ..bptt.trial import Unsuitable
 from .hosts import Host, register_host
-from .module import ReversibleNeuron
+from .own_step import OwnStepNeuron
 from .table import AnySwap, register_any
 
 
@@ -51,41 +51,32 @@ def split(result: Any, count: int) -> tuple[Any, tuple]:
     return result[0], result[1:]
 
 
-class AnyPlain(ReversibleNeuron):
+class AnyPlain(OwnStepNeuron):
     """A plain module that saves memory by running its own step again in backward."""
 
     state_count: ClassVar[int]
 
     def forward(self, x: Tensor, *states: Any) -> Any:
         """One time step; arguments and results as of the module's class."""
-        transition = self._transition(x, states)
-        if not isinstance(transition, AnyNeuron):
+        host = PlainStep(self.host_kind, self.state_count)
+        complete = len(states) == host.count and all(isinstance(each, Tensor) for each in states)
+        reason = None if complete else "it is called without its states"
+        call = partial(_as_host, host, states)
+        transition = self.own_transition(host, (x,), states, call, reason)
+        if transition is None:
             return super().forward(x, *states)
         outputs, after = step(transition, x, states, self.record)
         del self.__dict__[HELD]  # they are the caller's
         return after if transition.fed_back else (outputs, *after)
 
-    def _transition(self, x: Tensor, states: tuple) -> AnyNeuron | None:
-        if torch.compiler.is_compiling():
-            self.note_compiled_fallback()
-            return None
-        host = PlainStep(self.host_kind, self.state_count)
-        if len(states) != host.count or not all(isinstance(each, Tensor) for each in states):
-            reason = "it is called without its states"
-        else:
-            needs = (*states[:-1], *self.parameters())
-            reason = self.why_fallback(x, states[-1], *needs)
 
-        def as_host(copy: nn.Module, inputs: list[Tensor]) -> tuple[Tensor]:
-            if not host.states(copy):
-                host.hold(copy, tuple(each.detach() for each in states))
-            return (host.run(copy, inputs[0]),)
-
-        transition = reason or any_neuron(host, self, (x,), states, as_host, self.record)
-        if isinstance(transition, str):
-            self.note_fallback(transition)
-            return None
-        return transition
+def _as_host(
+    host: PlainStep, passed: tuple, copy: nn.Module, inputs: Sequence[Tensor]
+) -> tuple[Tensor]:
+    """A call on a copy, with the states that it holds, or else those that were passed."""
+    if not host.states(copy):
+        host.hold(copy, tuple(each.detach() for each in passed))
+    return (host.run(copy, inputs[0]),)
 
 
 def register_neuron(kind: type[nn.Module], states: tuple[str, ...]) -> None:
