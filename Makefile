@@ -4,7 +4,7 @@
 # make bench        measures the networks of the README
 # make docs         builds the documentation in out/docs; a warning is an error
 # make test-matrix  runs the suite with each set of releases in tests/matrix, one after another:
-#                   about 6 GB and 15 minutes per set; make test-matrix-oldest runs one of them
+#                   about 6 GB per set; make test-matrix-oldest runs one of them
 # make clean        removes the environments and out/
 PYTHON ?= python3
 VENV := .venv

@@ -21,7 +21,7 @@ import torch.nn as nn
 from snntorch import utils
 
 from snn_revplugin.adapters.snntorch import RevLeaky
-from snn_revplugin.cli.comparison import take_turns, versions
+from snn_revplugin.cli.comparison import print_head, take_turns
 
 LAYERS = 3
 # bytes of a current, its batch, the time steps
@@ -71,11 +71,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(
-        ", ".join(f"{name} {version}" for name, version in versions().items() if version),
-        f"{options.threads} thread(s)\n",
-    )
-    print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
+    print_head(COLUMNS, options.threads)
     for nbytes, batch, time_steps in SIZES:
         for init_hidden in (False, True):
             size = nbytes // 4 // batch, batch, time_steps, init_hidden

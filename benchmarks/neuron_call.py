@@ -20,7 +20,7 @@ import torch.nn as nn
 
 from snn_revplugin import get_settings, use_settings
 from snn_revplugin.adapters.snntorch import RevLeaky
-from snn_revplugin.cli.comparison import take_turns, versions
+from snn_revplugin.cli.comparison import print_head, take_turns
 
 NEURONS = (4, 64, 128, 256, 1024, 4096)
 COLUMNS = ("neurons", "host", "ours", "ratio", "ours, all recomputed", "ratio")
@@ -51,11 +51,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(
-        ", ".join(f"{name} {version}" for name, version in versions().items() if version),
-        f"{options.threads} thread(s)\n",
-    )
-    print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
+    print_head(COLUMNS, options.threads)
     for neurons in NEURONS:
         sides = {
             "host": (snntorch.Leaky, 0),

@@ -3,8 +3,8 @@
 Run ``python benchmarks/neurons.py``. The net is convolutional, with batch norms, in a time loop of
 32 steps on data that change at every step; host and converted net have the same weights. "path"
 says how the neuron runs: by its equations, by its own step that backward runs again, or on the
-host's path and why. Retained, peak and the step's CPU time are the host's over ours, ours over the
-host's for the time (medians, host and ours in turns). The error is that of the weights' gradients.
+host's path and why. Retained and peak memory are the host's over ours. The step's time is ours over
+the host's, the median over adjacent steps, which alternate. The error is that of all gradients.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from spikingjelly.activation_based import functional, neuron
 from torch import Tensor
 
 from snn_revplugin import Conversion, convert, explain, memory_report
-from snn_revplugin.cli.comparison import take_turns, versions
+from snn_revplugin.cli.comparison import print_head, take_turns
 
 COLUMNS = ("neuron", "path", "retained", "peak", "step", "error")
 T, BATCH, CHANNELS = 32, 4, 8
@@ -149,11 +149,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(options.threads)
-    print(
-        ", ".join(f"{name} {version}" for name, version in versions().items() if version),
-        f"{options.threads} thread(s)\n",
-    )
-    print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
+    print_head(COLUMNS, options.threads)
     not_run = []
     for name, build in cases():
         if options.neurons and name not in options.neurons:

@@ -716,12 +716,15 @@ def test_a_class_of_no_host_is_an_error() -> None:
         reversible(nn.Linear)
 
 
-def test_a_module_that_is_deleted_before_backward_is_named() -> None:
-    net = SynapticNet()
-    convert(net)
-    out, _ = net(frames())
-    del net
-    out.sum().backward()  # backward needs the module no more
+def test_a_module_may_be_deleted_before_backward() -> None:
+    nets, gradients = pair(), []
+    while nets:
+        net = nets.pop(0)
+        weight, (out, _) = net.fc.weight, net(frames())
+        del net
+        out.sum().backward()
+        gradients.append(weight.grad)
+    assert_agree(*(Observed(gradients={"weight": each}) for each in gradients))
 
 
 def test_the_interval_is_a_setting_and_the_backend_none() -> None:

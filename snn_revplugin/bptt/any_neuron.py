@@ -42,8 +42,6 @@ from ..torch_internals.versioned import Versioned
 from .module_copy import Snapshot, copy_of
 from .outputs import HeldOutputs, PackedOutputs
 
-GONE = "{kind}: the module was deleted before backward ran. Keep the net for as long as its graph."
-
 
 class HostStep(Protocol):
     """How an adapter runs one time step of its host's modules, whose states the module holds.
@@ -130,10 +128,8 @@ class AnyNeuron(Transition):
     # ------------------------------------------------------------------------------ one time step
 
     def begin(self, x: Tensor, states: States) -> AnyParts:
-        module = self._module()
-        if module is None:
-            raise RuntimeError(GONE.format(kind=self.host.kind.__name__))
-        return AnyParts(*run_step(self.host, module, x, self._writable(states)))
+        # The module is alive: it is being called.
+        return AnyParts(*run_step(self.host, self._module(), x, self._writable(states)))
 
     def again(self, view: StepView, states: States) -> tuple[None, States]:
         return None, self.run(view.current, states)[1]

@@ -8,11 +8,11 @@ from collections.abc import Callable, Container, Iterator
 from types import MethodType
 from typing import Any
 
-import torch
 import torch.nn as nn
 from torch import Tensor
 
 from ..torch_internals import capture
+from ..torch_internals.versioned import mark_of
 
 Copies = dict[int, nn.Module | Tensor]  # by the id of the original
 PLAIN = (int, float, bool, str)  # attributes that are compared by value
@@ -37,7 +37,7 @@ def copy_of(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
     for each in copies.values():
         if isinstance(each, nn.Module):
             for name, value in each.__dict__.items():
-                if not name.startswith("_modules"):
+                if name != "_modules":
                     each.__dict__[name] = _referring(value, copies)
     return copy
 
@@ -140,5 +140,4 @@ def _mark(value: Any) -> tuple | None:
     if not isinstance(value, Tensor):
         return None
     single = value.numel() == 1 and not value.requires_grad and capture.may_compare(value)
-    pointer = value.data_ptr() if value.layout is torch.strided else 0
-    return value._version, value.requires_grad, pointer, value.item() if single else None
+    return *mark_of(value), value.item() if single else None

@@ -13,6 +13,7 @@ from ..kernels import BackendChoice
 from ..neurons.transition import Transition
 from ..replay import RecipeCache
 from ..torch_internals import capture
+from ..torch_internals.versioned import mark_of
 from .statistics import CallStatistics
 
 if TYPE_CHECKING:
@@ -111,11 +112,10 @@ class TransitionKey:
 class NotedTensor:
     """A tensor, and what tells one of its states from another."""
 
-    __slots__ = ("_learned", "_numbers", "_pointer", "_tensor", "_value", "_version")
+    __slots__ = ("_mark", "_numbers", "_tensor", "_value")
 
     def __init__(self, tensor: Tensor) -> None:
-        self._tensor, self._version = tensor, tensor._version
-        self._learned, self._pointer = tensor.requires_grad, tensor.data_ptr()
+        self._tensor, self._mark = tensor, mark_of(tensor)
         # A single number is compared as one, others as tensors.
         self._value = self._numbers = None
         if capture.may_compare(tensor):
@@ -126,12 +126,7 @@ class NotedTensor:
 
     def is_unchanged(self, tensor: Tensor, starts: bool) -> bool:
         """Whether a tensor is the one that was noted, in the same state."""
-        if (
-            tensor is not self._tensor
-            or tensor._version != self._version
-            or tensor.requires_grad is not self._learned
-            or tensor.data_ptr() != self._pointer
-        ):
+        if tensor is not self._tensor or mark_of(tensor) != self._mark:
             return False
         if not capture.may_compare(tensor):
             return not starts or tensor.is_cpu

@@ -138,7 +138,6 @@ def _try(
     if not _equal(expected, (*outputs, *after)):
         raise Unsuitable("its steps from given states are not those that the host takes")
     snapshot, x = Snapshot(copy), inputs[0]
-    states = tuple(each.clone() for each in states)
     result = _checked(*run_step(host, copy, x, tuple(each.clone() for each in states)), count)
     written = frozenset(name for _, name in snapshot.written())
     _check_hidden_states(host, copy, snapshot, (x, states), result)

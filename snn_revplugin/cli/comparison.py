@@ -8,7 +8,7 @@ import importlib.metadata
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,15 @@ def compare(
 def steps_of(repeats: int) -> int:
     """How many training steps :func:`compare` takes, all in all."""
     return len(SIDES) * (2 + WARM_UPS + repeats)
+
+
+def print_head(columns: Sequence[str], threads: int) -> None:
+    """Print the versions that a table of a benchmark depends on, and the table's head."""
+    print(
+        ", ".join(f"{name} {version}" for name, version in versions().items() if version), end=", "
+    )
+    print(f"{threads} thread(s)\n")
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
 
 
 def take_turns(

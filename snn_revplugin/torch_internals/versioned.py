@@ -49,6 +49,12 @@ class Versioned:
         return self.tensor
 
 
+def mark_of(tensor: Tensor) -> tuple[int, bool, int]:
+    """What changes when a tensor is written into, is frozen, or is given other memory."""
+    pointer = tensor.data_ptr() if tensor.layout is torch.strided else 0
+    return tensor._version, tensor.requires_grad, pointer
+
+
 def version_counter(tensor: Tensor) -> Tensor:
     """An alias of a tensor that has none of its memory and all of its versions."""
     # A detached alias shares the version counter; giving it other data leaves the counter as it is.
