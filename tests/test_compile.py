@@ -3,6 +3,7 @@ host without a compiler."""
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable
 from itertools import product
@@ -47,7 +48,10 @@ Make = Callable[..., nn.Module]
 
 @pytest.fixture(autouse=True)
 def _fresh_compiler() -> None:
+    """Nets of earlier tests go first: SpikingJelly's ``reset_net`` keeps a weak dictionary of nets,
+    the compiler guards it by position, and fails where one of them goes while it compiles."""
     torch.compiler.reset()
+    gc.collect()
 
 
 class TimeLoop(nn.Module):
