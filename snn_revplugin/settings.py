@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
+from .budget import LEAST, check_budget
+
 BACKENDS = ("auto", "triton", "torch")
 
 
@@ -34,6 +36,11 @@ class Settings:
             saved on the way to it. Up to this size both are stored, from the second such step on:
             the Python objects of a recipe would take about as many bytes, and time. A larger value
             is faster where Python takes most of the time. At 0 everything is recomputed.
+        memory_budget: what a training step may keep of the values that backward could recompute.
+            "least": none of them. "peak": whatever does not raise the peak of the step. "host": all
+            of them. A number of bytes, an amount such as "2 GiB", or a share of the device's memory
+            such as "60%": as much as leaves the peak below it. The first step is observed, later
+            ones follow its plan.
         match_host_order: with True backward keeps the host's own order of operations and memory
             formats, so that gradients have the host's bits wherever potentials are not reversed.
             With False a layer that receives the same data at every time step is differentiated
@@ -50,6 +57,7 @@ class Settings:
     rebuild_interval: int = 12
     backend: str = "auto"
     recompute_min_bytes: int = 1024
+    memory_budget: float | str = LEAST
     match_host_order: bool = False
 
     def __post_init__(self) -> None:
@@ -62,6 +70,7 @@ class Settings:
             raise ValueError(
                 f"recompute_min_bytes must be at least 0, got {self.recompute_min_bytes}"
             )
+        check_budget(self.memory_budget)
         if self.backend not in BACKENDS:
             raise ValueError(
                 f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {self.backend!r}"

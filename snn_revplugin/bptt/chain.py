@@ -26,7 +26,7 @@ from torch import Tensor
 from ..neurons.transition import GraphNodes, States, StepParts, Transition
 from ..packed.rows import release_rows, shared_binary
 from ..packed.spikes import PackedSpikes
-from ..replay import HeldTensor, Recomputable, read_together
+from ..replay import HeldTensor, Recomputable, TrainingStep, read_together
 from ..settings import Settings
 from ..torch_internals import capture
 from ..torch_internals.pass_cache import pass_cache
@@ -68,6 +68,7 @@ class ChainLink:
         can_be_repeated: whether the step can be taken once more, in backward.
         parts: the step under way, between its graph nodes.
         repeats: whether the step is sure to have seen the input of the step before.
+        in_step: the training step under a memory budget that this is a part of.
     """
 
     __slots__ = (
@@ -80,6 +81,7 @@ class ChainLink:
         "can_be_repeated",
         "current",
         "fired",
+        "in_step",
         "index",
         "is_anchor",
         "kept_charged",
@@ -109,6 +111,7 @@ class ChainLink:
         self.outputs: Recomputable | None = None
         self.parts: StepParts | None = None
         self.repeats = False
+        self.in_step: TrainingStep | None = None
         self.residues: tuple[Residue, ...] | None = None
         self._held: tuple[Versioned, ...] | None = None
         self.kept_charged: Tensor | None = None

@@ -27,7 +27,15 @@ from ..neurons.transition import (
     Transition,
 )
 from ..packed.spikes import PackedSpikes
-from ..replay import FIRED, HeldTensor, Recomputable, attach_inverse_recipe, attach_recipes
+from ..replay import (
+    FIRED,
+    CallInStep,
+    HeldTensor,
+    Recomputable,
+    attach_inverse_recipe,
+    attach_recipes,
+    observe,
+)
 from ..torch_internals import graph, saved_tensors
 from ..torch_internals.function import release_saved
 from ..torch_internals.versioned import Versioned
@@ -48,6 +56,7 @@ class SequenceCall:
         with_path: whether the first state after every step is given out too.
         hooked: whether hooks of another tool decide how tensors are saved.
         record: the neuron's own.
+        in_step: the call as part of a training step under a memory budget.
     """
 
     transition: Transition
@@ -55,6 +64,7 @@ class SequenceCall:
     with_path: bool
     hooked: bool
     record: NeuronRecord
+    in_step: CallInStep | None = None
     start: tuple[Versioned, ...] = ()
     packed: PackedSpikes | None = None
     outputs: HeldOutputs | None = None
@@ -97,12 +107,13 @@ def sequence(
             " before takes single steps only"
         )
     hooked, value = saved_tensors.saved_tensor_hooks_active(), None
+    in_step = None if hooked else observe(record.cache, currents)
     if not hooked:
         if not transition.from_outputs:
-            value = _inputs_of(transition, currents, record)
+            value = _inputs_of(transition, currents, record, in_step)
         transition = record.backend.select(transition, currents, states)
         value = transition.inputs_for_scan(value, currents, states)
-    call = SequenceCall(transition, value, with_path, hooked, record)
+    call = SequenceCall(transition, value, with_path, hooked, record, in_step)
     parameters = transition.parameters
     apply = _Sequence.apply if hooked else partial(saved_tensors.apply_and_release, _Sequence)
     outputs, *after = apply(currents, call, len(states), *states, *parameters)
@@ -114,10 +125,10 @@ def sequence(
 
 
 def _inputs_of(
-    transition: Transition, currents: Tensor, record: NeuronRecord
+    transition: Transition, currents: Tensor, record: NeuronRecord, in_step: CallInStep | None
 ) -> Recomputable | None:
     """How backward recomputes the inputs of a sequence; None if they are not known from spikes."""
-    value = attach_recipes(currents, record, whole_sequence=not transition.has_reset_signal)
+    value = attach_recipes(currents, record, not transition.has_reset_signal, in_step)
     if value is None and transition.reads_input:
         return HeldTensor(currents.detach().clone())  # from which all else follows
     return value
@@ -174,6 +185,8 @@ class _Sequence(torch.autograd.Function):
         call: SequenceCall = ctx.call
         if call is None:
             raise RuntimeError(SECOND_PASS)
+        if call.in_step is not None:
+            call.in_step.step.end()
         if grad_outputs is None and not any(each is not None for each in others):
             return (None,) * len(ctx.needs_input_grad)
         call.transition.check_unchanged()
@@ -208,6 +221,9 @@ def _keep(ctx: Any, call: SequenceCall, scan: Any, currents: Tensor, states: Sta
         call.outputs = offered
     setattr(ctx, FIRED, offered)
     statistics.took_sequence(scan.fired, scan.charged, transition.from_outputs)
+    if call.in_step is not None:
+        charged = 0 if scan.charged is None else scan.charged.nbytes
+        call.in_step.holds(scan.fired.nbytes + charged)
     saved_tensors.save_edges(ctx, (currents, *states), _InputsOfSequence(call))
 
 

@@ -21,7 +21,15 @@ from torch import Tensor
 from ..neurons.differentiable import differentiable_outputs, differentiable_step
 from ..neurons.transition import Gradients, GraphNodes, States, StepParts, Transition
 from ..packed.spikes import PackedSpikes
-from ..replay import FIRED, HeldTensor, Recomputable, attach_inverse_recipe, attach_recipes
+from ..replay import (
+    FIRED,
+    CallInStep,
+    HeldTensor,
+    Recomputable,
+    attach_inverse_recipe,
+    attach_recipes,
+    observe,
+)
 from ..settings import get_settings
 from ..torch_internals import capture, graph, heap
 from ..torch_internals.function import release_saved
@@ -63,12 +71,16 @@ def step(
     Raises:
         ValueError: the shape does not suit the neuron.
     """
-    value = None if transition.from_outputs else _input_of(transition, current, record)
+    in_step = observe(record.cache, current)
+    value = None if transition.from_outputs else _input_of(transition, current, record, in_step)
     transition = record.backend.select(transition, current, states)
     before = start_from(states, transition)
     link = ChainLink(before, transition, value, _anchoring(transition, current, states, before))
     outputs, after = _take(transition, current, states, link)
     link.parts = None
+    if in_step is not None:
+        link.in_step = in_step.step
+        in_step.holds(link.fired.nbytes + link.kept_bytes)
     heap.chain_has_come_to(link.index, states[0])
     link.repeats = _repeats(value, before)
     before.continue_with(link)
@@ -82,9 +94,11 @@ def step(
     return outputs, after
 
 
-def _input_of(transition: Transition, current: Tensor, record: NeuronRecord) -> Recomputable | None:
+def _input_of(
+    transition: Transition, current: Tensor, record: NeuronRecord, in_step: CallInStep | None
+) -> Recomputable | None:
     """How backward recomputes a step's input; None if it is not known from spikes or data."""
-    value = attach_recipes(current, record)
+    value = attach_recipes(current, record, call=in_step)
     if value is None and transition.reads_input:
         return HeldTensor(current.detach().clone())  # from which all else follows
     return value
@@ -381,6 +395,8 @@ def _alive(link: ChainLink | None) -> ChainLink:
     """
     if link is None:
         raise RuntimeError(SECOND_PASS)
+    if link.in_step is not None:
+        link.in_step.end()
     link.transition.check_unchanged()
     if link.index == 1:  # once per chain
         link.transition.check_values()

@@ -5,6 +5,7 @@ from . import operations  # noqa: F401  (fills the table)
 from .attach import attach_inverse_recipe, attach_recipes
 from .batch_norm import Normed, normed
 from .cache import RecipeCache
+from .keeping import CallInStep, TrainingStep, observe
 from .kind import COPY, ELEMENTWISE, LAYER, PARAMETRISATION, PLAIN, SPLIT, VIEW, Kind
 from .operations.operation import OPERATIONS, DecidedBy, Operation, operation_of, register
 from .recipe import HeldTensor, Output, Recipe, Recomputable, Spikes
@@ -22,6 +23,7 @@ __all__ = [
     "SPLIT",
     "UNSEEN",
     "VIEW",
+    "CallInStep",
     "DecidedBy",
     "HeldTensor",
     "Kind",
@@ -32,9 +34,11 @@ __all__ = [
     "RecipeCache",
     "Recomputable",
     "Spikes",
+    "TrainingStep",
     "attach_inverse_recipe",
     "attach_recipes",
     "normed",
+    "observe",
     "operation_of",
     "read_together",
     "register",

@@ -7,6 +7,7 @@ from torch import Tensor
 from ..settings import get_settings
 from ..torch_internals import graph, saved_tensors
 from .batch_norm import inverse_batch_norm
+from .keeping import CallInStep
 from .recipe import OpaqueWeight, Recomputable
 from .walk import SAME_ELEMENTS, Place, Walk, WalkRecord
 
@@ -15,7 +16,10 @@ SMALL = "small tensors"
 
 
 def attach_recipes(
-    current: Tensor, record: WalkRecord, whole_sequence: bool = False
+    current: Tensor,
+    record: WalkRecord,
+    whole_sequence: bool = False,
+    call: CallInStep | None = None,
 ) -> Recomputable | None:
     """Replace what autograd saved on the way to a neuron's input current by recipes.
 
@@ -25,6 +29,7 @@ def attach_recipes(
         whole_sequence: the current is that of all time steps, for a neuron whose backward decides
             no spike. It may then be part of a residual stream, and be recomputed up to rounding
             (``exact`` tells).
+        call: of the neuron, as part of a training step under a memory budget.
 
     Returns:
         The recipe of the current. None if the current depends on neither spikes nor data through
@@ -38,12 +43,16 @@ def attach_recipes(
         record.statistics.small_calls += 1
         record.statistics.kept_bytes[SMALL] += record.cache.small[small]
         return None
-    walk = Walk(record, whole_sequence)
+    if call is not None and not whole_sequence and not call.observes and call.keeps(0):
+        return None
+    walk = Walk(record, whole_sequence, call)
     place = Place(current.grad_fn, current.output_nr, current, current.stride())
     value = walk.value_of(place)
     if small is not None and _is_small(current.nbytes + walk.replaced_bytes):
         # From the next such step on: the work is done for this one.
         record.cache.small[small] = walk.replaced_bytes
+    if call is not None and not whole_sequence and call.observes:
+        call.keeps(current.nbytes + walk.replaced_bytes)
     if isinstance(value, OpaqueWeight):
         record.statistics.boundaries[value.boundary] += 1
     return value if value.derived and (value.exact or whole_sequence) else None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..torch_internals.tensors import storage_of
+from .keeping import PlannedStep
 from .operations.operation import Operation
 from .plan import Plan
 from .recipe import HeldTensor, Recipe, Recomputable, Replay, Shape, TransposedLeaf
@@ -31,11 +32,13 @@ class RecipeCache:
         small: the currents that are not worth a recipe, by shape and graph node, with the bytes
             that autograd saves on the way to one.
         plans: what the last walk to a kind of graph node left for the next, by the node's type.
+        planned_steps: what training steps keep that begin with this neuron, by their first call.
     """
 
     def __init__(self) -> None:
         self.small: dict[tuple, int] = {}
         self.plans: dict[type, Plan | None] = {}
+        self.planned_steps: dict[tuple, PlannedStep] = {}
         self._held: WeakValueDictionary[int, HeldTensor] = WeakValueDictionary()
         self._transposed: WeakValueDictionary[int, TransposedLeaf] = WeakValueDictionary()
         self._shared: WeakValueDictionary[tuple, HeldTensor] = WeakValueDictionary()

@@ -135,6 +135,24 @@ class HeldTensor(Recomputable):
         return tensor.detach() if tensor.requires_grad else tensor
 
 
+class Kept(Recomputable):
+    """A value that is kept though it could be recomputed: the memory budget has room for it.
+
+    Args:
+        recipe: recomputes it, should the tensor be written into.
+        tensor: it.
+    """
+
+    __slots__ = ("__weakref__", "held", "recipe")
+    derived = True
+
+    def __init__(self, recipe: Recipe, tensor: Tensor) -> None:
+        self.recipe, self.held = recipe, Versioned(tensor.detach())
+
+    def value(self) -> Tensor:
+        return self.held.tensor if self.held.unchanged() else self.recipe.compute()
+
+
 class TransposedLeaf(HeldTensor):
     """The transpose of a leaf, such as a linear layer takes of its weight at every time step.
 

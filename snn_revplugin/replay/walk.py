@@ -27,11 +27,13 @@ from ..settings import get_settings
 from ..torch_internals import capture, distributed, graph, saved_tensors, tensors
 from ..torch_internals.graph import Node
 from .cache import RecipeCache
+from .keeping import CallInStep
 from .operations.operation import WRITE_INTO_VIEW, Operation, operation_of
 from .operations.pointwise import packed_mask
 from .plan import FIRED, TRANSPOSE, Plan, is_transposed_leaf
 from .recipe import (
     HeldTensor,
+    Kept,
     Missing,
     OpaqueWeight,
     Operand,
@@ -40,6 +42,7 @@ from .recipe import (
     Recomputable,
     Replay,
     Spikes,
+    TransposedLeaf,
 )
 from .residual_stream import REVERSED, Stream, stream_of
 
@@ -72,6 +75,7 @@ FREED = "a weight that is freed too early"  # by FSDP, outside of its module's b
 TOO_DEEP = "a chain of operations without spikes"
 SUMS = "residual sums"
 CONSTANTS = "constant operands"
+BUDGET = "values that the memory budget keeps"
 WEIGHTS = "computed weights"
 NO_EDGE = (None, 0)
 NO_EDGES = (NO_EDGE,)
@@ -158,11 +162,18 @@ class Walk:
 
     Attributes:
         replaced_bytes: that autograd has released.
+        call: of the neuron, as part of a training step under a memory budget.
     """
 
-    __slots__ = ("cache", "replaced_bytes", "soon_freed", "statistics", "whole_sequence")
+    __slots__ = ("cache", "call", "replaced_bytes", "soon_freed", "statistics", "whole_sequence")
 
-    def __init__(self, record: WalkRecord, whole_sequence: bool = False) -> None:
+    def __init__(
+        self,
+        record: WalkRecord,
+        whole_sequence: bool = False,
+        call: CallInStep | None = None,
+    ) -> None:
+        self.call = call
         self.statistics, self.cache = record.statistics, record.cache
         self.whole_sequence = whole_sequence
         self.replaced_bytes = 0
@@ -191,6 +202,8 @@ class Walk:
         """The recipe of a weight layer on spikes that an earlier time step came to, too."""
         node, plan = place.node, self.cache.plans.get(type(place.node))
         applies = plan is not None and not (self.soon_freed or self.whole_sequence)
+        if self.call is not None and self.call.observes:
+            return None
         values = plan.operands_of(node) if applies else None
         function = values and plan.operation.replay(node)
         if function is None:
@@ -226,11 +239,34 @@ class Walk:
         if tensor is None:  # which state of it was read is unknown, once it has more than one
             return missing(EDITED) if place.node.metadata.get(EDITED) else value
         if tensor._version == 0 or tensor._version == _recorded_writes(place.node):
-            return value
+            return value if self.call is None else self._kept_or_not(value, tensor)
         if value.were_edited() if value.cheap else not self._equals_recipe(place, value):
             place.node.metadata[EDITED] = True
             return self._edited(place)
         return value
+
+    def _kept_or_not(self, value: Recomputable, tensor: Tensor) -> Recomputable:
+        """A value whose tensor is at hand, kept if the memory budget says so."""
+        can_be_kept = self.whole_sequence and type(value) is Recipe and value.derived
+        if not can_be_kept or value.cheap or not self.call.keeps(tensor.nbytes):
+            return value
+        self.statistics.kept_bytes[BUDGET] += self.cache.bytes_to_count(tensor)
+        return Kept(value, tensor)
+
+    def _note_work(self, place: Place, operation: Operation, recipe: Recipe) -> None:
+        """Note what recomputing a node's output takes."""
+        if operation.is_view:
+            return
+        elements = math.prod(graph.shape_of_output(place.node))
+        dtype, device = graph.type_of_output(place.node)
+        nbytes = elements * dtype.itemsize
+        leaf = _weight_of(operation, recipe)
+        if leaf is None:
+            self.call.computes(nbytes, device)
+        else:
+            # a multiplication and an addition for each output and weight that leads to it
+            products = elements * leaf.numel() / max(len(leaf), 1)
+            self.call.computes(nbytes, device, 2 * products, leaf)
 
     def _equals_recipe(self, place: Place, value: Recomputable) -> bool:
         """Whether a tensor that has been written into still equals its recipe.
@@ -264,6 +300,8 @@ class Walk:
         visit = self._read_operands(place, operation)
         recipe = self._recipe(visit)
         if recipe is not None:
+            if self.call is not None and self.call.observes:
+                self._note_work(place, operation, recipe)
             self._count(self.statistics.operations, operation.node, place)
         elif visit.driven or visit.freed:
             boundary = FREED if visit.freed else operation.node
@@ -499,6 +537,17 @@ class Walk:
         for saved in saved_tensors.all_saved_by(node):
             if id(tensors.storage_of(saved)) not in of_leaves:
                 self._keep(boundary, saved)
+
+
+def _weight_of(operation: Operation, recipe: Recipe) -> Tensor | None:
+    """The weight of a layer, its outputs in dimension 0; None for another operation."""
+    for position, value in enumerate(recipe.inputs):
+        if operation.by_sample in (None, position) or not isinstance(value, HeldTensor):
+            continue
+        tensor = value.leaf if type(value) is TransposedLeaf else value.held.tensor
+        if tensor.dim() > 1:
+            return tensor
+    return None
 
 
 def _why_missing(visit: Visit) -> Missing:
