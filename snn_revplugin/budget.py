@@ -4,8 +4,7 @@ A step is a list of units in the order of forward: the calls of its neurons. Of 
 stay until its backward, more stand while it runs, and some values could be kept. Backward frees the
 last units first, so what unit u holds meets what all units before it hold:
 
-    stays[0] + kept[0] + ... + stays[u] + kept[u] + standing[u] + gradients[u] + gradients[u + 1] + ...
-        <=  peak        for each u
+    stays[0] + kept[0] + ... + stays[u] + kept[u] + standing[u] + later gradients  <=  peak
 
 What a unit keeps therefore costs nothing as long as this holds for the unit and all that follow. So
 late units, whose layers are often small, keep values under the peak that an early, large unit
@@ -27,11 +26,11 @@ UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9} | {
 }
 AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(%|" + "|".join(UNITS) + ")")
 WRONG = (
-    "memory_budget must be 'least', 'peak', 'host', a number of bytes, an amount such as '2 GiB', or"
-    " a share of the device's memory such as '60%', got {!r}"
+    "memory_budget must be 'least', 'peak', 'host', a number of bytes, an amount such as '2 GiB',"
+    " or a share of the device's memory such as '60%', got {!r}"
 )
-# How many times the bytes of a unit's largest tensor stand while forward or backward run through it:
-# the fewest, by which a peak is estimated, and the most, by which the room under it is.
+# How many times the bytes of a unit's largest tensor stand while forward or backward run through
+# it: the fewest, by which a peak is estimated, and the most, by which the room under it is.
 FEWEST, MOST = 3, 4
 MOST_WEIGHED = 24  # values of which all choices are weighed
 Choice = tuple[int, int]  # a unit, and which of its values

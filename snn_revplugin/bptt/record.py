@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 class NeuronRecord:
     """The part of a neuron that the host does not know about. Copies and pickles of a neuron start
-    with a fresh one.
+    with a fresh one, of the same memory budget.
 
     Args:
         owner: the neuron, held weakly.
         statistics: those of a neuron that this one is a replica of.
+        memory_budget: the neuron's own, or None for that of the settings.
 
     Attributes:
         statistics: what the neuron's calls kept and recomputed.
@@ -36,11 +37,14 @@ class NeuronRecord:
     """
 
     def __init__(
-        self, owner: object | None = None, statistics: CallStatistics | None = None
+        self,
+        owner: object | None = None,
+        statistics: CallStatistics | None = None,
+        memory_budget: float | str | None = None,
     ) -> None:
         self._owner = None if owner is None else weakref.ref(owner)
         self.statistics = CallStatistics() if statistics is None else statistics
-        self.cache = RecipeCache()
+        self.cache = RecipeCache(memory_budget)
         self.backend = BackendChoice(self.statistics)
         self.trial: Trial | None = None
         self._key: TransitionKey | None = None
@@ -80,10 +84,10 @@ class NeuronRecord:
         return self._transition
 
     def __deepcopy__(self, memo: dict) -> NeuronRecord:
-        return NeuronRecord()
+        return NeuronRecord(memory_budget=self.cache.memory_budget)
 
     def __reduce__(self) -> tuple[type[NeuronRecord], tuple]:
-        return NeuronRecord, ()
+        return NeuronRecord, (None, None, self.cache.memory_budget)
 
 
 class TransitionKey:

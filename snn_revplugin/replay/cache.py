@@ -32,10 +32,12 @@ class RecipeCache:
         small: the currents that are not worth a recipe, by shape and graph node, with the bytes
             that autograd saves on the way to one.
         plans: what the last walk to a kind of graph node left for the next, by the node's type.
+        memory_budget: the neuron's own, or None for that of the settings.
         planned_steps: what training steps keep that begin with this neuron, by their first call.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memory_budget: float | str | None = None) -> None:
+        self.memory_budget = memory_budget
         self.small: dict[tuple, int] = {}
         self.plans: dict[type, Plan | None] = {}
         self.planned_steps: dict[tuple, PlannedStep] = {}

@@ -6,7 +6,8 @@ and notes what each call could keep. When its backward begins, :mod:`..budget` m
 which lives with the neuron that the step began with. A later step that begins with the same call
 follows the plan as long as its calls are those of the plan. From the first other call on it keeps
 nothing more, and its backward makes a new plan. So another batch size, model mode or net has a plan
-of its own; a step with fewer calls keeps what the plan keeps of those.
+of its own. A step with fewer calls keeps what the plan keeps of those; after the second one running
+the next step is planned anew.
 """
 
 from __future__ import annotations
@@ -26,13 +27,19 @@ from ..settings import get_settings
 # A CPU core: 34e9 a second in convolutions, 25e9 bytes. An H100: data sheet.
 OPERATIONS_PER_BYTE = {"cpu": 1.4, "cuda": 20.0}
 MOST_PLANS = 16  # that live with a neuron
+CHANGED = 2  # steps running with fewer calls than their plan
 _current = threading.local()
 
 
 class PlansHolder(Protocol):
-    """What holds the plans of the steps that begin with a neuron, and dies with the neuron."""
+    """What holds the plans of the steps that begin with a neuron, and dies with the neuron.
+
+    Attributes:
+        memory_budget: the neuron's own, in place of that of the settings; or None.
+    """
 
     planned_steps: dict[tuple, PlannedStep]
+    memory_budget: float | str | None
 
 
 def observe(cache: PlansHolder, current: Tensor) -> CallInStep | None:
@@ -42,7 +49,7 @@ def observe(cache: PlansHolder, current: Tensor) -> CallInStep | None:
         cache: of the neuron's walks.
         current: its input.
     """
-    budget = get_settings().memory_budget
+    budget = cache.memory_budget or get_settings().memory_budget
     if budget == LEAST or current.grad_fn is None:
         return None
     step = getattr(_current, "step", None)
@@ -59,13 +66,15 @@ class PlannedStep:
         units: what each call could keep.
         plan: what is kept of it.
         limit: the bytes that the budget allows, or None.
+        shorter: how many of the last steps that followed the plan had fewer calls.
     """
 
-    __slots__ = ("calls", "limit", "plan", "units")
+    __slots__ = ("calls", "limit", "plan", "shorter", "units")
 
     def __init__(self, calls: list[tuple], units: list[Unit], limit: float | None) -> None:
         self.calls, self.units, self.limit = calls, units, limit
         self.plan: Plan = plan_of(units, limit)
+        self.shorter = 0
 
 
 class TrainingStep:
@@ -76,7 +85,7 @@ class TrainingStep:
 
     Attributes:
         has_ended: whether its backward has begun.
-        keeps_all: whether it keeps whatever it can, without a plan.
+        limit: the bytes that the budget allows, or None.
     """
 
     __slots__ = (
@@ -137,10 +146,15 @@ class TrainingStep:
         if self.has_ended:
             return
         self.has_ended = True
-        cache = self._first and self._first[0]()
-        if self._followed is not None or cache is None:
+        cache, followed = self._first[0](), self._followed
+        if cache is None:
             return
         plans, key = cache.planned_steps, self._first[1]
+        if followed is not None:
+            followed.shorter = followed.shorter + 1 if self._count < len(followed.calls) else 0
+            if followed.shorter >= CHANGED:
+                plans.pop(key, None)
+            return
         if key not in plans and len(plans) >= MOST_PLANS:
             del plans[next(iter(plans))]
         plans[key] = PlannedStep(self._calls, self._units, self.limit)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..packed.rows import UnpackedRows, rows_with
 from ..packed.spikes import PackedSpikes
+from ..torch_internals import capture
 from ..torch_internals.distributed import is_freed
 from ..torch_internals.pass_cache import PassCache, pass_cache
 from ..torch_internals.tensors import storage_of
@@ -141,16 +142,28 @@ class Kept(Recomputable):
     Args:
         recipe: recomputes it, should the tensor be written into.
         tensor: it.
+        saved_by_host: whether the host's graph saves the tensor, so that a write through ``.data``,
+            which leaves no version, spoils the host's gradients too.
     """
 
-    __slots__ = ("__weakref__", "held", "recipe")
+    __slots__ = ("__weakref__", "_sum", "held", "recipe")
     derived = True
 
-    def __init__(self, recipe: Recipe, tensor: Tensor) -> None:
+    def __init__(self, recipe: Recipe, tensor: Tensor, saved_by_host: bool) -> None:
         self.recipe, self.held = recipe, Versioned(tensor.detach())
+        checks = not saved_by_host and capture.may_compare(tensor)
+        self._sum = _bits_of_sum(self.held.tensor) if checks else None
 
     def value(self) -> Tensor:
-        return self.held.tensor if self.held.unchanged() else self.recipe.compute()
+        tensor = self.held.tensor
+        unchanged = self.held.unchanged()
+        if unchanged and self._sum is not None:
+            unchanged = self._sum == _bits_of_sum(tensor)
+        return tensor if unchanged else self.recipe.compute()
+
+
+def _bits_of_sum(tensor: Tensor) -> bytes:
+    return tensor.sum(dtype=torch.float64).numpy().tobytes()  # NaN equals itself by its bits
 
 
 class TransposedLeaf(HeldTensor):

@@ -239,19 +239,20 @@ class Walk:
         if tensor is None:  # which state of it was read is unknown, once it has more than one
             return missing(EDITED) if place.node.metadata.get(EDITED) else value
         if tensor._version == 0 or tensor._version == _recorded_writes(place.node):
-            return value if self.call is None else self._kept_or_not(value, tensor)
+            return value if self.call is None else self._kept_or_not(value, place)
         if value.were_edited() if value.cheap else not self._equals_recipe(place, value):
             place.node.metadata[EDITED] = True
             return self._edited(place)
         return value
 
-    def _kept_or_not(self, value: Recomputable, tensor: Tensor) -> Recomputable:
+    def _kept_or_not(self, value: Recomputable, place: Place) -> Recomputable:
         """A value whose tensor is at hand, kept if the memory budget says so."""
+        tensor = place.tensor
         can_be_kept = self.whole_sequence and type(value) is Recipe and value.derived
         if not can_be_kept or value.cheap or not self.call.keeps(tensor.nbytes):
             return value
         self.statistics.kept_bytes[BUDGET] += self.cache.bytes_to_count(tensor)
-        return Kept(value, tensor)
+        return Kept(value, tensor, saved_by_host=place.depth > 0)
 
     def _note_work(self, place: Place, operation: Operation, recipe: Recipe) -> None:
         """Note what recomputing a node's output takes."""

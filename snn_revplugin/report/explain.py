@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch.nn as nn
@@ -188,11 +188,13 @@ class Explanation:
         kept: bytes that one training step keeps for backward, by cause; empty where no step was
             given.
         report: the memory that the step held; None where no step was given.
+        budget: what the plans of the memory budget say, a line each.
     """
 
     rows: tuple[Account, ...]
     kept: Mapping[str, int] = field(default_factory=dict)
     report: MemoryReport | None = None
+    budget: tuple[str, ...] = ()
 
     @property
     def not_attributed(self) -> int:
@@ -202,7 +204,7 @@ class Explanation:
     def __str__(self) -> str:
         if not self.rows:
             return "no spiking neuron of a known host"
-        lines = [str(row) for row in self.rows]
+        lines = [*map(str, self.rows), *self.budget]
         if self.report is not None:
             causes = kept_in_words(self.kept | {"not attributed": self.not_attributed})
             total = kept_in_words({"one training step retains": self.report.retained})
@@ -239,7 +241,22 @@ def explain(net: nn.Module, step_fn: Callable[[], object] | None = None) -> Expl
             rows.append(Account(name, kind, left="it is the host's own; convert(net) swaps it"))
         elif reason:
             rows.append(Account(name, kind, left=reason))
-    return Explanation(tuple(rows), _in_words(kept), report)
+    return Explanation(tuple(rows), _in_words(kept), report, tuple(_budget_lines(net)))
+
+
+def _budget_lines(net: nn.Module) -> Iterator[str]:
+    """What the plans of training steps keep that begin with a neuron of the net."""
+    for module in net.modules():
+        plans = module.record.cache.planned_steps if isinstance(module, ReversibleNeuron) else {}
+        for (budget, shape, *_), step in plans.items():
+            plan, head = step.plan, f"memory budget {budget!r}, a step that begins with"
+            least = kept_in_words({"it takes about": plan.least})
+            if step.limit is not None and step.limit < plan.least:
+                outcome = f"the budget is too small, so nothing more is kept; {least}"
+            else:
+                keeps = kept_in_words({"keeps": plan.kept_bytes})
+                outcome = f"{keeps} of values that could be recomputed; without them {least}"
+            yield f"{head} {tuple(shape)}: {outcome}"
 
 
 def account_of(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch.nn as nn
 
+from ..budget import check_budget
 from .hosts import imported_hosts
 from .module import ReversibleNeuron
 from .table import AnySwap, host_class, known_swaps, make_host, make_reversible, swap_for
@@ -51,6 +52,7 @@ def convert(
     net: nn.Module,
     only: type[nn.Module] | tuple[type[nn.Module], ...] = nn.Module,
     generic: bool = True,
+    memory_budget: float | str | None = None,
 ) -> Conversion:
     """Make every spiking neuron of ``net`` reversible that can be, in place.
 
@@ -67,14 +69,19 @@ def convert(
         net: holds the neurons.
         only: swap instances of these classes alone.
         generic: with False, neurons without known equations are left as they are.
+        memory_budget: what a training step of this net may keep, see :class:`Settings`; None for
+            what the settings say.
 
     Returns:
         A report of what was swapped, and of the spiking neurons that were left and why.
 
     Raises:
         TypeError: ``net`` is no module.
+        ValueError: ``memory_budget`` is none.
     """
     _check(net)
+    if memory_budget is not None:
+        check_budget(memory_budget)
     report = Conversion()
     for name, module in net.named_modules():
         swap, reason = swap_for(module, generic)
@@ -88,6 +95,9 @@ def convert(
                 report.by_own_step.append(name)
         elif reason:
             report.left[name] = reason
+    for module in net.modules():
+        if isinstance(module, ReversibleNeuron):
+            module.record.cache.memory_budget = memory_budget
     _notify_hosts(net)
     return report
 

@@ -111,8 +111,8 @@ class ReversibleNeuron:
         ``nn.DataParallel``) gets one of its own, which counts in the same statistics."""
         record: NeuronRecord | None = self.__dict__.get("_record")
         if record is None or not record.belongs_to(self):
-            statistics = None if record is None else record.statistics
-            record = self.__dict__["_record"] = NeuronRecord(self, statistics)
+            of_other = () if record is None else (record.statistics, record.cache.memory_budget)
+            record = self.__dict__["_record"] = NeuronRecord(self, *of_other)
         return record
 
     def note_fallback(self, reason: str) -> None:
