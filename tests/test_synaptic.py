@@ -128,7 +128,7 @@ def check(kind: str, program: Callable[[MakeNeuron], Observed], **more: Any) -> 
 def _rows(*options: tuple) -> list:
     deal = random.Random(0).choice
     rows = [
-        (*each, deal(tuple(SURROGATES)), deal((1, 2, 9, 30)), deal((False, True)))
+        (*each, deal(tuple(SURROGATES)), deal((1, 2, 9, 20)), deal((False, True)))
         for each in product(*options)
     ]
     chosen = every_pair(rows)
