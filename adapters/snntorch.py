@@ -1,5 +1,5 @@
-"""snnTorch's neuron, reversible: ``RevLeaky`` for ``snntorch.Leaky``; and ``CoupledLeaky``, the
-coupled node behind its API.
+"""snnTorch's neurons, reversible: ``RevLeaky``, ``RevSynaptic`` and ``RevLapicque``; and
+``CoupledLeaky``, the coupled node behind the API of ``snntorch.Leaky``.
 
 ::
 
@@ -8,21 +8,24 @@ coupled node behind its API.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from snn_revplugin.bptt.chain import link_behind, link_of
+from snn_revplugin.bptt.chain import link_behind
 from snn_revplugin.bptt.step import step
 from snn_revplugin.compile.equations import Equations, equations_id
 from snn_revplugin.compile.operators import OUTPUTS_KEEP, STEP_KEEPS
 from snn_revplugin.neurons.coupled import Coupled
 from snn_revplugin.neurons.differentiable import differentiable_coupled_step
+from snn_revplugin.neurons.lapicque import Lapicque as LapicqueEquations
 from snn_revplugin.neurons.leaky import Leaky as LeakyEquations
 from snn_revplugin.neurons.surrogate import AnySurrogate, Surrogate, surrogate_of
-from snn_revplugin.neurons.transition import Transition, snapshot
+from snn_revplugin.neurons.synaptic import Synaptic as SynapticEquations
+from snn_revplugin.neurons.transition import States, Transition, snapshot
 from snn_revplugin.packed.spikes import PackedSpikes
 from snn_revplugin.swap.hosts import Host, register_host
 from snn_revplugin.swap.module import ReversibleNeuron
@@ -55,13 +58,8 @@ SURROGATES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-# The reset by the method that the host binds for it.
-RESETS = {
-    snntorch.Leaky._base_sub: "subtract",
-    snntorch.Leaky._base_zero: "zero",
-    snntorch.Leaky._base_int: "none",
-}
 PARAMETERS = ("beta", "threshold", "graded_spikes_factor")
+Given = Tensor | None  # a state that the caller may pass
 
 
 def surrogate_from(spike_grad: Any) -> AnySurrogate | None:
@@ -103,91 +101,124 @@ class _HoldsMem(ReversibleNeuron):
         self.forward(current)
 
 
-class RevLeaky(_HoldsMem, snntorch.Leaky):
-    """``snntorch.Leaky`` with the same spikes, membranes and gradients, and a fraction of the
-    memory. Takes the host's arguments, all 14 of them, and ``reversible=False`` for the host's own
-    path.
+def _resets(kind: type[nn.Module], zero: str) -> dict[Callable, str]:
+    """The reset by the method that a class of the host binds for it.
 
-    ``inhibition`` and ``state_quant`` decide by more than the neuron's own potential, or leave no
-    potential to reverse; with them the neuron takes the host's own path, and
-    :func:`snn_revplugin.explain` says so.
+    Args:
+        zero: the name in the equations of what the class does for ``reset_mechanism="zero"``.
+    """
+    return {kind._base_sub: "subtract", kind._base_zero: zero, kind._base_int: "none"}
 
-    >>> import torch
-    >>> leaky = RevLeaky(beta=0.9)
-    >>> spikes, mem = leaky(torch.ones(2, 3), leaky.reset_mem())
-    >>> mem
-    tensor([[1., 1., 1.],
-            [1., 1., 1.]])
+
+# The host's numbers for them (``reset_mechanism_val``).
+RESET_NUMBERS = {"subtract": 0, "zero": 1, "clear": 1, "none": 2}
+
+
+class _KnownNeuron(_HoldsMem):
+    """What the neurons share whose equations are known.
+
+    Attributes:
+        state_names: of the states, the membrane potential last.
+        parameter_names: of all tensors that the equations are made of.
+        resets: see :func:`_resets`.
+        always_delayed: whether the class has no ``reset_delay``.
     """
 
-    def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """One time step; arguments and results as in ``snntorch.Leaky.forward``."""
+    state_names: ClassVar[tuple[str, ...]] = ("mem",)
+    parameter_names: ClassVar[tuple[str, ...]] = PARAMETERS
+    resets: ClassVar[dict[Callable, str]]
+    always_delayed: ClassVar[bool] = False
+
+    def _take_step(self, input_: Tensor, *given: Given) -> Tensor | tuple[Tensor, ...]:
+        """One time step from the states that were given, or those that the neuron holds."""
         if torch.compiler.is_compiling():
-            return self._compiled(input_, mem)
+            return self._compiled(input_, given)
         _give_up_what_ddp_overwrote(self)
         # Not asked of the module one by one: in a time loop of small layers that takes time.
         buffers = self._buffers
-        held = buffers.get("mem") if mem is None else mem
-        held = self.mem if held is None else held
+        states = tuple(
+            (buffers[name] if name in buffers else getattr(self, name)) if each is None else each
+            for name, each in zip(self.state_names, given, strict=True)
+        )
         parameters = tuple(
-            buffers[name] if name in buffers else getattr(self, name) for name in PARAMETERS
+            buffers[name] if name in buffers else getattr(self, name)
+            for name in self.parameter_names
         )
-        reason = self.why_fallback(input_, held, *parameters) or self._why_host(
-            input_, mem, parameters
-        )
-        transition = None if reason else self._transition(parameters, held)
+        reason = self._why_host(input_, given, states, parameters)
+        transition = None if reason else self._transition(parameters, states)
         if transition is None:
             self.note_fallback(
                 reason or "the surrogate is no Heaviside step, or the reset is none of the host's"
             )
-            return super().forward(input_, mem)
+            return super().forward(input_, *given)
 
-        if held.shape != input_.shape:
-            held = torch.zeros_like(input_, device=held.device)
-        spk, (potential,) = step(transition, input_, (held,), self.record)
-        if "mem" in buffers:
-            buffers["mem"] = potential
-        else:
-            self.mem = potential
-        signal = link_behind(potential).reset_signal
-        self.__dict__["_reset"] = signal or _packed_reset_signal(transition, held)
-        if self.init_hidden and not self.output:
-            return spk
-        return spk, potential
+        shape = input_.shape
+        states = tuple(
+            v if v.shape == shape else torch.zeros_like(input_, device=v.device) for v in states
+        )
+        spk, after = step(transition, input_, states, self.record)
+        for name, each in zip(self.state_names, after, strict=True):
+            if name in buffers:
+                buffers[name] = each
+            else:
+                setattr(self, name, each)
+        signal = link_behind(after[-1]).reset_signal
+        self.__dict__["_reset"] = signal or _packed_reset_signal(transition, states[-1])
+        return self._returned(spk, after)
 
-    def _compiled(self, input_: Tensor, mem: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+    def _returned(self, spk: Tensor, states: States) -> Tensor | tuple[Tensor, ...]:
+        return spk if self.init_hidden and not self.output else (spk, *states)
+
+    def _compiled(self, input_: Tensor, given: tuple[Given, ...]) -> Tensor | tuple[Tensor, ...]:
         """The time step by an operator, or on the host's own path where there is none for it."""
-        held = self.mem if mem is None else mem
-        if held.shape != input_.shape:
-            held = torch.zeros_like(input_)
-        parameters = [getattr(self, name) for name in PARAMETERS]
-        kind = RESETS.get(getattr(self.state_function, "__func__", None))
-        immediate_reset = not self.reset_delay and kind != "none"
+        states = [
+            getattr(self, name) if each is None else each
+            for name, each in zip(self.state_names, given, strict=True)
+        ]
+        states = [v if v.shape == input_.shape else torch.zeros_like(input_) for v in states]
+        floats = [
+            each
+            for each in (getattr(self, name) for name in self.parameter_names)
+            if each.is_floating_point()
+        ]
+        kind = self.resets.get(getattr(self.state_function, "__func__", None))
+        delayed = self.always_delayed or self.reset_delay
         if (
             kind is None
-            or (
-                not self.reset_delay
-                and snntorch.Leaky.reset_dict[kind] != int(self.reset_mechanism_val)
-            )
-            or self._why_host(input_, mem, tuple(parameters)) is not None
-            or not self.takes_operators(input_, held, *parameters)
+            or (not delayed and RESET_NUMBERS[kind] != int(self.reset_mechanism_val))
+            or self._why_not_equations(input_, given, states, floats) is not None
+            or not self.takes_operators(input_, states[-1], *states[:-1], *floats)
             or input_.dtype not in (torch.float32, torch.float64)
             # Last: the compiler cannot trace a function any more whose closure it has seen read.
             or (surrogate := _known_surrogate(self.spike_grad)) is None
         ):
             self.note_compiled_fallback()
-            return super().forward(input_, mem)
+            return super().forward(input_, *given)
         self.note_operators(STEP_KEEPS)
         name, slopes = surrogate
-        option = "immediate" if immediate_reset else ""
-        id = equations_id("leaky", kind, option)
-        equations = Equations([id, name], [float(each) for each in slopes])
-        parameters[0] = parameters[0].clamp(0, 1)
-        self.reset = (held > parameters[1]).float().detach()
-        spk, self.mem = torch.ops.snn_revplugin.step(input_, held, parameters, *equations)
-        if self.init_hidden and not self.output:
-            return spk
-        return spk, self.mem
+        option = "immediate" if not delayed and kind != "none" else ""
+        numbers = [float(each) for each in slopes]
+
+        def equations(neuron: str, reset: str = kind, option: str = option) -> Equations:
+            return Equations([equations_id(neuron, reset, option), name], numbers)
+
+        self.reset = (states[-1] > self.threshold).float().detach()
+        spk, after = self._operators(input_, states, equations)
+        for name, each in zip(self.state_names, after, strict=True):
+            setattr(self, name, each)
+        return self._returned(spk, after)
+
+    def _operators(
+        self, input_: Tensor, states: list[Tensor], equations: Callable[..., Equations]
+    ) -> tuple[Tensor, States]:
+        """A time step by operators: spikes and states.
+
+        Args:
+            equations: takes the name of a neuron, and another reset than this one's.
+        """
+        parameters = [self.beta.clamp(0, 1), self.threshold, self.graded_spikes_factor]
+        spk, mem = torch.ops.snn_revplugin.step(input_, states[-1], parameters, *equations("leaky"))
+        return spk, (mem,)
 
     @property
     def reset(self) -> Tensor:
@@ -210,48 +241,231 @@ class RevLeaky(_HoldsMem, snntorch.Leaky):
         super().end()
 
     def _why_host(
-        self, input_: Tensor, mem: Tensor | None, parameters: tuple[Tensor, ...]
+        self,
+        input_: Tensor,
+        given: tuple[Given, ...],
+        states: States,
+        parameters: tuple[Tensor, ...],
     ) -> str | None:
+        return self.why_fallback(input_, states[-1], *parameters) or self._why_not_equations(
+            input_, given, states, parameters
+        )
+
+    def _why_not_equations(
+        self,
+        input_: Tensor,
+        given: tuple[Given, ...],
+        states: States,
+        parameters: tuple[Tensor, ...],
+    ) -> str | None:
+        """Why the equations do not express a call, or None."""
         if self.inhibition:
             return "inhibition lets one neuron of a layer silence the others"
         if self.state_quant:
             return "state_quant rounds the potential, which cannot be undone"
-        if self.init_hidden and mem is not None:
-            return "mem was passed with init_hidden=True"  # the host's error says it best
+        if self.init_hidden and any(each is not None for each in given):
+            # The host's error says it best.
+            return f"{' or '.join(self.state_names)} was passed with init_hidden=True"
         for each in parameters:
             if each.dim() and not _broadcasts_to(each.shape, input_.shape):
-                return "beta, threshold or graded_spikes_factor does not fit the shape of the input"
+                names = ", ".join(self.parameter_names[:-1])
+                return f"{names} or {self.parameter_names[-1]} does not fit the shape of the input"
         return None
 
-    def _transition(self, parameters: tuple[Tensor, ...], held: Tensor) -> Transition | None:
+    def _transition(self, parameters: tuple[Tensor, ...], states: States) -> Transition | None:
         # The host decides by this bound method; its ``reset_mechanism`` may be set later on.
         charge = getattr(self.state_function, "__func__", None)
-        immediate = None if self.reset_delay else int(self.reset_mechanism_val)
+        delayed = self.always_delayed or self.reset_delay
+        immediate = None if delayed else int(self.reset_mechanism_val)
         return self.record.transition(
             parameters,
             (self.spike_grad, charge, immediate),
             lambda: self._build(parameters, charge, immediate),
-            starts=held.grad_fn is None,
+            starts=states[-1].grad_fn is None,
         )
 
     def _build(
         self, parameters: tuple[Tensor, ...], charge: Any, immediate_reset: int | None
     ) -> Transition | None:
-        factor = parameters[2]
-        # Asking a CUDA tensor for its value would stall the time loop.
-        known = (
-            factor.device.type == "cpu" and factor.dim() == 0 and capture.may_synchronise(factor)
-        )
-        graded = factor.requires_grad or not known or factor.item() != 1.0
-        kind, surrogate = RESETS.get(charge), surrogate_from(self.spike_grad)
+        kind, surrogate = self.resets.get(charge), surrogate_from(self.spike_grad)
         if surrogate is None or kind is None:
             return None
-        if immediate_reset is not None and snntorch.Leaky.reset_dict[kind] != immediate_reset:
+        if immediate_reset is not None and RESET_NUMBERS[kind] != immediate_reset:
             return None  # one reset in the charge and another after the spike
-        held = map(snapshot, parameters)
-        return LeakyEquations(
-            surrogate, *held, kind, delayed=immediate_reset is None, graded=graded
+        held = dict(zip(self.parameter_names, map(snapshot, parameters), strict=True))
+        options = {
+            "reset_kind": kind,
+            "delayed": immediate_reset is None,
+            "graded": not _is_known_one(self.graded_spikes_factor),
+            "threshold": held.pop("threshold"),
+            "factor": held.pop("graded_spikes_factor"),
+        }
+        return self._equations(surrogate, options, **held)
+
+    def _equations(
+        self, surrogate: AnySurrogate, options: dict[str, Any], **held: Tensor
+    ) -> Transition:
+        """The equations.
+
+        Args:
+            options: what all of them have.
+            held: the other tensors by the names of the host's.
+        """
+        raise NotImplementedError
+
+
+class RevLeaky(_KnownNeuron, snntorch.Leaky):
+    """``snntorch.Leaky`` with the same spikes, membranes and gradients, and a fraction of the
+    memory. Takes the host's arguments, all 14 of them, and ``reversible=False`` for the host's own
+    path.
+
+    ``inhibition`` and ``state_quant`` decide by more than the neuron's own potential, or leave no
+    potential to reverse; with them the neuron takes the host's own path, and
+    :func:`snn_revplugin.explain` says so.
+
+    >>> import torch
+    >>> leaky = RevLeaky(beta=0.9)
+    >>> spikes, mem = leaky(torch.ones(2, 3), leaky.reset_mem())
+    >>> mem
+    tensor([[1., 1., 1.],
+            [1., 1., 1.]])
+    """
+
+    resets = _resets(snntorch.Leaky, zero="zero")
+
+    def forward(self, input_: Tensor, mem: Given = None) -> Tensor | tuple[Tensor, Tensor]:
+        """One time step; arguments and results as in ``snntorch.Leaky.forward``."""
+        return self._take_step(input_, mem)
+
+    def _equations(
+        self, surrogate: AnySurrogate, options: dict[str, Any], beta: Tensor
+    ) -> Transition:
+        return LeakyEquations(surrogate, beta, **options)
+
+
+class RevSynaptic(_KnownNeuron, snntorch.Synaptic):
+    """``snntorch.Synaptic`` with the same spikes, states and gradients, and a fraction of the
+    memory. Takes the host's arguments, and ``reversible=False`` for the host's own path.
+
+    With ``inhibition`` and ``state_quant`` the neuron takes the host's own path, as
+    :class:`RevLeaky` does.
+
+    >>> import torch
+    >>> synaptic = RevSynaptic(alpha=0.5, beta=0.9)
+    >>> spikes, syn, mem = synaptic(torch.ones(2, 3), *synaptic.reset_mem())
+    >>> mem
+    tensor([[1., 1., 1.],
+            [1., 1., 1.]])
+    """
+
+    state_names = ("syn", "mem")
+    parameter_names = (*PARAMETERS, "alpha")
+    resets = _resets(snntorch.Synaptic, zero="clear")
+
+    def forward(
+        self, input_: Tensor, syn: Given = None, mem: Given = None
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """One time step; arguments and results as in ``snntorch.Synaptic.forward``."""
+        return self._take_step(input_, syn, mem)
+
+    def step_from(self, current: Tensor, potential: Tensor) -> None:
+        self.syn = torch.zeros_like(potential)
+        super().step_from(current, potential)
+
+    def _why_host(
+        self,
+        input_: Tensor,
+        given: tuple[Given, ...],
+        states: States,
+        parameters: tuple[Tensor, ...],
+    ) -> str | None:
+        if not all(isinstance(each, Tensor) for each in states):
+            return "a state is not a tensor"
+        reason = super()._why_host(input_, given, states, parameters)
+        if reason is None and not any(
+            each.requires_grad for each in (input_, states[0], self.alpha)
+        ):
+            return "the synaptic current has no gradient: neither the input nor alpha has one"
+        return reason
+
+    def _equations(
+        self, surrogate: AnySurrogate, options: dict[str, Any], beta: Tensor, alpha: Tensor
+    ) -> Transition:
+        return SynapticEquations(surrogate, beta, alpha=alpha, **options)
+
+    def _operators(
+        self, input_: Tensor, states: list[Tensor], equations: Callable[..., Equations]
+    ) -> tuple[Tensor, States]:
+        # The synaptic current is the potential of a leaky neuron that nothing resets.
+        parameters = [self.alpha.clamp(0, 1), self.threshold, self.graded_spikes_factor]
+        integrator = equations("leaky", "none", "")
+        _, syn = torch.ops.snn_revplugin.step(input_, states[0], parameters, *integrator)
+        spk, after = super()._operators(syn, states[1:], equations)
+        return spk, (syn, *after)
+
+
+class RevLapicque(_KnownNeuron, snntorch.Lapicque):
+    """``snntorch.Lapicque`` with the same spikes, membranes and gradients, and a fraction of the
+    memory. Takes the host's arguments, and ``reversible=False`` for the host's own path.
+
+    With ``inhibition`` and ``state_quant`` the neuron takes the host's own path, as
+    :class:`RevLeaky` does, and with a learned ``beta``, from which the host computes ``C`` once.
+
+    >>> import torch
+    >>> lapicque = RevLapicque(R=1.0, C=2.0)
+    >>> spikes, mem = lapicque(torch.ones(2, 3), lapicque.reset_mem())
+    >>> mem
+    tensor([[0.5000, 0.5000, 0.5000],
+            [0.5000, 0.5000, 0.5000]])
+    """
+
+    parameter_names = ("threshold", "graded_spikes_factor", "R", "C", "time_step")
+    resets = _resets(snntorch.Lapicque, zero="clear")
+    always_delayed = True
+
+    def forward(self, input_: Tensor, mem: Given = None) -> Tensor | tuple[Tensor, Tensor]:
+        """One time step; arguments and results as in ``snntorch.Lapicque.forward``."""
+        return self._take_step(input_, mem)
+
+    def _why_not_equations(
+        self,
+        input_: Tensor,
+        given: tuple[Given, ...],
+        states: States,
+        parameters: tuple[Tensor, ...],
+    ) -> str | None:
+        if any(each.requires_grad for each in self._circuit()):
+            return "R, C or time_step has a gradient (beta is learned)"
+        return super()._why_not_equations(input_, given, states, parameters)
+
+    def _circuit(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.R, self.C, self.time_step
+
+    def _equations(
+        self,
+        surrogate: AnySurrogate,
+        options: dict[str, Any],
+        R: Tensor,
+        C: Tensor,
+        time_step: Tensor,
+    ) -> Transition:
+        gains = R, 1 / (R * C), time_step
+        # A product with one changes nothing.
+        gains = tuple(each for each in gains if not _is_known_one(each))
+        beta = 1 - (time_step / (R * C))
+        return LapicqueEquations(surrogate, beta, gains=gains, **options)
+
+    def _operators(
+        self, input_: Tensor, states: list[Tensor], equations: Callable[..., Equations]
+    ) -> tuple[Tensor, States]:
+        R, C, time_step = self._circuit()
+        beta = 1 - (time_step / (R * C))
+        parameters = [beta, self.threshold, self.graded_spikes_factor]
+        driving = input_ * R * (1 / (R * C)) * time_step
+        spk, mem = torch.ops.snn_revplugin.step(
+            driving, states[-1], parameters, *equations("lapicque")
         )
+        return spk, (mem,)
 
 
 class CoupledLeaky(_HoldsMem, snntorch.Leaky):
@@ -386,12 +600,12 @@ class CoupledLeaky(_HoldsMem, snntorch.Leaky):
         )
 
 
-def _give_up_what_ddp_overwrote(neuron: snntorch.Leaky) -> None:
+def _give_up_what_ddp_overwrote(neuron: snntorch.SpikingNeuron) -> None:
     """Start a new chain of time steps where DistributedDataParallel has given this process the
     first one's membrane."""
     stored = neuron._buffers.get("mem")
     if is_overwritten_by_ddp(stored):
-        link = link_of((stored,))
+        link = link_behind(stored)
         if link is not None:
             link.mark_overwritten()
 
@@ -409,6 +623,13 @@ def _packed_reset_signal(neuron: LeakyEquations, held: Tensor) -> PackedSpikes:
     return PackedSpikes(signal, signal.dtype)
 
 
+def _is_known_one(number: Tensor) -> bool:
+    """Whether a tensor is known to be the constant one. Asking a CUDA tensor for its value would
+    stall the time loop."""
+    known = number.device.type == "cpu" and number.dim() == 0 and capture.may_synchronise(number)
+    return known and not number.requires_grad and number.item() == 1
+
+
 def _broadcasts_to(shape: torch.Size, target: torch.Size) -> bool:
     return len(shape) <= len(target) and all(
         n in (1, m) for n, m in zip(reversed(shape), reversed(target), strict=False)
@@ -423,19 +644,19 @@ def _is_neuron(module: nn.Module) -> bool:
 
 
 register_host(Host("snntorch", _is_neuron, surrogates=tuple(SURROGATES)))
-register_swap(
-    Swap(
-        host=snntorch.Leaky,
-        reversible=RevLeaky,
-        dynamics=(
-            "forward",
-            "fire",
-            "fire_inhibition",
-            "mem_reset",
-            "_base_state_function",
-            "_base_sub",
-            "_base_zero",
-            "_base_int",
-        ),
-    )
+_DYNAMICS = (
+    "forward",
+    "fire",
+    "fire_inhibition",
+    "mem_reset",
+    "_base_state_function",
+    "_base_sub",
+    "_base_zero",
+    "_base_int",
 )
+for _host, _reversible, _more in (
+    (snntorch.Leaky, RevLeaky, ()),
+    (snntorch.Synaptic, RevSynaptic, ("_base_state_reset_zero",)),
+    (snntorch.Lapicque, RevLapicque, ()),
+):
+    register_swap(Swap(_host, _reversible, (*_DYNAMICS, *_more)))

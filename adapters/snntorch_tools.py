@@ -1,6 +1,6 @@
 """snnTorch's tools that would treat a neuron of ours as another one.
 
-All of them ask ``isinstance``, which is right for ``RevLeaky``. ``CoupledLeaky`` is a
+All of them ask ``isinstance``, which is right for ``RevLeaky`` and its kin. ``CoupledLeaky`` is a
 ``snntorch.Leaky`` too, for ``utils.reset`` and similar functions, but has other equations:
 ``export_nir`` would write a plain leaky neuron in its place. The private function that translates a
 module is the only place to refuse it, so it is replaced while a coupled neuron exists.

@@ -1,5 +1,6 @@
-"""SpikingJelly's neurons, reversible: ``RevIFNode``, ``RevLIFNode``, ``RevParametricLIFNode``; and
-``CoupledLIFNode``, the coupled node behind their API.
+"""SpikingJelly's neurons, reversible: ``RevIFNode``, ``RevLIFNode``, ``RevParametricLIFNode``, and
+in 2.0 ``RevSimpleIFNode`` and ``RevSimpleLIFNode``; and ``CoupledLIFNode``, the coupled node behind
+their API.
 
 After this module is imported they are found in ``spikingjelly.activation_based.neuron`` too, so
 that code which names a neuron by a string, or takes it from there for a model builder, finds them.
@@ -244,8 +245,8 @@ SURROGATES: dict[type, str] = {
 }
 
 
-class _ReversibleNode(_Transitions, _NotesOperators):
-    """What the three neurons share, besides the transitions of the host that is installed."""
+class _KnownNeuron(ReversibleNeuron):
+    """What the neurons share whose equations are known."""
 
     def _transition_for(self, x: Tensor, v: Tensor) -> Transition | None:
         reason = self.why_fallback(x, v, *self._learned()) or self._why_host(x, v) or why_counted()
@@ -268,6 +269,20 @@ class _ReversibleNode(_Transitions, _NotesOperators):
         if reason is not None:
             self.note_fallback(reason)
         return transition
+
+    def _build(self) -> Transition | None:
+        surrogate = surrogate_from(self.surrogate_function)
+        return None if surrogate is None else self._equations(surrogate)
+
+    def _constants(self) -> tuple:
+        return self.v_threshold, self.v_reset, self.detach_reset
+
+    def _learned(self) -> tuple[Tensor, ...]:
+        return ()
+
+
+class _ReversibleNode(_Transitions, _KnownNeuron, _NotesOperators):
+    """What ``IFNode`` and its kin share, besides the transitions of the host that is installed."""
 
     def _compiled_sequence(
         self, x_seq: Tensor, v: Tensor, with_path: bool
@@ -297,16 +312,6 @@ class _ReversibleNode(_Transitions, _NotesOperators):
         name, slopes = surrogate
         numbers = self.v_threshold, self.v_reset or 0.0, tau, *slopes
         return Equations([id, name], [float(each) for each in numbers])
-
-    def _build(self) -> Transition | None:
-        surrogate = surrogate_from(self.surrogate_function)
-        return None if surrogate is None else self._equations(surrogate)
-
-    def _constants(self) -> tuple:
-        return self.v_threshold, self.v_reset, self.detach_reset
-
-    def _learned(self) -> tuple[Tensor, ...]:
-        return ()
 
 
 class RevIFNode(_ReversibleNode, neuron.IFNode):
@@ -376,6 +381,89 @@ class RevParametricLIFNode(_ReversibleNode, neuron.ParametricLIFNode):
 
     def _kind(self) -> tuple[str, float, str]:
         return "plif", 0.0, "decay_input" if self.decay_input else ""
+
+
+if hasattr(neuron, "SimpleBaseNode"):
+
+    class _SimpleNode(_KnownNeuron):
+        """What the neurons on ``SimpleBaseNode`` share, whose steps write the neuron's state."""
+
+        def single_step_forward(self, x: Tensor) -> Tensor:
+            """One time step, ``[N, ...]`` to spikes ``[N, ...]``."""
+            transition, v = self._prepared(x, x)
+            if transition is None:
+                return super().single_step_forward(x)
+            spikes, (self.v,) = step(transition, x, (v,), self.record)
+            return spikes
+
+        def multi_step_forward(self, x_seq: Tensor) -> Tensor:
+            """T time steps, ``[T, N, ...]`` to spikes ``[T, N, ...]``."""
+            transition = None
+            if isinstance(x_seq, Tensor) and x_seq.dim() and len(x_seq):
+                transition, v = self._prepared(x_seq, x_seq[0])
+            if transition is None:
+                return super().multi_step_forward(x_seq)
+            spikes, (self.v,), _ = sequence(transition, x_seq, (v,), self.record)
+            return spikes
+
+        def step_from(self, current: Tensor, potential: Tensor) -> None:
+            self.step_mode, self.v = "s", potential
+            self.forward(current)
+
+        def _prepared(self, inputs: Tensor, x: Tensor) -> tuple[Transition | None, Tensor]:
+            """The equations of a call, and the potential that it starts from; None for the host's
+            own path."""
+            if torch.compiler.is_compiling():
+                self.note_compiled_fallback()
+                return None, x
+            v = torch.full_like(x, self.v) if isinstance(self.v, float) else self.v
+            transition = self._transition_for(inputs, v)
+            if transition is not None and v.shape != x.shape:
+                self.note_fallback("the state has another shape than the input")
+                return None, v
+            return transition, v
+
+        def _why_host(self, x: Tensor, v: Tensor) -> str | None:
+            if isinstance(self.v, float) and self.v:  # the host computes with the Python number
+                return "the state is a number other than zero"
+            return None
+
+        def _reset_arithmetic(self) -> dict[str, GraphNodes]:
+            # In step mode 's' the potential is reset by the spikes that the host gives out, with
+            # their gradient.
+            resets = not self.detach_reset and self.step_mode == "s"
+            return {"nodes": GraphNodes.RESET if resets else GraphNodes.ONE}
+
+    class RevSimpleIFNode(_SimpleNode, neuron.SimpleIFNode):
+        """``spikingjelly.activation_based.neuron.SimpleIFNode`` with the same spikes, potentials
+        and gradients, and a fraction of the memory. Takes the host's arguments, and
+        ``reversible=False`` for the host's own path.
+        """
+
+        def _equations(self, surrogate: AnySurrogate) -> Transition:
+            return IntegrateAndFire(surrogate, *self._constants(), **self._reset_arithmetic())
+
+    class RevSimpleLIFNode(_SimpleNode, neuron.SimpleLIFNode):
+        """``spikingjelly.activation_based.neuron.SimpleLIFNode`` with the same spikes, potentials
+        and gradients, and a fraction of the memory. Takes the host's arguments, and
+        ``reversible=False`` for the host's own path.
+        """
+
+        def _constants(self) -> tuple:
+            return *super()._constants(), self.tau, self.decay_input
+
+        def _equations(self, surrogate: AnySurrogate) -> Transition:
+            return LeakyIntegrateAndFire(
+                surrogate,
+                *self._constants(),
+                **self._reset_arithmetic(),
+                divides_on_cuda=False,
+            )
+
+        def _why_host(self, x: Tensor, v: Tensor) -> str | None:
+            if self.v_reset is None:
+                return "v_reset=None has no charge"  # the host's error says it best
+            return super()._why_host(x, v)
 
 
 class CoupledLIFNode(_Transitions.Coupled, _NotesOperators, neuron.BaseNode):
@@ -529,12 +617,22 @@ _PAIRS = {
     neuron.LIFNode: RevLIFNode,
     neuron.ParametricLIFNode: RevParametricLIFNode,
 }
+_SIMPLE = (
+    {
+        neuron.SimpleIFNode: RevSimpleIFNode,
+        neuron.SimpleLIFNode: RevSimpleLIFNode,
+    }
+    if hasattr(neuron, "SimpleBaseNode")
+    else {}
+)
 _DYNAMICS = (
     "forward",
     "single_step_forward",
     "multi_step_forward",
     *_Transitions.dynamics_methods,
 )
+
+_SIMPLE_DYNAMICS = "neuronal_charge", "neuronal_fire", "neuronal_reset"
 
 
 def _is_neuron(module: nn.Module) -> bool:
@@ -559,8 +657,10 @@ register_host(
 )
 for _host, _reversible in _PAIRS.items():
     register_swap(Swap(_host, _reversible, _DYNAMICS))
+for _host, _reversible in _SIMPLE.items():
+    register_swap(Swap(_host, _reversible, (*_DYNAMICS, *_SIMPLE_DYNAMICS)))
 _OURS = (*_PAIRS.values(), CoupledLIFNode)
 _NotesOperators.tool_patches = patches_for(_PAIRS, alone=(CoupledLIFNode,))
 register_in_vision(_OURS)
-for _reversible in _OURS:
+for _reversible in (*_OURS, *_SIMPLE.values()):
     setattr(neuron, _reversible.__name__, _reversible)

@@ -196,7 +196,9 @@ def anchor_distance(alpha: float, tau: float) -> int:
     """The number of steps between two anchors if potentials were inverted, at least 1."""
     return max(
         1,
-        steps_between_anchors(min(1.0, 1 / Coupled(tau, alpha).growth_backward), LOST_BITS, 10_000),
+        steps_between_anchors(
+            (min(1.0, 1 / Coupled(tau, alpha).growth_backward),), LOST_BITS, 10_000
+        ),
     )
 
 

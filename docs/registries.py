@@ -38,13 +38,18 @@ def _half(potential: torch.Tensor) -> torch.Tensor:
 
 # The values to try for each option of a neuron, of any host and version.
 TRIED: dict[str, tuple[Any, ...]] = {
-    # snntorch.Leaky
+    # snntorch.Leaky, Synaptic, Lapicque
+    "alpha": (0.8, torch.full((8,), 0.8)),
     "beta": (0.9, torch.full((8,), 0.9)),
+    "R": (2.0,),
+    "C": (3.0,),
+    "time_step": (0.5,),
     "threshold": (0.5, torch.ones(8)),
     "spike_grad": (snntorch_adapter.snntorch.surrogate.fast_sigmoid(),),
     "surrogate_disable": (True,),
     "init_hidden": (True,),
     "inhibition": (True,),
+    "learn_alpha": (True,),
     "learn_beta": (True,),
     "learn_threshold": (True,),
     "reset_mechanism": ("subtract", "zero", "none"),
@@ -65,6 +70,9 @@ TRIED: dict[str, tuple[Any, ...]] = {
     "backend": ("torch",),
     "store_v_seq": (True,),
 }
+
+# Values for options that have no default.
+NEEDED = {"alpha": 0.8, "beta": 0.9, "tau": 2.0, "decay_input": True}
 
 # Arguments for the surrogates that need some.
 SURROGATES_NEED: dict[str, tuple[Any, ...]] = {
@@ -120,25 +128,40 @@ def options(kind: type[nn.Module], host: type[nn.Module]) -> str:
 
 def outcome(kind: type[nn.Module], name: str, value: object) -> str:
     """What a neuron with this option does in a few time steps behind a convolution."""
-    leaky = issubclass(kind, snntorch_adapter.snntorch.Leaky)
-    with warnings.catch_warnings(
-        action="ignore"
-    ):  # of the host, for options that it calls unstable
-        neuron = kind(**({"beta": 0.9} if leaky and name != "beta" else {}), **{name: value})
-    current = nn.Conv1d(1, 8, 1)(torch.rand(TIME_STEPS * 4, 1, 1)).view(TIME_STEPS, 4, 8).unbind()
-    if not leaky and neuron.step_mode == "m":
-        neuron(torch.stack(current))
-    else:
-        mem = ()
-        for x in current:
-            out = neuron(x, *mem)
-            mem = out[1:] if leaky and not neuron.init_hidden else ()
+    taken = inspect.signature(kind).parameters
+    needed = {
+        each: given
+        for each, given in NEEDED.items()
+        if each in taken and taken[each].default in (inspect.Parameter.empty, False)
+    }
+    try:
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # of the host, for options that it calls unstable
+            neuron = kind(**needed | {name: value})
+        with snn_revplugin.use_settings(recompute_min_bytes=0):  # the layer is small
+            take_steps(neuron)
+    except (RuntimeError, TypeError):
+        return "an error of the host's"
     (row,) = snn_revplugin.explain(neuron).rows
     if row.reasons:
         return f"the host's own path: {'; '.join(row.reasons)}"
     if row.steps_between_anchors is None:
         return "reversible: the sequence is scanned a second time"
     return f"reversible: an anchor every {row.steps_between_anchors} steps"
+
+
+def take_steps(neuron: nn.Module) -> None:
+    """A few time steps behind a convolution."""
+    of_snntorch = isinstance(neuron, snntorch_adapter.snntorch.SpikingNeuron)
+    current = nn.Conv1d(1, 8, 1)(torch.rand(TIME_STEPS * 4, 1, 1)).view(TIME_STEPS, 4, 8).unbind()
+    if not of_snntorch and neuron.step_mode == "m":
+        neuron(torch.stack(current))
+        return
+    states = ()
+    for x in current:
+        out = neuron(x, *states)
+        states = out[1:] if of_snntorch and not neuron.init_hidden else ()
 
 
 def surrogates(known: Iterable[tuple[str, Any]], surrogate_from: Callable[[Any], Any]) -> str:

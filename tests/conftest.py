@@ -26,6 +26,7 @@ FOR_SPIKINGJELLY_2 = [
     "test_norms_over_time.py",
     "test_spikingjelly_layers.py",
     "test_spikingjelly_models.py",
+    "test_spikingjelly_simple.py",
     "test_spikingjelly_tools.py",
     "test_suite.py",
     "test_training_setups.py",

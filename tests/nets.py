@@ -14,7 +14,7 @@ from hosts import PURE
 from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 
-from snn_revplugin.adapters.snntorch import RevLeaky
+from snn_revplugin.adapters.snntorch import RevLeaky, RevSynaptic
 from snn_revplugin.adapters.spikingjelly import RevLIFNode, RevParametricLIFNode
 
 T = 6
@@ -32,6 +32,16 @@ KINDS: dict[str, tuple[tuple[type, type], dict]] = {
         (snn.Leaky, RevLeaky),
         {"beta": 0.8, "init_hidden": True, "learn_beta": True, "spike_grad": step_spike},
     ),
+    "Synaptic": (
+        (snn.Synaptic, RevSynaptic),
+        {
+            "alpha": 0.7,
+            "beta": 0.8,
+            "init_hidden": True,
+            "learn_alpha": True,
+            "spike_grad": step_spike,
+        },
+    ),
     "LIF s": (
         (neuron.LIFNode, RevLIFNode),
         {"surrogate_function": surrogate.ATan(), "v_reset": None},
@@ -42,6 +52,7 @@ KINDS: dict[str, tuple[tuple[type, type], dict]] = {
     ),
     "PLIF m": ((neuron.ParametricLIFNode, RevParametricLIFNode), {"step_mode": "m"}),
 }
+OF_SNNTORCH = "Leaky", "Synaptic"
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -95,4 +106,4 @@ def check(
 def path_inside_hooks(kind: str) -> str:
     """What our neurons do inside of a user's saved-tensor hooks: snnTorch's save no more than ours
     would, so ours fall back; SpikingJelly's save more."""
-    return "host" if kind == "Leaky" or not PURE else "hooked"
+    return "host" if kind in OF_SNNTORCH or not PURE else "hooked"

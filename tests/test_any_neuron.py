@@ -31,6 +31,7 @@ from snn_revplugin import (
     use_settings,
 )
 from snn_revplugin.adapters.snntorch import RevLeaky
+from snn_revplugin.swap import table
 
 STEPS, BATCH, WIDTH = 15, 3, 6
 SHARP = snn_surrogate.fast_sigmoid(slope=5)
@@ -41,8 +42,9 @@ pytestmark = pytest.mark.usefixtures("recompute_everything")
 
 
 def own_step(kind: type[nn.Module]) -> type[nn.Module]:
-    """Our class for a neuron class that has no equations here."""
-    return reversible(kind)
+    """Our class for a neuron class, by its own step even where its equations are known."""
+    swap = next(each for each in table._any_swaps if issubclass(kind, each.host))
+    return table.reversible_class(kind, swap)
 
 
 # ----------------------------------------------------------------------------------------- snnTorch
@@ -386,11 +388,18 @@ def test_steps_that_the_host_does_not_connect_take_its_path() -> None:
 # ----------------------------------------------------------------------------- training as users do
 
 
+class OwnSynaptic(snn.Synaptic):
+    """A neuron that runs by its own step, as it overrides its host's dynamics."""
+
+    def forward(self, input_: Tensor, syn: Tensor | None = None, mem: Tensor | None = None) -> Any:
+        return super().forward(input_, syn, mem)
+
+
 class SynapticNet(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[..., nn.Module] = OwnSynaptic) -> None:
         super().__init__()
         self.fc = nn.Linear(5, 32)
-        self.cell = snn.Synaptic(0.8, 0.7, learn_beta=True, spike_grad=step_spike)
+        self.cell = make(0.8, 0.7, learn_beta=True, spike_grad=step_spike)
 
     def forward(self, x: Tensor, states: tuple | None = None) -> tuple[Tensor, tuple]:
         states, seen = states or self.cell.reset_mem(), []
@@ -400,9 +409,9 @@ class SynapticNet(nn.Module):
         return torch.stack(seen), tuple(states)
 
 
-def pair() -> list[SynapticNet]:
+def pair(make: Callable[..., nn.Module] = OwnSynaptic) -> list[SynapticNet]:
     """A net of the host's and a converted one with the same weights."""
-    host = SynapticNet()
+    host = SynapticNet(make)
     ours = copy.deepcopy(host)
     convert(ours)
     return [host, ours]
@@ -413,7 +422,9 @@ def frames(steps: int = STEPS) -> Tensor:
 
 
 def compare(use: Callable[[SynapticNet], Observed]) -> None:
-    assert_agree(*(use(net) for net in pair()))
+    """Of a neuron by its own step, and of the same one by its equations."""
+    for make in (OwnSynaptic, snn.Synaptic):
+        assert_agree(*(use(net) for net in pair(make)))
 
 
 def test_truncated_backpropagation() -> None:
@@ -544,9 +555,8 @@ class Tutorial(nn.Module):
 
 HIDDEN = {"init_hidden": True, "spike_grad": SHARP}
 SMALLER = {
-    "Synaptic": (lambda: snn.Synaptic(0.8, 0.7, **HIDDEN), 24, 4.5),
+    "Synaptic": (lambda: OwnSynaptic(0.8, 0.7, **HIDDEN), 24, 4.5),
     "Alpha": (lambda: snn.Alpha(0.8, 0.6, **HIDDEN), 20, 3.5),
-    "Lapicque": (lambda: snn.Lapicque(beta=0.8, **HIDDEN), 35, 6),
     "RLeaky": (lambda: snn.RLeaky(0.8, all_to_all=False, **HIDDEN), 24, 4.5),
 }
 
@@ -590,7 +600,7 @@ class BothKinds(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.known = snn.Leaky(0.9, spike_grad=step_spike)
-        self.other = snn.Synaptic(0.8, 0.9, spike_grad=step_spike)
+        self.other = snn.Alpha(0.9, 0.8, spike_grad=step_spike)
 
 
 def test_convert_says_which_neurons_go_by_their_own_step() -> None:
@@ -598,21 +608,21 @@ def test_convert_says_which_neurons_go_by_their_own_step() -> None:
     report = convert(net)
     assert report.swapped == {
         "known": ("Leaky", "RevLeaky"),
-        "other": ("Synaptic", "RevSynaptic"),
+        "other": ("Alpha", "RevAlpha"),
     }
     assert report.by_own_step == ["other"] and not report.left
-    assert "other: Synaptic -> RevSynaptic, by its own step" in str(report)
+    assert "other: Alpha -> RevAlpha, by its own step" in str(report)
     restore(net)
-    assert type(net.other) is snn.Synaptic and type(net.known) is snn.Leaky
+    assert type(net.other) is snn.Alpha and type(net.known) is snn.Leaky
 
 
 def test_convert_can_be_restrained() -> None:
     net = BothKinds()
     report = convert(net, generic=False)
     assert list(report.swapped) == ["known"]
-    assert report.left == {"other": "Synaptic has no reversible counterpart"}
+    assert report.left == {"other": "Alpha has no reversible counterpart"}
     restore(net)
-    report = convert(net, only=snn.Synaptic)
+    report = convert(net, only=snn.Alpha)
     assert list(report.swapped) == ["other"]
     assert "only=" in report.left["known"]
 

@@ -176,7 +176,7 @@ def test_it_works_without_gradients_and_leaves_the_generator_alone():
 
 
 @pytest.mark.parametrize(
-    "module", [nn.ReLU(), snntorch.Synaptic(0.9, 0.8), "neuron"], ids=["ReLU", "Synaptic", "str"]
+    "module", [nn.ReLU(), snntorch.Alpha(0.9, 0.8), "neuron"], ids=["ReLU", "Alpha", "str"]
 )
 def test_what_is_no_such_neuron_is_refused(module: object):
     with pytest.raises(TypeError, match=r"cannot be reversible|must be a torch.nn.Module"):

@@ -42,7 +42,7 @@ class Net(nn.Module):
         self.conv = nn.Conv1d(1, 4, 3)
         self.leaky = snntorch.Leaky(beta=0.9)
         self.block = nn.Sequential(layer.Linear(24, 8), neuron.LIFNode(), layer.Linear(8, 3))
-        self.unlike = snntorch.Synaptic(0.9, 0.8)
+        self.unlike = snntorch.Alpha(0.9, 0.8)
         functional.set_step_mode(self.block, "m")
 
     def forward(self, x, time_steps):
@@ -114,7 +114,7 @@ def test_run_tells_what_every_neuron_kept_and_why(script: Path):
     assert "2 of 3 spiking neurons ran as reversible ones" in report
     assert "Net.leaky: RevLeaky\n  reversible: 18 calls, 18 time steps" in report
     assert "Net.block.1: RevLIFNode\n  reversible: 3 calls, 18 time steps" in report
-    assert "Net.unlike: RevSynaptic\n  never called" in report
+    assert "Net.unlike: RevAlpha\n  never called" in report
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from spikingjelly.activation_based import surrogate as sj_surrogate
 from torch import Tensor
 
 import snn_revplugin
-from snn_revplugin.adapters.snntorch import CoupledLeaky, RevLeaky
+from snn_revplugin.adapters.snntorch import CoupledLeaky, RevLapicque, RevLeaky, RevSynaptic
 from snn_revplugin.adapters.spikingjelly import (
     CoupledLIFNode,
     RevIFNode,
@@ -55,7 +55,8 @@ def _fresh_compiler() -> None:
 
 
 class TimeLoop(nn.Module):
-    """linear-neuron-linear in a loop over time, with ``mem`` passed on or held by the module."""
+    """linear-neuron-linear in a loop over time, with the states passed on or held by the
+    module."""
 
     def __init__(self, make: Make, mode: str = "s", **options: Any) -> None:
         super().__init__()
@@ -64,14 +65,17 @@ class TimeLoop(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         spikes, currents = [], self.first(x)
         if isinstance(self.neuron, snn.SpikingNeuron):
-            mem = self.neuron.reset_mem()
+            states = self.neuron.reset_mem()
+            states = states if isinstance(states, tuple) else (states,)
             for current in currents:
                 if self.neuron.init_hidden:
                     spikes.append(self.neuron(current))
                 else:
-                    s, mem = self.neuron(current, mem)
+                    s, *states = self.neuron(current, *states)
                     spikes.append(s)
             seen = {"potential": self.neuron.mem}
+            if isinstance(self.neuron, snn.Synaptic):
+                seen["synaptic current"] = self.neuron.syn
             if hasattr(self.neuron, "reset"):
                 seen["reset"] = self.neuron.reset
         else:
@@ -143,6 +147,17 @@ LEAKY = {
         "threshold": torch.linspace(0.5, 1, 8),
     },
 }
+LEARNED = {"learn_alpha": True, "learn_beta": True, "learn_threshold": True}
+SYNAPTIC = {
+    "plain": {},
+    "hidden": {"init_hidden": True, "reset_mechanism": "none"},
+    "learned": LEARNED,
+    "zero at once": {"reset_delay": False, "reset_mechanism": "zero"} | LEARNED,
+}
+LAPICQUE = {
+    "a negative decay": {"beta": 0.2, "init_hidden": True},
+    "zero": {"R": 2.0, "C": 1.5, "time_step": 0.5, "reset_mechanism": "zero"},
+}
 NODES = {"IF": (neuron.IFNode, RevIFNode), "LIF": (neuron.LIFNode, RevLIFNode)}
 NODES["PLIF"] = neuron.ParametricLIFNode, RevParametricLIFNode
 OPTIONS = {
@@ -156,6 +171,16 @@ OPTIONS = {
 @pytest.mark.parametrize("options", LEAKY.values(), ids=LEAKY)
 def test_leaky(options: dict[str, Any]) -> None:
     check(snn.Leaky, RevLeaky, keeps=STEP_KEEPS, **({"beta": 0.8} | options))
+
+
+@pytest.mark.parametrize("options", SYNAPTIC.values(), ids=SYNAPTIC)
+def test_synaptic(options: dict[str, Any]) -> None:
+    check(snn.Synaptic, RevSynaptic, keeps=STEP_KEEPS, alpha=0.6, beta=0.8, **options)
+
+
+@pytest.mark.parametrize("options", LAPICQUE.values(), ids=LAPICQUE)
+def test_lapicque(options: dict[str, Any]) -> None:
+    check(snn.Lapicque, RevLapicque, keeps=STEP_KEEPS, threshold=0.15, **options)
 
 
 @pytest.mark.parametrize(("kind", "mode", "options"), every_pair(product(NODES, "sm", OPTIONS)))

@@ -391,9 +391,9 @@ def test_dynamics_of_the_users_own_go_by_their_own_step() -> None:
 def test_other_neurons_are_left_and_named() -> None:
     net = nn.ModuleDict(
         {
-            "synaptic": snn.Synaptic(alpha=0.9, beta=0.8),
+            "alpha": snn.Alpha(alpha=0.9, beta=0.8),
             "recurrent": snn.RLeaky(beta=0.9, all_to_all=False),
-            "lapicque": snn.Lapicque(beta=0.9),
+            "both": snn.RSynaptic(alpha=0.9, beta=0.8, all_to_all=False),
             "qif": neuron.QIFNode(),
             "eif": neuron.EIFNode(),
         }

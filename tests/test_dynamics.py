@@ -342,7 +342,7 @@ def test_the_distance_between_anchors_keeps_its_promise(
 ) -> None:
     """K roundings, each grown since, stay below 2**bits; one more would not, or is more than was
     asked for."""
-    steps = steps_between_anchors(decay, bits, most)
+    steps = steps_between_anchors((decay,), bits, most)
 
     def lost(steps: int) -> float:
         return math.log2(math.fsum((1 / decay) ** (2 * k) for k in range(1, steps + 1))) / 2
@@ -361,13 +361,17 @@ def test_the_distance_between_anchors_keeps_its_promise(
 def test_slower_decay_and_more_bits_never_shorten_the_distance(
     decays: list[float], bits: list[float]
 ) -> None:
-    assert steps_between_anchors(min(decays), 6, 64) <= steps_between_anchors(max(decays), 6, 64)
-    assert steps_between_anchors(0.9, min(bits), 64) <= steps_between_anchors(0.9, max(bits), 64)
+    assert steps_between_anchors((min(decays),), 6, 64) <= steps_between_anchors(
+        (max(decays),), 6, 64
+    )
+    assert steps_between_anchors((0.9,), min(bits), 64) <= steps_between_anchors(
+        (0.9,), max(bits), 64
+    )
 
 
 @pytest.mark.parametrize("decay", [0.0, -0.0, -1.0, 1e-30, 1e-300, float("nan")])
 def test_a_decay_next_to_nothing_cannot_be_reversed(decay: float) -> None:
-    assert steps_between_anchors(decay, 6, 64) == 0
+    assert steps_between_anchors((decay,), 6, 64) == 0
 
 
 @pytest.mark.parametrize("decay", [0.3, 0.6, 0.9, 0.97, 1.0])
@@ -383,7 +387,7 @@ def test_reversing_loses_no_more_than_the_bits_that_were_allowed(decay: float) -
         graded=False,
     )
     for bits in (2.0, 4.0, 8.0):
-        steps = steps_between_anchors(decay, bits, 64)
+        steps = steps_between_anchors((decay,), bits, 64)
         v = start = torch.randn(20_000)
         currents, largest = torch.randn(steps, 20_000), 0.0
         for x in currents:

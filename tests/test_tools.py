@@ -385,8 +385,8 @@ def test_copies_train_alike_and_apart(used: bool, how: str, kind: str) -> None:
         if used:
             train(net)
             for lif in (net.lif1, net.lif2):
-                name = "mem" if isinstance(lif, snn.SpikingNeuron) else "v"
-                setattr(lif, name, getattr(lif, name).detach())
+                for name in {"syn", "mem", "v"} & {*dir(lif)}:
+                    setattr(lif, name, getattr(lif, name).detach())
         copied = COPIES[how](net)
         assert list(copied.state_dict()) == list(net.state_dict())
         if hasattr(copied.lif1, "record"):

@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.nn as nn
 from compare import MakeNeuron, Observed, agree, assert_agree
-from nets import BATCH, EVERY_KIND, KINDS, Net, T, check, path_inside_hooks
+from nets import BATCH, EVERY_KIND, KINDS, OF_SNNTORCH, Net, T, check, path_inside_hooks
 from spikingjelly.activation_based import functional, layer, memopt, neuron, surrogate
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -366,14 +366,15 @@ def test_the_gradient_as_a_function(kind: str) -> None:
             return (spikes.mean(0) - target).square().sum()
 
         parameters = {name: each.detach() for name, each in net.named_parameters()}
-        if kind != "Leaky":
+        if kind not in OF_SNNTORCH:
             with pytest.raises(RuntimeError, match="setup_context"):
                 torch.func.grad_and_value(loss)(parameters)
             return Observed(parameters)
         gradients, value = torch.func.grad_and_value(loss)(parameters)
         return Observed({"loss": value}, gradients)
 
-    check(kind, program, path="any", reason="function transform" if kind == "Leaky" else None)
+    reason = "function transform" if kind in OF_SNNTORCH else None
+    check(kind, program, path="any", reason=reason)
 
 
 # -------------------------------------------------------------- weights that FSDP frees and gathers

@@ -67,7 +67,7 @@ def anchoring_of(transition: Transition, states: States, behind_norm: bool = Fal
     if reverses:
         most = settings.max_anchor_interval
         lost_bits = bits_to_lose(settings.lost_bits, transition, behind_norm)
-        interval = steps_between_anchors(transition.decay, lost_bits, most)
+        interval = steps_between_anchors(transition.cascade, lost_bits, most)
         if interval:
             return Anchoring(interval, True, rebuild, settings)
     return Anchoring(rebuild, False, rebuild, settings)
@@ -159,31 +159,47 @@ def bits_to_lose(lost_bits: float, transition: Transition, behind_norm: bool = F
 
 
 @lru_cache(maxsize=1024)
-def steps_between_anchors(decay: float, lost_bits: float, most: int) -> int:
-    """How many steps a potential may be reversed before an anchor must correct its rounding error.
+def steps_between_anchors(decays: tuple[float, ...], lost_bits: float, most: int) -> int:
+    """How many steps states may be reversed before an anchor must correct their rounding error.
 
     A step forward rounds once, and each step back multiplies that rounding error by ``1/a``. After
     K steps back the K rounding errors, taken as independent, add up to ``sqrt(a**-2 + a**-4 + ... +
     a**-2K)`` times one of them. K is the largest number for which this is at most ``2**lost_bits``.
+    A state that another one charges takes over that one's error, too.
 
     Args:
-        decay: a, the smallest decay of the layer, in [0, 1].
-        lost_bits: how many mantissa bits of the potential reversal may lose, see
-            :func:`bits_to_lose`.
+        decays: a, the smallest decay of the layer, in [0, 1]; of several states those of each, in
+            the order in which one charges the next.
+        lost_bits: how many mantissa bits of a state reversal may lose, see :func:`bits_to_lose`.
         most: the largest K wanted.
 
     Returns:
         K, or 0 if not even one step may be reversed.
 
-    >>> [steps_between_anchors(a, lost_bits=4, most=64) for a in (0.0, 0.5, 0.9, 0.95, 1.0)]
+    >>> [steps_between_anchors((a,), lost_bits=4, most=64) for a in (0.0, 0.5, 0.9, 0.95, 1.0)]
     [0, 3, 18, 31, 64]
+    >>> steps_between_anchors((0.8, 0.9), lost_bits=4, most=64)
+    5
     """
-    if not decay > 1e-6:
+    if not all(each > 1e-6 for each in decays):
         return 0
-    growth, error, steps = decay**-2, 0.0, 0
+    # What has become of one rounding of each state, as the errors of all states.
+    roundings = [[float(i == j) for j in range(len(decays))] for i in range(len(decays))]
+    squares, steps = [0.0] * len(decays), 0
     while steps < most:
-        error = error * growth + growth
-        if not (math.isfinite(error) and error <= 4.0**lost_bits):
+        roundings = [_one_step_back(errors, decays) for errors in roundings]
+        squares = [
+            sum((total, *(errors[i] * errors[i] for errors in roundings)))
+            for i, total in enumerate(squares)
+        ]
+        if not all(math.isfinite(each) and each <= 4.0**lost_bits for each in squares):
             break
         steps += 1
     return steps
+
+
+def _one_step_back(errors: list[float], decays: tuple[float, ...]) -> list[float]:
+    """The errors of states before a step from those after it: of each its own and that of the
+    state which charges it, over its decay."""
+    below = (0.0, *errors[:-1])
+    return [(own + other) / decay for own, other, decay in zip(errors, below, decays, strict=True)]

@@ -34,6 +34,7 @@ from ..torch_internals.versioned import Versioned
 from .anchors import Anchoring, Residue, is_moderate, residues_of
 
 LINK = "snn_revplugin_link"  # where the graph node that gave states out offers their link
+SYNAPSE = "snn_revplugin_synapse"  # the same, of the node that gave out the synaptic current
 INITIAL = "the membrane potentials (the one that the sequence started from)"
 OVERWRITTEN = -1  # in the place of a version, where a write has left none
 FEW_BYTES = 1024
@@ -155,14 +156,21 @@ class ChainLink:
 
     def gave_out(self, states: States) -> bool:
         """Whether these states are the ones that the step gave out, unmodified."""
-        transition = self.transition
-        # the number of the node's output that is the first state: output 0 of ONE are the spikes
-        first = transition.nodes is GraphNodes.ONE and not transition.fed_back
-        node = states[0].grad_fn
         if len(states) != len(self._versions):
             return False
-        for i, (each, version) in enumerate(zip(states, self._versions, strict=True), first):
-            if each.grad_fn is not node or each.output_nr != i or each._version != version:
+        for each, version in zip(states, self._versions, strict=True):
+            if each._version != version:
+                return False
+        transition, own = self.transition, states
+        if transition.has_synapse:  # given out by a node of its own
+            synapse, *own = states
+            if getattr(synapse.grad_fn, SYNAPSE, None) is not self or synapse.output_nr != 0:
+                return False
+        # the number of the node's output that is the first state: output 0 of ONE are the spikes
+        first = transition.nodes is GraphNodes.ONE and not transition.fed_back
+        node = states[-1].grad_fn
+        for i, each in enumerate(own, first):
+            if each.grad_fn is not node or each.output_nr != i:
                 return False
         if not _same_sums(self._sums, states):
             self.mark_overwritten()
@@ -341,11 +349,11 @@ class StepView:
         return view
 
     def leave(self, charged: Tensor | None, states: States) -> None:
-        """Leave what a repetition or a reversal of steps has computed. The states follow from the
-        charged potential, but not the other way round."""
-        if charged is None:
+        """Leave what a repetition or a reversal of steps has computed. Nearly always the states
+        follow from the charged potential, but not the other way round."""
+        if charged is None or not self.transition.states_follow_charged:
             self._after = states
-        else:
+        if charged is not None:
             self._charged = charged
 
     def take_current(self, repetition: StepView) -> None:
@@ -506,7 +514,7 @@ def link_behind(state: Tensor) -> ChainLink | None:
 
 def link_of(states: States) -> ChainLink | None:
     """The link that a step left with the states it returned, unless they were written into."""
-    link = link_behind(states[0])
+    link = link_behind(states[-1])
     return link if link is not None and link.gave_out(states) else None
 
 

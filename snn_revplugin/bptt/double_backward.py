@@ -42,6 +42,20 @@ class InputsOfStep:
         return transition.recover_current(view.charged, view.before[0], view.reset_signal)
 
 
+class InputsOfPotential:
+    """Recomputes what the membrane potential of a time step is charged from: the synaptic current
+    after it, and the potential before it."""
+
+    __slots__ = ("link",)
+
+    def __init__(self, link: ChainLink) -> None:
+        self.link = link
+
+    @torch.no_grad()
+    def __call__(self, position: int) -> Tensor:
+        return (self.link.before if position else self.link).states()[position]
+
+
 class ChargedOfStep:
     """Recomputes the charged potential of a time step, and its outputs.
 

@@ -2,7 +2,8 @@
 step mode 's'.
 
 A gradient can be taken, or changed by a hook, wherever the host's graph has an edge. So a step is
-one, two or three nodes, as it is in the host (:class:`..neurons.transition.GraphNodes`).
+one, two or three nodes, as it is in the host (:class:`..neurons.transition.GraphNodes`), and one
+more where the input charges a synaptic current first.
 
 Forward keeps the spikes as bits, the input as a recipe (or the outputs, of a neuron that is
 recomputed from them) and a link in the chain of states. Backward has the step's states from the
@@ -36,8 +37,13 @@ from ..torch_internals.function import release_saved
 from ..torch_internals.pass_cache import pass_cache
 from ..torch_internals.saved_tensors import apply_and_release, save_edges, saved_with_edges
 from .anchors import Anchoring, anchoring_of, is_gentle
-from .chain import LINK, ChainLink, StepView, start_from
-from .double_backward import ChargedOfStep, InputsOfStep, differentiate_with_graph
+from .chain import LINK, SYNAPSE, ChainLink, StepView, start_from
+from .double_backward import (
+    ChargedOfStep,
+    InputsOfPotential,
+    InputsOfStep,
+    differentiate_with_graph,
+)
 from .outputs import offer, recovered_input
 from .record import NeuronRecord
 from .repeated_input import differentiate_once
@@ -99,7 +105,8 @@ def _input_of(
 ) -> Recomputable | None:
     """How backward recomputes a step's input; None if it is not known from spikes or data."""
     value = attach_recipes(current, record, call=in_step)
-    if value is None and transition.reads_input:
+    # Without it both states would have to be kept of a neuron with a synaptic current.
+    if value is None and (transition.reads_input or transition.has_synapse):
         return HeldTensor(current.detach().clone())  # from which all else follows
     return value
 
@@ -135,17 +142,20 @@ def _magnifies_errors(transition: Transition, current: Tensor) -> bool:
 def _take(
     transition: Transition, current: Tensor, states: States, link: ChainLink
 ) -> tuple[Tensor, States]:
-    """The step as one, two or three graph nodes."""
-    parameters = transition.parameters
+    """The step as one to four graph nodes."""
+    parameters, given = transition.parameters, ()
     if transition.nodes is GraphNodes.ONE:
         given = apply_and_release(_Step, current, link, len(states), *states, *parameters)
         return given[0], tuple(given if transition.fed_back else given[1:])
+    if transition.has_synapse:
+        synapse = apply_and_release(_Synapse, current, link, states, states[0], *parameters)
+        given, current, states = synapse[:1], synapse[-1], states[1:]
     charged = apply_and_release(_Charge, current, link, len(states), *states, *parameters)
     outputs = apply_and_release(_Fire, charged[-1], link, *parameters)
     if transition.nodes is GraphNodes.FIRE:
-        return outputs, charged
+        return outputs, (*given, *charged)
     after = apply_and_release(_Reset, charged[0], outputs, link, *parameters)
-    return outputs, (after,)
+    return outputs, (*given, after)
 
 
 @graph.with_slots(LINK, FIRED)
@@ -195,23 +205,69 @@ def _whole_step(transition: Transition, x: Tensor, *states: Tensor) -> tuple[Ten
     return outputs, *after[transition.fed_back :]
 
 
+@graph.with_slots(SYNAPSE)
+class _Synapse(torch.autograd.Function):
+    """The input and the synaptic current before, to the one after: as it is given out, and as the
+    potential is charged by it, if these are not one. The first node of a step that has it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, current: Tensor, link: ChainLink, states: States, *tensors: Tensor
+    ) -> States:
+        ctx.set_materialize_grads(False)
+        transition = link.transition
+        link.parts = transition.begin(current, states)
+        synapse = link.parts.synapse
+        setattr(ctx, SYNAPSE, link)
+        save_edges(ctx, (current, tensors[0]), InputsOfStep(link))
+        return (synapse, synapse.detach()) if transition.synapse_read_within else (synapse,)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_synapse: Tensor | None) -> Gradients:
+        link = _alive(getattr(ctx, SYNAPSE))
+        given = [each for each in grad_synapse if each is not None]
+        if not given:
+            return (None,) * len(ctx.needs_input_grad)
+        grad = given[0] if len(given) == 1 else given[0] + given[1]
+        if torch.is_grad_enabled():
+            inputs = saved_with_edges(ctx, InputsOfStep(link))
+            at_inputs, grads = differentiate_with_graph(
+                _integrate, link.transition, inputs, (grad,)
+            )
+            return at_inputs[0], None, None, at_inputs[1], *grads
+        _differentiate_layer_once(ctx, link)
+        view, needed = StepView.of(link), ctx.needs_input_grad[4:]
+        grad_x, grad_before, grads = link.transition.vjp_of_synapse(view, grad, needed)
+        view.close()
+        heap.chain_has_come_to(link.index, grad_x)
+        release_saved(ctx, SYNAPSE)
+        return grad_x, None, None, *grad_before, *grads
+
+
+def _integrate(transition: Transition, x: Tensor, synapse: Tensor) -> States:
+    return (transition.integrate(x, synapse),)
+
+
 @graph.with_slots(LINK)
 class _Charge(torch.autograd.Function):
-    """The input and the states before, to the states after, the membrane potential last; or to the
-    charged potential, where a node of its own resets. The first node of a step of several."""
+    """The input (the synaptic current, where that charges the potential) and the states before, to
+    the states after, the membrane potential last; or to the charged potential, where a node of its
+    own resets."""
 
     @staticmethod
     def forward(ctx: Any, current: Tensor, link: ChainLink, count: int, *tensors: Tensor) -> States:
         ctx.set_materialize_grads(False)
         states, transition = tensors[:count], link.transition
-        link.parts = parts = transition.begin(current, states)
+        # Where there is a synaptic current, its node has begun the step.
+        parts = link.parts = link.parts or transition.begin(current, states)
         _keep_reset_signal(link, parts)
         setattr(ctx, LINK, link)
         after = (parts.charged,)
         if transition.nodes is GraphNodes.FIRE:
             after = parts.states()
             link.reach(after, parts)
-        save_edges(ctx, (current, *states), InputsOfStep(link))
+            after = after[transition.has_synapse :]
+        save_edges(ctx, (current, *states), _inputs_of_charge(link))
         return after
 
     @staticmethod
@@ -220,19 +276,26 @@ class _Charge(torch.autograd.Function):
         if all(each is None for each in grad_charged):
             return (None,) * len(ctx.needs_input_grad)
         if torch.is_grad_enabled():
-            inputs = saved_with_edges(ctx, InputsOfStep(link))
+            inputs = saved_with_edges(ctx, _inputs_of_charge(link))
             at_inputs, grads = differentiate_with_graph(
                 _charge, link.transition, inputs, grad_charged
             )
             return at_inputs[0], None, None, *at_inputs[1:], *grads
-        _differentiate_layer_once(ctx, link)
+        is_last = not link.transition.has_synapse
+        if is_last:
+            _differentiate_layer_once(ctx, link)
         view, needed = StepView.of(link), ctx.needs_input_grad
         needed = needed[len(needed) - len(link.transition.parameters) :]
         grad_x, grad_before, grads = link.transition.vjp_of_charge(view, grad_charged, needed)
-        view.close()
-        heap.chain_has_come_to(link.index, grad_x)
+        if is_last:
+            view.close()
+            heap.chain_has_come_to(link.index, grad_x)
         release_saved(ctx, LINK)
         return grad_x, None, None, *grad_before, *grads
+
+
+def _inputs_of_charge(link: ChainLink) -> InputsOfStep | InputsOfPotential:
+    return (InputsOfPotential if link.transition.has_synapse else InputsOfStep)(link)
 
 
 def _charge(transition: Transition, x: Tensor, *states: Tensor) -> States:
@@ -283,12 +346,12 @@ class _Reset(torch.autograd.Function):
         ctx: Any, charged: Tensor, outputs: Tensor, link: ChainLink, *parameters: Tensor
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        (after,) = link.parts.states()
-        link.reach((after,), link.parts)
+        states = link.parts.states()
+        link.reach(states, link.parts)
         # The nodes below hold it; no loss may ever reach this node, which would release it.
         setattr(ctx, LINK, weakref.ref(link))
         save_edges(ctx, (charged, outputs), ChargedOfStep(link))
-        return after
+        return states[-1]
 
     @staticmethod
     def backward(ctx: Any, grad_after: Tensor | None) -> Gradients:

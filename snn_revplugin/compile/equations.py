@@ -22,6 +22,7 @@ from ..neurons.integrate_and_fire import (
     LeakyIntegrateAndFire,
     ParametricLeakyIntegrateAndFire,
 )
+from ..neurons.lapicque import Lapicque
 from ..neurons.leaky import Leaky
 from ..neurons.surrogate import Surrogate
 from ..neurons.transition import Transition
@@ -49,9 +50,10 @@ class Kind:
     """One kind of equations.
 
     Attributes:
-        neuron: "leaky" (parameters beta in [0, 1], threshold, factor), "if", "lif", "plif"
-            (parameter w) or "coupled" (parameters tau, alpha, beta, threshold, or none).
-        reset: "subtract", "zero", "none" of snnTorch's; "soft" or "hard" of the others.
+        neuron: "leaky" (parameters beta in [0, 1], threshold, factor), "lapicque" (the same, any
+            beta), "if", "lif", "plif" (parameter w) or "coupled" (parameters tau, alpha, beta,
+            threshold, or none).
+        reset: "subtract", "zero", "clear", "none" of snnTorch's; "soft" or "hard" of the others.
         option: "immediate" of snnTorch's reset, "detached" of the others' reset, or empty.
         variant: "decay_input" of a LIF, "strict" of a coupled node whose surrogate is snnTorch's,
             or empty.
@@ -65,11 +67,16 @@ class Kind:
     @property
     def constants(self) -> tuple[str, ...]:
         """The names of the constants: numbers that are no tensors."""
-        if self.neuron == "leaky":
+        if self.is_leaky:
             return ()
         if self.neuron == "coupled":
             return ("tau", "alpha", "beta", "threshold", "v_reset", "split_dim")
         return ("threshold", "v_reset", "tau")
+
+    @property
+    def is_leaky(self) -> bool:
+        """Whether the equations are snnTorch's leaky neuron's."""
+        return self.neuron in ("leaky", "lapicque")
 
     @property
     def from_outputs(self) -> bool:
@@ -79,18 +86,19 @@ class Kind:
     @property
     def reset_reads_signal(self) -> bool:
         """Whether the potential after the reset depends on more than the charged one."""
-        return self.neuron == "leaky" and self.option == "immediate"
+        return self.is_leaky and self.option == "immediate"
 
     def transition(
         self, equations: Equations, parameters: Sequence[Tensor], traced: bool
     ) -> Transition:
         """The equations themselves; ``traced`` where tensors have no values."""
-        is_leaky, count = self.neuron == "leaky", len(self.constants)
+        is_leaky, count = self.is_leaky, len(self.constants)
         constants, slopes = equations.numbers[:count], tuple(equations.numbers[count:])
         strict = is_leaky or self.variant == "strict"  # snnTorch's
         surrogate = Surrogate(equations.names[1], slopes, strict=strict, keeps_dtype=not strict)
         if is_leaky:
             leaky = ClampedLeaky if traced else Leaky
+            leaky = Lapicque if self.neuron == "lapicque" else leaky
             return leaky(surrogate, *parameters, self.reset, delayed=self.option != "immediate")
         detached = self.option == "detached"
         if self.neuron == "coupled":
@@ -121,8 +129,10 @@ def register_kind(kind: Kind) -> None:
     KINDS[equations_id(kind.neuron, kind.reset, kind.option, kind.variant)] = kind
 
 
-for _reset, _option in product(("subtract", "zero", "none"), ("", "immediate")):
-    register_kind(Kind("leaky", _reset, _option))
+for _reset in ("subtract", "zero", "clear", "none"):
+    for _option in ("", "immediate"):
+        register_kind(Kind("leaky", _reset, _option))
+    register_kind(Kind("lapicque", _reset))
 for _reset, _option in product(("soft", "hard"), ("", "detached")):
     register_kind(Kind("if", _reset, _option))
     for _neuron, _variant in product(("lif", "plif"), ("", "decay_input")):

@@ -171,7 +171,9 @@ class _Step(torch.autograd.Function):
 
 def _reads_signal(kind: Kind) -> bool:
     """Whether the derivative of a step reads the reset signal, and so the potential before."""
-    return kind.reset == "zero" or (kind.reset == "subtract" and kind.option == "immediate")
+    return kind.reset in ("zero", "clear") or (
+        kind.reset == "subtract" and kind.option == "immediate"
+    )
 
 
 # ------------------------------------------------------------------------------------- T time steps

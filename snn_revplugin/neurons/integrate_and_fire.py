@@ -165,11 +165,16 @@ class LeakyIntegrateAndFire(IntegrateAndFire):
 
     with ``v_rest = v_reset``, or 0 for a soft reset; fire and reset as in
     :class:`IntegrateAndFire`. The second and the third differ in their rounding alone.
+
+    Args:
+        divides_on_cuda: whether the host divides by tau there in float32, by a kernel of its own;
+            torch multiplies with the rounded reciprocal of a Python number.
     """
 
     tau: float = 2.0
     decay_input: bool = True
     by_factor: bool = field(default=False, kw_only=True)
+    divides_on_cuda: bool = field(default=True, kw_only=True)
 
     @property
     def decay(self) -> float:
@@ -177,12 +182,13 @@ class LeakyIntegrateAndFire(IntegrateAndFire):
 
     def leak(self, difference: Tensor, out: Tensor | None = None) -> Tensor:
         """A difference of potentials, times the rate at which it decays."""
-        if difference.device.type == "cuda" and difference.dtype is torch.float32:
-            # The host's kernel divides; torch would multiply with the rounded reciprocal of a
-            # Python number.
+        if difference.is_cuda and self._divides_on_cuda(difference.dtype):
             tau = torch.full((), self.tau, device=difference.device)
             return torch.div(difference, tau, out=out)
         return torch.div(difference, self.tau, out=out)
+
+    def _divides_on_cuda(self, dtype: torch.dtype) -> bool:
+        return self.divides_on_cuda and dtype is torch.float32
 
     def charge(
         self, x: Tensor, v: Tensor, signal: None = None, out: Tensor | None = None
@@ -232,7 +238,7 @@ class LeakyIntegrateAndFire(IntegrateAndFire):
             "rests": bool(self.rest),
             # torch divides by a number on a CPU; on CUDA it multiplies with the reciprocal, where
             # :meth:`leak` lets it.
-            "divides": not (on_cuda and x is not torch.float32),
+            "divides": not on_cuda or self._divides_on_cuda(x),
         }
 
     def _rate_of_kernel(self, spec: KernelSpec) -> Tensor | float:

@@ -24,11 +24,12 @@ class Leaky(OneStateNeuron):
         r = H(v - theta), detached       the reset that the step before left to this one
         h = beta v + x - theta r         reset 'subtract'
         h = beta (1 - r) v + x           reset 'zero'
+        h = (1 - r)(beta v + x)          reset 'clear', of ``Synaptic`` and ``Lapicque``
         h = beta v + x                   reset 'none'
         s = H(h - theta)                 the output is factor * s
         v' = h                           delayed reset
         v' = h - d theta                 immediate reset 'subtract', d = s - r, not detached
-        v' = h - d h                     immediate reset 'zero'
+        v' = h - d h                     immediate reset 'zero' or 'clear'
 
     with H strict and beta clamped to [0, 1]. ``beta``, ``threshold`` and ``factor`` are scalars or
     tensors that broadcast with the current.
@@ -37,7 +38,7 @@ class Leaky(OneStateNeuron):
     beta: Tensor
     threshold: Tensor
     factor: Tensor
-    reset_kind: str  # 'subtract', 'zero', 'none'
+    reset_kind: str  # 'subtract', 'zero', 'clear', 'none'
     delayed: bool = True
     graded: bool = True  # False where the factor is a constant one
 
@@ -79,9 +80,7 @@ class Leaky(OneStateNeuron):
     @cached_property
     def slope_of_clamp(self) -> Tensor:
         """The derivative of the clamp of beta."""
-        beta, (at_zero, at_one) = self.beta.detach(), _slopes_at_edges()
-        inside = ((beta > 0) & (beta < 1)).to(beta.dtype)
-        return (inside + (beta == 0) * at_zero + (beta == 1) * at_one).to(beta.dtype)
+        return slope_of_clamp(self.beta)
 
     @cached_property
     def thresholds(self) -> tuple[float, float]:
@@ -96,11 +95,7 @@ class Leaky(OneStateNeuron):
 
     @cached_property
     def clamped_beta(self) -> Tensor:
-        beta = self.beta.detach()
-        clamped = beta.clamp(0, 1)
-        # On another device the comparison would wait for it.
-        compares = beta.device.type == "cpu" and capture.may_synchronise(beta)
-        return beta if compares and (beta == clamped).all() else clamped
+        return clamped(self.beta)
 
     @cached_property
     def decay(self) -> float:
@@ -119,12 +114,18 @@ class Leaky(OneStateNeuron):
         if self.reset_kind == "zero":
             v = (1 - signal) * v
         h = add(self.decays * v, x)
+        if self.reset_kind == "clear":
+            return self.cleared(h, signal)
         if self.reset_kind != "subtract":
             return h
         if h.dtype == signal.dtype == self.threshold.dtype:
             # A product with zero or one does not round.
             return h.addcmul_(signal, self.threshold, value=-1)
         return h - signal * self.threshold
+
+    def cleared(self, h: Tensor, signal: Tensor) -> Tensor:
+        """What the reset 'clear' leaves of a charged potential."""
+        return h - signal * h
 
     def reset(self, h: Tensor, fired: Tensor, signal: Tensor | None) -> Tensor:
         if self.reset_keeps_charged:
@@ -159,14 +160,14 @@ class Leaky(OneStateNeuron):
         self, grad_v: Tensor, view: StepView, needed: Needed
     ) -> tuple[Tensor, Tensor | None, Gradients]:
         if self.reset_keeps_charged:
-            return grad_v, None, (None, None, None)
+            return grad_v, None, self.gradients()
         # The casts here and below are the host's: its spikes and reset signals may be float32
         # beside a float64 potential.
         due = self._due(view.fired, view.reset_signal)
         by = self.threshold if self.reset_kind == "subtract" else view.charged
         grad_product = -grad_v.to(torch.result_type(due, by))
         grad_h, grad_threshold, grad_factor = grad_v, None, None
-        if self.reset_kind == "zero":
+        if self.reset_kind != "subtract":
             grad_h = grad_v + grad_product * due
         elif needed[1]:
             grad_threshold = sum_to(grad_product * due, self.threshold)
@@ -174,7 +175,8 @@ class Leaky(OneStateNeuron):
         if needed[2]:
             slope = self.spikes(view.fired) / self.factor / self.factor
             grad_factor = sum_to(-grad_due * slope, self.factor)
-        return grad_h, grad_due / self.factor, (None, grad_threshold, grad_factor)
+        grads = self.gradients(threshold=grad_threshold, factor=grad_factor)
+        return grad_h, grad_due / self.factor, grads
 
     def gradient_of_fire(
         self, grad_spikes: Tensor, view: StepView, needed: Needed
@@ -187,25 +189,31 @@ class Leaky(OneStateNeuron):
         grad_z = self.surrogate.gradient(grad_binary, h - self.threshold)
         grad_threshold = sum_to(-grad_z, self.threshold) if needed[1] else None
         grad_factor = sum_to(grad_spikes * view.fired, self.factor) if needed[2] else None
-        return grad_z, (None, grad_threshold, grad_factor)
+        return grad_z, self.gradients(threshold=grad_threshold, factor=grad_factor)
 
     def gradient_of_charge(
         self, grad_h: Tensor, view: StepView, needed: Needed, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Gradients]:
         grad_beta = grad_threshold = None
+        if self.reset_kind == "clear":
+            grad_h = grad_h * (1 - view.reset_signal)
         if self.reset_kind == "subtract" and needed[1]:
             # The host multiplies the signal with the threshold, in their dtype, and subtracts then.
             product = torch.result_type(view.reset_signal, self.threshold)
             grad_threshold = sum_to(-grad_h.to(product) * view.reset_signal, self.threshold)
         if needed[0]:
-            (v,) = view.before
+            v = view.before[-1]
             if self.reset_kind == "zero":
                 v = (1 - view.reset_signal) * v
             grad_beta = sum_to(grad_h * v, self.beta) * self.slope_of_clamp
         grad_before = grad_h * self.decays
         if self.reset_kind == "zero":
             grad_before = grad_before * (1 - view.reset_signal)
-        return grad_h, grad_before, (grad_beta, grad_threshold, None)
+        return grad_h, grad_before, self.gradients(beta=grad_beta, threshold=grad_threshold)
+
+    def gradients(self, **given: Tensor | None) -> Gradients:
+        """The gradients at the parameters, by their names; None for those that are not given."""
+        return tuple(map(given.get, self.parameter_names))
 
     # ------------------------------------------------------------------------------- kernels
 
@@ -271,6 +279,22 @@ class Leaky(OneStateNeuron):
         # Whether the clamp makes a new tensor depends on values, which a meta tensor has not.
         meta.clamped_beta = self.clamped_beta.to("meta")
         return meta
+
+
+def clamped(decay: Tensor) -> Tensor:
+    """A decay clamped to [0, 1], without a gradient: itself, where that is known to be so."""
+    decay = decay.detach()
+    result = decay.clamp(0, 1)
+    # On another device the comparison would wait for it.
+    compares = decay.device.type == "cpu" and capture.may_synchronise(decay)
+    return decay if compares and (decay == result).all() else result
+
+
+def slope_of_clamp(decay: Tensor) -> Tensor:
+    """The derivative of the clamp of a decay to [0, 1]."""
+    decay, (at_zero, at_one) = decay.detach(), _slopes_at_edges()
+    inside = ((decay > 0) & (decay < 1)).to(decay.dtype)
+    return (inside + (decay == 0) * at_zero + (decay == 1) * at_one).to(decay.dtype)
 
 
 _SLOPES: list[float] = []

@@ -15,6 +15,8 @@ graph, no module, no host. ``bptt`` runs transitions as autograd Functions and d
 neurons/one_state_equations.py  charge, fire, reset, and their inverse
 neurons/one_state.py            a transition made of them
 neurons/leaky.py                snnTorch's ``Leaky``
+neurons/lapicque.py             snnTorch's ``Lapicque``
+neurons/synaptic.py             snnTorch's ``Synaptic``, which has two states
 neurons/integrate_and_fire.py   SpikingJelly's ``IFNode``, ``LIFNode``, ``ParametricLIFNode``
 neurons/coupled.py              the split-coupled node of the seed paper
 ==============================  =============================================================
@@ -69,10 +71,12 @@ class StepParts(Protocol):
     Attributes:
         charged: the charged potential, or None where no such part exists.
         reset_signal: what a delayed reset acts on, as zeros and ones; None where there is none.
+        synapse: the synaptic current after the step, of a neuron that has one.
     """
 
     charged: Tensor | None
     reset_signal: Tensor | None
+    synapse: Tensor
 
     def fire(self) -> tuple[Tensor | PackedSpikes, Tensor]:
         """The spikes as zeros and ones (or packed), and the outputs as the host gives them out."""
@@ -193,6 +197,11 @@ class Transition:
         reads_before: whether it reads the states before the step.
         invertible: whether :meth:`invert` exists.
         single_steps_only: whether there is no :meth:`scan`.
+        has_synapse: whether the input charges the first state alone (a synaptic current), by a
+            graph node of its own, and that one the potential, the last state. Not with a ``ONE``
+            node.
+        synapse_read_within: whether the potential is charged by the synaptic current before the
+            host gives that out, so that a gradient at it does not contain the potential's.
         fed_back: whether the outputs are the first of the states (a recurrent neuron); ``ONE`` node
             only. The node then gives them out once.
         own_code: whether the step is a module's own code, which no kernel can stand for.
@@ -209,6 +218,8 @@ class Transition:
     reads_before = False
     invertible = False
     single_steps_only = False
+    has_synapse = False
+    synapse_read_within = False
     fed_back = False
     own_code = False
     parameter_names: tuple[str, ...] = ()
@@ -225,6 +236,12 @@ class Transition:
     def with_parameters(self, parameters: Sequence[Tensor]) -> Transition:
         """The same neuron with other tensors for its parameters."""
         return replace(self, **dict(zip(self.parameter_names, parameters, strict=True)))
+
+    @property
+    def cascade(self) -> tuple[float, ...]:
+        """The smallest decay of each state, in the order in which one charges the next: decides the
+        distance between two anchors."""
+        return (self.decay,)
 
     @property
     def spikes_carry_gradient(self) -> bool:
@@ -306,6 +323,15 @@ class Transition:
     def vjp_of_charge(self, view: StepView, grad_charged: Gradients, needed: Needed) -> Derivative:
         """:meth:`vjp` of the node that charges, from the gradients at what it gives: the states
         after the step, or the charged potential alone where a node of its own resets."""
+        raise NotImplementedError
+
+    def vjp_of_synapse(self, view: StepView, grad_synapse: Tensor, needed: Needed) -> Derivative:
+        """:meth:`vjp` of the node that charges the synaptic current, from the gradient at it.
+        :meth:`vjp_of_charge` is then that of the node which charges the potential by it."""
+        raise NotImplementedError
+
+    def integrate(self, x: Tensor, synapse: Tensor) -> Tensor:
+        """The synaptic current after a step, from its input and the one before."""
         raise NotImplementedError
 
     def charge_again(self, x: Tensor, states: States) -> States:

@@ -126,21 +126,24 @@ def _there_and_back(transition: Transition, currents: Tensor) -> Reversibility:
 
         def compare(view: StepView, *gradients: object) -> Derivative:
             right = path[len(currents) - 1 - len(errors)]
-            errors.append((view.before[0].double() - right.double()).abs().max().item())
+            errors.append(
+                max(_largest(a.double() - b) for a, b in zip(view.before, right, strict=True))
+            )
             return derivative(view, *gradients)
 
         return compare
 
     for name in ("vjp", "vjp_of_charge"):
         object.__setattr__(spy, name, comparing(name))  # equations may be frozen
-    record, v, path = NeuronRecord(), torch.zeros_like(currents[0]), []
+    record, path = NeuronRecord(), []
+    states = (torch.zeros_like(currents[0]),) * len(transition.cascade)
     currents = currents.clone().requires_grad_()
     for x in currents:
-        path.append(v.detach())
-        _, (v,) = step(spy, _recomputable(x), (v,), record)
-    torch.autograd.grad(v.sum(), currents)  # and no gradient of the neuron's parameters
-    largest = max(each.abs().max().item() for each in path)
-    anchoring = anchoring_of(transition, (v,))
+        path.append(tuple(each.detach() for each in states))
+        _, states = step(spy, _recomputable(x), states, record)
+    torch.autograd.grad(states[-1].sum(), currents)  # and no gradient of the neuron's parameters
+    largest = max(_largest(each) for states in path for each in states)
+    anchoring = anchoring_of(transition, states)
     return Reversibility(
         error=max(errors),
         largest=largest,
@@ -149,6 +152,10 @@ def _there_and_back(transition: Transition, currents: Tensor) -> Reversibility:
         steps_between_anchors=min(anchoring.interval, len(currents)),
         time_steps=len(currents),
     )
+
+
+def _largest(state: Tensor) -> float:
+    return state.abs().max().item()
 
 
 def _recomputable(x: Tensor) -> Tensor:
