@@ -7,6 +7,7 @@ from .batch_norm import Normed, normed
 from .cache import RecipeCache
 from .kind import COPY, ELEMENTWISE, LAYER, PARAMETRISATION, PLAIN, SPLIT, VIEW, Kind
 from .operations.operation import OPERATIONS, DecidedBy, Operation, operation_of, register
+from .readers import ReaderRecord, Readers, ReaderStatistics
 from .recipe import HeldTensor, Output, Recipe, Recomputable, Spikes
 from .together import read_together
 from .walk import FIRED, UNSEEN
@@ -28,6 +29,9 @@ __all__ = [
     "Normed",
     "Operation",
     "Output",
+    "ReaderRecord",
+    "ReaderStatistics",
+    "Readers",
     "Recipe",
     "RecipeCache",
     "Recomputable",

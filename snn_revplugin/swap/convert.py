@@ -14,6 +14,7 @@ import torch.nn as nn
 from .hosts import imported_hosts
 from .module import ReversibleNeuron
 from .table import AnySwap, host_class, known_swaps, make_host, make_reversible, swap_for
+from .watch import unwatch, watch
 
 OWN_STEP = ", by its own step"
 
@@ -88,6 +89,8 @@ def convert(
                 report.by_own_step.append(name)
         elif reason:
             report.left[name] = reason
+    if any(isinstance(each, ReversibleNeuron) for each in net.modules()):
+        watch(net)
     _notify_hosts(net)
     return report
 
@@ -108,6 +111,7 @@ def restore(net: nn.Module) -> Conversion:
     _check(net)
     report = Conversion()
     for name, module in net.named_modules():
+        unwatch(module)
         host = host_class(module)
         if host is not None:
             before = type(module)
