@@ -89,7 +89,8 @@ def convert(
                 report.by_own_step.append(name)
         elif reason:
             report.left[name] = reason
-    if any(isinstance(each, ReversibleNeuron) for each in net.modules()):
+    neurons = [each for each in net.modules() if isinstance(each, ReversibleNeuron)]
+    if neurons and net not in neurons:
         watch(net)
     _notify_hosts(net)
     return report

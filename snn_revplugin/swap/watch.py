@@ -1,13 +1,15 @@
 """``watch``: memory is saved behind the last neuron, too.
 
 A neuron replaces what the layers below it saved. No neuron follows on a read-out, so the module
-that it belongs to does this at the end of its forward. A reader that a time loop calls at each step
-does not wait so long: its own hook walks from what it gives out.
+that the user calls does this at the end of its forward. A reader that a time loop calls at each
+step does not wait so long: its own hook walks from what it gives out.
 
-Which modules read behind the last neuron is found out in the first forward that records a gradient:
-after each call of a module without neurons in it, by whether a neuron has walked to its outputs by
-the next call, or by the end of the forward. The hook of a module that feeds a neuron is then gone,
-and costs nothing.
+The first forward that records a gradient finds out which modules these are, and every other module
+loses its hook and costs nothing from then on:
+
+* of the modules with neurons in them, those that are called inside another one's forward;
+* of those without, the readers' candidates, those from whose outputs nothing is left to release
+  when they are called the next time, or when the forward ends: a neuron has walked there.
 """
 
 from __future__ import annotations
@@ -53,7 +55,10 @@ class Watch:
         # Entries that an exception beside Exception left behind.
         while forwards and (forwards[-1].root() is None or forwards[-1].root() is module):
             forwards.pop()
-        if not _saves_memory() or (forwards and forwards[-1].holds(module)):
+        if not _saves_memory():
+            return
+        if forwards and forwards[-1].holds(module):
+            module_hooks.remove_hooks(module, WATCHED)
             return
         if self._looks_for_readers:
             self._looks_for_readers = False
@@ -190,16 +195,22 @@ def _look_for_readers(root: nn.Module) -> None:
 
     def look(module: nn.Module) -> bool:
         """Whether a module has no neuron in it."""
-        if is_neuron(module) or isinstance(module, ReversibleNeuron):
+        if _is_neuron(module):
             return False
         if not isinstance(module, CONTAINERS) and _is_made_of_parts_by_torch(module):
             return True
-        can_read = all([look(each) for each in module.children()])
+        can_read = True
+        for each in module.children():
+            can_read = look(each) and can_read
         if can_read and module is not root and module_hooks.hook_of(module, READER) is None:
             module_hooks.set_hooks(module, READER, Reader().see)
         return can_read
 
     look(root)
+
+
+def _is_neuron(module: nn.Module) -> bool:
+    return isinstance(module, ReversibleNeuron) or is_neuron(module)
 
 
 def _is_made_of_parts_by_torch(module: nn.Module) -> bool:
@@ -217,7 +228,7 @@ def watch(net: nn.Module) -> None:
     them.
 
     Args:
-        net: the module that a training step calls: once, or once in each time step.
+        net: the module that a training step calls, or one that such a module is part of.
 
     Raises:
         TypeError: ``net`` is no module.
@@ -227,15 +238,31 @@ def watch(net: nn.Module) -> None:
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
-    if watch_of(net) is None:
-        new = Watch()
-        module_hooks.set_hooks(net, WATCHED, new.end, new.begin)
+    set_watch(net)
+    for module in net.modules():
+        if not _is_neuron(module) and any(_is_neuron(each) for each in module.modules()):
+            set_watch(module)
+
+
+def set_watch(module: nn.Module) -> Watch:
+    """Set the hooks on one module."""
+    watch = watch_of(module)
+    if watch is None:
+        watch = Watch()
+        module_hooks.set_hooks(module, WATCHED, watch.end, watch.begin)
+    return watch
 
 
 def watch_of(module: nn.Module) -> Watch | None:
     """What watches a module's readers, if :func:`watch` was called for it."""
     hook = module_hooks.hook_of(module, WATCHED)
     return None if hook is None else hook.__self__
+
+
+def watches_of(net: nn.Module) -> dict[str, Watch]:
+    """What watches the readers of ``net`` and of modules in it, by the module's name."""
+    watches = {name: watch_of(module) for name, module in net.named_modules()}
+    return {name: each for name, each in watches.items() if each is not None}
 
 
 def unwatch(module: nn.Module) -> None:
