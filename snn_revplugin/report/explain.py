@@ -275,8 +275,7 @@ def explain(net: nn.Module, step_fn: Callable[[], object] | None = None) -> Expl
         elif reason:
             rows.append(Account(name, kind, left=reason))
     readers = (
-        account_of_readers(name, watch.record.statistics)
-        for name, watch in watches_of(net).items()
+        account_of_readers(name, watch.record.statistics) for name, watch in watches_of(net).items()
     )
     accounts = tuple(each for each in readers if each is not None)
     return Explanation(tuple(rows), _in_words(kept), report, accounts)
