@@ -562,6 +562,30 @@ def test_what_is_small_is_kept() -> None:
     assert not statistics.replaced_bytes and hooks(net) == {"": [WATCHED]}
 
 
+def test_a_small_batch_at_first() -> None:
+    """Then the readers are looked for again."""
+    _, net = both(Summed)
+    net(batch()[:1])
+    net(batch())
+    with LiveBytes() as live:
+        net(batch())
+        third = live.peak()
+    assert hooks(net) == {"": [WATCHED], "fc": [READER]}
+    with LiveBytes() as live:
+        net(batch())
+        assert live.peak() <= third
+
+
+def test_what_was_computed_before_an_earlier_forward() -> None:
+    torch.manual_seed(0)
+    body, read_out = RevLeaky(beta=0.9, init_hidden=True), nn.Linear(SIZE, 5)
+    watch(read_out)
+    x = torch.rand(BATCH, SIZE, requires_grad=True)
+    doubled = [body(x) * 2 for _ in range(T)]
+    sum(read_out(each) for each in doubled).sum().backward()
+    assert watch_of(read_out).record.statistics.replaced_bytes == T * BATCH * SIZE * 4
+
+
 def test_explain_counts_what_readers_save_and_keep() -> None:
     _, net = both(lambda: Summed(lambda net, s: net.fc(s) + F.silu(s * 0.7).mean()))
     explanation = explain(net, lambda: loss_of(net))

@@ -29,6 +29,7 @@ from .walk import NOT_WORTH_IT, Place, Visit, Walk
 
 MOST_WORK = 16  # operations that recompute a tensor for a reader
 READS = "snn_revplugin_reads"  # where a node notes for later forwards that it lies above spikes
+MOST_OLD = 64  # nodes of earlier forwards that one forward comes to
 
 
 @dataclass
@@ -64,12 +65,12 @@ class Readers:
 
     Args:
         record: of the module.
-        oldest: the age of the youngest node that an earlier forward came to; what is older has been
-            seen, but for the nodes that gave that forward's outputs.
+        seen: the age of the youngest node that an earlier forward came to. Only some of the nodes
+            that are as old are visited: a host's neuron may have a graph back to the start of time.
     """
 
-    def __init__(self, record: ReaderRecord, oldest: int) -> None:
-        self.record, self.oldest = record, oldest
+    def __init__(self, record: ReaderRecord, seen: int) -> None:
+        self.record, self.seen, self._old_left = record, seen, MOST_OLD
         self._above: dict[Node, bool] = {}  # whether a node lies above spikes
         self._outcomes: list[Recomputable] = []  # alive for the walks that come to them again
 
@@ -92,14 +93,12 @@ class Readers:
         """Let later forwards end their walks at these tensors.
 
         Returns:
-            The ``oldest`` for the next forward.
+            The ``seen`` of the next forward.
         """
         for node, _ in tops:
             if self._above.get(node):
                 node.metadata[READS] = True
-            if not graph.is_leaf_edge(node):
-                self.oldest = max(self.oldest, graph.age_of(node))
-        return self.oldest
+        return max((graph.age_of(node) for node, _ in tops), default=self.seen)
 
     def _descend(self, top: Node, walk: Walk) -> None:
         """Visit the nodes below ``top`` and it, from below upwards."""
@@ -118,10 +117,14 @@ class Readers:
         """Whether nothing below a node remains to be visited."""
         if graph.is_leaf_edge(node) or graph.has_slots(node) or node in self._above:
             return True
-        if graph.age_of(node) > self.oldest:
+        if graph.age_of(node) > self.seen:
             return False
-        self._above[node] = node.metadata.get(READS, False)
-        return True
+        reads = node.metadata.get(READS, False)
+        if reads or not self._old_left:
+            self._above[node] = reads
+            return True
+        self._old_left -= 1
+        return False
 
     def _visit(self, node: Node, walk: Walk) -> bool:
         """Replace what a node saved, if it lies above spikes. Whether it does, and passes on what

@@ -45,6 +45,7 @@ class Watch:
         self.record = ReaderRecord()
         self._owner: weakref.ref[nn.Module] | None = None
         self._looks_for_readers = True
+        self._most_late = 0  # bytes that the hooks of readers had left to the end of a forward
         self._local = _Ages()
 
     def begin(self, module: nn.Module, inputs: tuple) -> None:
@@ -64,16 +65,20 @@ class Watch:
             self._looks_for_readers = False
             if not distributed.is_sharded(module):
                 _look_for_readers(module)
-        readers = Readers(self._record_of(module), self._local.oldest)
-        forwards.append(_Forward(module, readers))
+        forwards.append(_Forward(module, Readers(self._record_of(module), self._local.seen)))
 
     def end(self, module: nn.Module, inputs: tuple, outputs: Any) -> None:
         """The hook after the module's forward."""
         if torch.compiler.is_compiling():
             return
         forwards = _under_way.forwards
-        if forwards and forwards[-1].root() is module:
-            self._local.oldest = forwards.pop().end(outputs)
+        if not forwards or forwards[-1].root() is not module:
+            return
+        edges, forward = tuple(_edges_of(outputs)), forwards.pop()
+        late = forward.end(edges)
+        self._local.seen = forward.readers.note(edges)
+        if late > 2 * self._most_late:  # the forward that looked may have had a small batch
+            self._most_late, self._looks_for_readers = late, True
 
     def _record_of(self, module: nn.Module) -> ReaderRecord:
         """The record; a replica of ``nn.DataParallel`` has one of its own, which counts in the same
@@ -149,13 +154,12 @@ class _Forward:
             reader.remove(module)
         return reader.reads
 
-    def end(self, outputs: Any) -> int:
-        """Replace what readers saved on the way to the outputs; see ``Readers.note``."""
+    def end(self, outputs: tuple[Edge, ...]) -> int:
+        """Replace what is left of what readers saved on the way to the outputs. Returns its
+        bytes."""
         for reader in tuple(self.called):
             self.judge(reader)
-        edges = tuple(_edges_of(outputs))
-        self.readers.release(edges)
-        return self.readers.note(edges)
+        return self.readers.release(outputs)
 
 
 class _UnderWay(threading.local):
@@ -168,7 +172,7 @@ class _UnderWay(threading.local):
 class _Ages(threading.local):
     """Up to what age a thread's graph nodes have been seen: each thread counts by itself."""
 
-    oldest = -1
+    seen = -1
 
 
 _under_way = _UnderWay()
