@@ -102,20 +102,22 @@ class Readers:
 
     def _descend(self, top: Node, walk: Walk) -> None:
         """Visit the nodes below ``top`` and it, from below upwards."""
-        nodes, opened = [top], set()
+        nodes = [] if self._is_end(top) else [top]
         while nodes:
             node = nodes[-1]
-            if node in opened or self._is_end(node):
-                nodes.pop()
-                if node in opened and node not in self._above:
-                    self._above[node] = self._visit(node, walk)
-            else:
-                opened.add(node)
-                nodes.extend(below for below, _ in node.next_functions if below is not None)
+            below = [each for each, _ in node.next_functions if not self._is_end(each)]
+            if below:
+                nodes.extend(below)
+                continue
+            nodes.pop()
+            if node not in self._above:  # it may lie below several
+                self._above[node] = self._visit(node, walk)
 
     def _is_end(self, node: Node) -> bool:
         """Whether nothing below a node remains to be visited."""
-        if graph.is_leaf_edge(node) or graph.has_slots(node) or node in self._above:
+        if node is None or graph.is_leaf_edge(node) or graph.has_slots(node):
+            return True
+        if node in self._above:
             return True
         if graph.age_of(node) > self.seen:
             return False
@@ -129,7 +131,10 @@ class Readers:
     def _visit(self, node: Node, walk: Walk) -> bool:
         """Replace what a node saved, if it lies above spikes. Whether it does, and passes on what
         can be recomputed from them."""
-        if not any(self._leads_to_spikes(*edge) for edge in node.next_functions):
+        for below, output in node.next_functions:
+            if self._leads_to_spikes(below, output):
+                break
+        else:
             return False
         operation = operation_of(node)
         if operation is None or operation.saves:
