@@ -20,6 +20,7 @@ from .settings import Settings, get_settings, use_settings
 from .swap.convert import Conversion, convert, restore
 from .swap.plain import register_neuron
 from .swap.table import reversible
+from .swap.watch import watch
 
 __all__ = [
     "Conversion",
@@ -33,5 +34,6 @@ __all__ = [
     "restore",
     "reversible",
     "use_settings",
+    "watch",
 ]
 __version__ = "0.1.0"

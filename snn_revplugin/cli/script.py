@@ -6,7 +6,7 @@ import os
 import runpy
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -16,9 +16,11 @@ import torch.nn as nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from ..bptt.statistics import CallStatistics
-from ..report.explain import Account, Explanation, account_of
+from ..replay import ReaderStatistics
+from ..report.explain import Account, Explanation, account_of, account_of_readers
 from ..swap.module import CompiledCalls, ReversibleNeuron
 from ..swap.table import host_class, make_host, make_reversible, swap_for
+from ..swap.watch import set_watch, unwatch
 
 INTERRUPTED = 130  # a shell's exit code for Ctrl-C
 TIP = (
@@ -33,12 +35,14 @@ class _Place:
     report can name the neurons of a net that no longer exists."""
 
     kind: str
+    module: ref[nn.Module]
     name: str = ""
     parent: _Place | None = None
     statistics: CallStatistics | None = None
     compiled: CompiledCalls = field(default_factory=CompiledCalls)
     swapped: bool = False
     left: str = ""
+    readers: ReaderStatistics | None = None  # of a module that is watched
 
     @property
     def root(self) -> _Place:
@@ -49,21 +53,29 @@ class _Place:
         above = "" if self.parent is None else self.parent.path
         return f"{above}.{self.name}" if above else self.name
 
+    @property
+    def above(self) -> Iterator[_Place]:
+        """The places of the modules that the module is part of, from the innermost on."""
+        if self.parent is not None:
+            yield self.parent
+            yield from self.parent.above
+
 
 class SwapOnRegistration:
     """Makes every supported neuron reversible that becomes a submodule of another module inside a
     ``with`` block.
 
     A neuron that never becomes a submodule, or becomes one without being assigned (in a copy, or an
-    unpickled module), is not seen. After the block the neurons that still exist have their host's
-    class again.
+    unpickled module), is not seen. What reads the spikes of the last neurons saves memory, too.
+    After the block the neurons that still exist have their host's class again.
     """
 
     def __init__(self) -> None:
         # By identity: modules may define __eq__ and __hash__ that fail, or that find others equal.
         # The entry of a module is removed when it dies, before its id can be another's.
-        self._places: dict[int, tuple[ref[nn.Module], _Place]] = {}
+        self._places: dict[int, _Place] = {}
         self._neurons: list[_Place] = []
+        self._watched: list[_Place] = []
 
     def __enter__(self) -> SwapOnRegistration:
         self._hook = register_module_module_registration_hook(self._registered)
@@ -71,9 +83,12 @@ class SwapOnRegistration:
 
     def __exit__(self, *exception: object) -> None:
         self._hook.remove()
-        for module_ref, place in list(self._places.values()):
-            module = module_ref() if place.swapped else None
-            host = None if module is None else host_class(module)
+        for place in list(self._places.values()):
+            module = place.module()
+            if module is None:
+                continue
+            unwatch(module)
+            host = host_class(module) if place.swapped else None
             if host is not None:
                 make_host(module, host)
 
@@ -86,13 +101,19 @@ class SwapOnRegistration:
             if root not in roots:
                 count = sum(each.kind == root.kind for each in roots)
                 roots[root] = root.kind if count == 0 else f"{root.kind} ({count + 1})"
-        return Explanation(
-            tuple(_account(place, f"{roots[place.root]}.{place.path}") for place in self._neurons)
-        )
+        rows = [_account(place, f"{roots[place.root]}.{place.path}") for place in self._neurons]
+        readers = [
+            account_of_readers(".".join(filter(None, (roots[place.root], place.path))), statistics)
+            for place in self._watched
+            if (statistics := place.readers) is not None
+        ]
+        accounts = tuple(each for each in readers if each is not None)
+        return Explanation(tuple(rows), readers=accounts)
 
     def report(self) -> str:
         """The explanation under a line that counts the neurons."""
-        rows = self.explain().rows
+        explanation = self.explain()
+        rows = explanation.rows
         if not rows:
             return "snn-revplugin: no spiking neuron of a known host became part of a module"
         reversible = sum(row.is_reversible for row in rows)
@@ -102,13 +123,25 @@ class SwapOnRegistration:
         ]
         if swapped:
             lines.append(TIP.format(swapped=swapped))
-        return "\n".join((*lines, *map(str, rows)))
+        return "\n".join((*lines, str(explanation)))
 
     def _registered(self, parent: nn.Module, name: str, child: nn.Module | None) -> None:
         if child is None:
             return
         place = self._place(child)
         place.parent, place.name = self._place(parent), name
+        self._swap(child, place)
+        if place.statistics is not None or place.readers is not None:
+            self._watch(place.above)
+
+    def _watch(self, places: Iterable[_Place]) -> None:
+        for place in places:
+            module = place.module()
+            if place.readers is None and place.statistics is None and module is not None:
+                place.readers = set_watch(module).record.statistics
+                self._watched.append(place)
+
+    def _swap(self, child: nn.Module, place: _Place) -> None:
         if place.statistics is not None or place.left:
             return  # known already, under another name
         swap, reason = swap_for(child)
@@ -128,8 +161,8 @@ class SwapOnRegistration:
         key = id(module)
         if key not in self._places:
             alive = ref(module, lambda _: self._places.pop(key, None))
-            self._places[key] = alive, _Place(type(module).__name__)
-        return self._places[key][1]
+            self._places[key] = _Place(type(module).__name__, alive)
+        return self._places[key]
 
 
 def _account(place: _Place, name: str) -> Account:

@@ -8,6 +8,7 @@ from .cache import RecipeCache
 from .keeping import CallInStep, TrainingStep, observe
 from .kind import COPY, ELEMENTWISE, LAYER, PARAMETRISATION, PLAIN, SPLIT, VIEW, Kind
 from .operations.operation import OPERATIONS, DecidedBy, Operation, operation_of, register
+from .readers import ReaderRecord, Readers, ReaderStatistics
 from .recipe import HeldTensor, Output, Recipe, Recomputable, Spikes
 from .together import read_together
 from .walk import FIRED, UNSEEN
@@ -30,6 +31,9 @@ __all__ = [
     "Normed",
     "Operation",
     "Output",
+    "ReaderRecord",
+    "ReaderStatistics",
+    "Readers",
     "Recipe",
     "RecipeCache",
     "Recomputable",

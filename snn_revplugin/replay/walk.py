@@ -76,6 +76,7 @@ TOO_DEEP = "a chain of operations without spikes"
 SUMS = "residual sums"
 CONSTANTS = "constant operands"
 BUDGET = "values that the memory budget keeps"
+NOT_WORTH_IT = "tensors that are not worth recomputing"
 WEIGHTS = "computed weights"
 NO_EDGE = (None, 0)
 NO_EDGES = (NO_EDGE,)
@@ -357,6 +358,11 @@ class Walk:
             visit.values.append(value)
         return visit
 
+    def pays(self, value: Recomputable, saved: Tensor) -> bool:
+        """Whether to recompute a saved tensor. For a neuron always: its own backward needs what the
+        tensors on the way are recomputed from."""
+        return True
+
     def _held_operand(self, visit: Visit, tensor: Tensor) -> Recomputable:
         """An operand that is not recomputed: a parameter, or a saved tensor."""
         visit.freed = visit.freed or self._is_freed(tensor)
@@ -381,6 +387,9 @@ class Walk:
             value = self.value_of(Place(below, output, saved, saved.stride(), depth))
         visit.driven = visit.driven or value.driven
         if value.derived:
+            if not self.pays(value, saved):
+                self._keep(NOT_WORTH_IT, saved)
+                return self._held_operand(visit, saved)
             visit.derived = True
             visit.replaceable.append((visit.names[position], position, saved))
             return value

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 import torch.nn as nn
 
 from ..bptt.statistics import CallStatistics
+from ..replay import ReaderStatistics
 from ..swap.module import CompiledCalls, ReversibleNeuron
 from ..swap.table import swap_for
-from .kept import kept_in_one_step, kept_in_words
+from ..swap.watch import watches_of
+from .kept import kept_in_one_step, kept_in_words, size_in_words
 from .memory import MemoryReport
 
 BITS = 8
@@ -180,6 +182,36 @@ class Account:
 
 
 @dataclass(frozen=True)
+class ReaderAccount:
+    """What was recomputed for what reads the spikes of a module's last neurons.
+
+    Attributes:
+        name: of the module in its net, empty for the net itself.
+        replaced_bytes: of the saved tensors that are recomputed in backward.
+        recomputed: the operations that had saved them, or are recomputed for them, each with its
+            number of calls.
+        kept_bytes: bytes of the saved tensors that are not, by the operation or the other cause for
+            which they are not.
+    """
+
+    name: str
+    replaced_bytes: int
+    recomputed: Mapping[str, int]
+    kept_bytes: Mapping[str, int]
+
+    def __str__(self) -> str:
+        lines = [f"{self.name or '(the module itself)'}: readers behind its last neurons"]
+        if self.recomputed:
+            lines += [
+                f"  recomputed: {', '.join(self.recomputed)}",
+                f"  released: {size_in_words(self.replaced_bytes)} of saved tensors",
+            ]
+        if self.kept_bytes:
+            lines.append(f"  activations kept: {kept_in_words(self.kept_bytes)}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
 class Explanation:
     """The accounts of a net's neurons, one per row; ``str`` of it is for reading.
 
@@ -188,12 +220,15 @@ class Explanation:
         kept: bytes that one training step keeps for backward, by cause; empty where no step was
             given.
         report: the memory that the step held; None where no step was given.
+        readers: of the modules in it that are watched (by ``convert`` or ``watch``), as far as
+            there are readers behind their last neurons.
         budget: what the plans of the memory budget say, a line each.
     """
 
     rows: tuple[Account, ...]
     kept: Mapping[str, int] = field(default_factory=dict)
     report: MemoryReport | None = None
+    readers: tuple[ReaderAccount, ...] = ()
     budget: tuple[str, ...] = ()
 
     @property
@@ -202,9 +237,9 @@ class Explanation:
         return self.report.retained - sum(self.kept.values()) if self.report else 0
 
     def __str__(self) -> str:
-        if not self.rows:
+        if not self.rows and not self.readers:
             return "no spiking neuron of a known host"
-        lines = [*map(str, self.rows), *self.budget]
+        lines = [*map(str, (*self.rows, *self.readers)), *self.budget]
         if self.report is not None:
             causes = kept_in_words(self.kept | {"not attributed": self.not_attributed})
             total = kept_in_words({"one training step retains": self.report.retained})
@@ -220,7 +255,7 @@ def explain(net: nn.Module, step_fn: Callable[[], object] | None = None) -> Expl
         step_fn: a training step, as :func:`snn_revplugin.memory_report` takes it. If it is given,
             the statistics of the neurons are cleared, the step runs once, and the last line adds up
             the bytes that it retains, by cause. What no cause explains is "not attributed": batch
-            statistics, for example, or what other layers behind the last neuron save.
+            statistics, for example, or what other layers save that no neuron feeds.
 
     Raises:
         TypeError: ``net`` is no module.
@@ -241,7 +276,21 @@ def explain(net: nn.Module, step_fn: Callable[[], object] | None = None) -> Expl
             rows.append(Account(name, kind, left="it is the host's own; convert(net) swaps it"))
         elif reason:
             rows.append(Account(name, kind, left=reason))
-    return Explanation(tuple(rows), _in_words(kept), report, tuple(_budget_lines(net)))
+    readers = (
+        account_of_readers(name, watch.record.statistics) for name, watch in watches_of(net).items()
+    )
+    accounts = tuple(each for each in readers if each is not None)
+    budget = tuple(_budget_lines(net))
+    return Explanation(tuple(rows), _in_words(kept), report, accounts, budget)
+
+
+def account_of_readers(name: str, statistics: ReaderStatistics) -> ReaderAccount | None:
+    """What the walks for a module's readers did, in words; None if there were none."""
+    kept = +statistics.kept_bytes
+    if not statistics.replaced_bytes and not kept:
+        return None
+    recomputed = _in_words(statistics.operations) if statistics.replaced_bytes else {}
+    return ReaderAccount(name, statistics.replaced_bytes, recomputed, _in_words(kept))
 
 
 def _budget_lines(net: nn.Module) -> Iterator[str]:

@@ -11,7 +11,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from ..replay import RecipeCache
 from ..swap.module import ReversibleNeuron
+from ..swap.watch import watches_of
 from ..torch_internals.tensors import storage_of
 from .memory import MemoryReport, memory_report
 
@@ -36,14 +38,16 @@ def kept_in_one_step(
         Bytes by cause, and the memory that the step held.
     """
     neurons = [each for each in net.modules() if isinstance(each, ReversibleNeuron)]
+    records = [each.record for each in (*neurons, *watches_of(net).values())]
+    caches = [each.cache for each in records]
     outputs, kept = [_Outputs(each) for each in neurons], Counter()
-    for each in neurons:
-        each.record.statistics.clear()
+    for each in records:
+        each.statistics.clear()
     handles = [each.neuron.register_forward_hook(each.see) for each in outputs]
     try:
         report = memory_report(
             step_fn,
-            at_first_backward=lambda: [kept.update(each.alive(neurons)) for each in outputs],
+            at_first_backward=lambda: [kept.update(each.alive(caches)) for each in outputs],
         )
     finally:
         for each in handles:
@@ -53,7 +57,8 @@ def kept_in_one_step(
         kept[SPIKE_BITS] += statistics.block_bytes
         kept[POTENTIALS] += statistics.potential_bytes
         kept[HOOKED] += statistics.hooked_bytes
-        kept.update(statistics.kept_bytes)
+    for each in records:
+        kept.update(each.statistics.kept_bytes)
     return +kept, report
 
 
@@ -73,17 +78,16 @@ class _Outputs:
         self.states |= last
         self.last_states = set(last)
 
-    def alive(self, neurons: list[ReversibleNeuron]) -> Counter[str]:
-        """Bytes that are still held, by cause, and that no neuron's walk has counted."""
+    def alive(self, caches: list[RecipeCache]) -> Counter[str]:
+        """Bytes that are still held, by cause, and that no walk with one of these caches has
+        counted."""
         statistics, kept = self.neuron.record.statistics, Counter()
         of_spikes = OUTPUTS if statistics.keeps_outputs else SPIKES_READ
         anchors = 0  # bytes of states whose memory lives without the tensor: anchors, or detached
         for outputs, cause in ((self.spikes, of_spikes), (self.states, STATES_CARRIED)):
             for key, watched in outputs.items():
                 storage = watched.storage()
-                if storage is None or any(
-                    each.record.cache.has_counted(storage) for each in neurons
-                ):
+                if storage is None or any(each.has_counted(storage) for each in caches):
                     continue
                 if outputs is self.states and key in self.last_states:
                     kept[POTENTIALS] += storage.nbytes()  # the neuron itself keeps it
@@ -119,10 +123,11 @@ def kept_in_words(kept: Mapping[str, int]) -> str:
     'gelu 3.0 MiB, silu 2.0 KiB'
     """
     largest_first = sorted(kept.items(), key=lambda each: -each[1])
-    return ", ".join(f"{cause} {_size(nbytes)}" for cause, nbytes in largest_first)
+    return ", ".join(f"{cause} {size_in_words(nbytes)}" for cause, nbytes in largest_first)
 
 
-def _size(nbytes: int) -> str:
+def size_in_words(nbytes: int) -> str:
+    """A number of bytes."""
     if abs(nbytes) < 1024:
         return f"{nbytes} bytes"
     return f"{nbytes / 1024:.1f} KiB" if abs(nbytes) < 1 << 20 else f"{nbytes / 2**20:.1f} MiB"

@@ -15,6 +15,7 @@ from ..budget import check_budget
 from .hosts import imported_hosts
 from .module import ReversibleNeuron
 from .table import AnySwap, host_class, known_swaps, make_host, make_reversible, swap_for
+from .watch import unwatch, watch
 
 OWN_STEP = ", by its own step"
 
@@ -95,9 +96,11 @@ def convert(
                 report.by_own_step.append(name)
         elif reason:
             report.left[name] = reason
-    for module in net.modules():
-        if isinstance(module, ReversibleNeuron):
-            module.record.cache.memory_budget = memory_budget
+    neurons = [each for each in net.modules() if isinstance(each, ReversibleNeuron)]
+    for each in neurons:
+        each.record.cache.memory_budget = memory_budget
+    if neurons and net not in neurons:
+        watch(net)
     _notify_hosts(net)
     return report
 
@@ -118,6 +121,7 @@ def restore(net: nn.Module) -> Conversion:
     _check(net)
     report = Conversion()
     for name, module in net.named_modules():
+        unwatch(module)
         host = host_class(module)
         if host is not None:
             before = type(module)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import torch.nn as nn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from .graph import Node
 from .tensors import storage_of
+
+SHARDS = "torch.distributed"  # where torch defines the classes of such parameters
 
 
 def is_overwritten_by_ddp(tensor: Tensor | None) -> bool:
@@ -15,6 +18,11 @@ def is_overwritten_by_ddp(tensor: Tensor | None) -> bool:
     and sets the version back."""
     active = DistributedDataParallel._active_ddp_module
     return active is not None and any(each is tensor for each in active.modules_buffers)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether a module has parameters of which each process holds a part."""
+    return any(type(each).__module__.startswith(SHARDS) for each in module.parameters())
 
 
 def is_freed(tensor: Tensor) -> bool:

@@ -34,9 +34,24 @@ def with_slots(
     def decorate(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
         nodes = function._backward_cls
         function._backward_cls = type(nodes.__name__, (nodes,), {"__slots__": names})
+        _with_slots.add(function._backward_cls)
         return function
 
     return decorate
+
+
+_with_slots: set[type] = set()
+
+
+def has_slots(node: Node) -> bool:
+    """Whether a graph node stands for a call of a Function with slots: those of this library's
+    neurons."""
+    return type(node) in _with_slots
+
+
+def age_of(node: Node) -> int:
+    """A number that is larger for the later of two nodes that one thread made."""
+    return node._sequence_nr()
 
 
 def is_node_of(node: Node, function: type[torch.autograd.Function]) -> bool:

@@ -111,6 +111,11 @@ class Operation:
         return self.kind.is_view
 
     @cached_property
+    def saves(self) -> bool:
+        """Whether the node saves any tensor."""
+        return bool(self.outputs) or any(name is not None for name in self.inputs)
+
+    @cached_property
     def multiple_outputs(self) -> bool:
         """Whether the function gives a tuple."""
         return self.kind.multiple_outputs or any(self.outputs.values())
