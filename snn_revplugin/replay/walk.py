@@ -392,7 +392,8 @@ class Walk:
         packed."""
         if saved.dim() == 0 or not saved_tensors.held_by_autograd_alone(saved, references=3):
             return HeldTensor(saved)
-        can_be_mask = saved.device.type == "cpu" and saved.is_floating_point()
+        is_real = saved.is_floating_point() and saved.is_cpu
+        can_be_mask = is_real or saved.dtype is torch.bool
         packed = packed_mask(saved) if can_be_mask and saved.numel() >= SMALLEST_MASK else None
         if packed is None:
             self._keep(CONSTANTS, saved)

@@ -176,6 +176,23 @@ def _normalise_layer(
     return torch.native_layer_norm(x, shape, weight, bias, eps)[0]
 
 
+def _rms_norm(node: Node) -> Replay | None:
+    """The fused norm of a GPU; on a CPU it is composed of operations."""
+    shape = attribute_of(node, "normalized_shape")
+    x, scale = saved_by(node, "input"), saved_by(node, "result1")
+    if x is None or scale is None:
+        return None
+    rows, scales = x.reshape(-1, *shape), scale.reshape(-1)
+    sample = scales.argmax() if scales.numel() else None
+    fused = torch.ops.aten._fused_rms_norm
+    eps = _eps_of(sample, scales, lambda i, eps: fused(rows[i : i + 1], shape, None, eps)[1])
+    return eps and partial(_normalise_rms, shape, eps)
+
+
+def _normalise_rms(shape: tuple[int, ...], eps: float, x: Tensor, weight: Tensor | None) -> Tensor:
+    return torch.ops.aten._fused_rms_norm(x, shape, weight, eps)[0]
+
+
 def _group_norm(node: Node) -> Replay | None:
     n, c, hxw, groups = (attribute_of(node, name) for name in ("N", "C", "HxW", "group"))
     x, deviation = saved_by(node, "input"), saved_by(node, "result2")
@@ -198,7 +215,7 @@ def _normalise_groups(
     return torch.native_group_norm(x, weight, bias, *arguments)[0]
 
 
-USUAL_EPS = (1e-5, 1e-6, 1e-3, 1e-4, 1e-8, 1e-12, 1e-2, 1e-7)
+USUAL_EPS = (1e-5, 1e-6, 1e-3, 1e-4, 1e-8, 1e-12, 1e-2, 1e-7, 2.0**-23, 2.0**-52)
 
 
 def _eps_of(sample: Tensor | None, deviations: Tensor, deviation_of) -> float | None:
@@ -247,6 +264,13 @@ register(
         ("input", "weight", "bias"),
         _layer_norm,
         absent=_layer_norm_absent,
+    ),
+    Operation(
+        "FusedRmsNormBackward0",
+        LAYER,
+        ("input", "weight"),
+        _rms_norm,
+        absent=lambda node: () if attribute_of(node, "weight") is not None else (1,),
     ),
     Operation(
         "NativeGroupNormBackward0",

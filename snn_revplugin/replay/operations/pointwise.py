@@ -14,10 +14,15 @@ from ...torch_internals.saved_tensors import saved_by
 from ..kind import COPY, ELEMENTWISE
 from ..recipe import Replay
 from .operation import ONE, DecidedBy, Operation, register
+from .shape import applying
 
 
 def _scaled(function: Replay) -> DecidedBy:
     return DecidedBy(lambda alpha: partial(function, alpha=alpha), "alpha")
+
+
+def _with_value(function: Replay) -> DecidedBy:
+    return DecidedBy(lambda value: partial(function, value=value), "value")
 
 
 def _cast(node: Node) -> Replay:
@@ -63,11 +68,14 @@ def solve_constant(node: Node, x: Tensor, output: Tensor) -> Replay | None:
 
 
 def packed_mask(mask: Tensor) -> PackedSpikes | None:
-    """Pack a dropout mask, whose elements are zero or one number, at one bit per element.
+    """Pack a mask, whose elements are zero or one number (a dropout's) or bools, at one bit per
+    element.
 
     Returns:
         None for any other tensor.
     """
+    if mask.dtype is torch.bool:
+        return PackedSpikes(mask, mask.dtype)
     if not capture.may_synchronise(mask):
         return None
     scale = mask.max()
@@ -89,7 +97,28 @@ register(
     _sum("RsubBackward1", torch.rsub),
     Operation("RsubBackward0", ELEMENTWISE, NEITHER, _scaled(torch.rsub)),
     Operation("MulBackward0", ELEMENTWISE, BOTH, lambda _: torch.mul),
+    Operation("MulBackward1", ELEMENTWISE, ONE, applying(torch.mul, "other")),
     Operation("DivBackward0", ELEMENTWISE, BOTH, lambda _: torch.div),
+    Operation("DivBackward1", ELEMENTWISE, ONE, applying(torch.div, "other")),
+    Operation(
+        "DivBackward2",
+        ELEMENTWISE,
+        BOTH,
+        DecidedBy(lambda mode: partial(torch.div, rounding_mode=mode), "rounding_mode"),
+    ),
+    Operation(
+        "LerpBackward0",
+        ELEMENTWISE,
+        NEITHER,
+        DecidedBy(lambda weight: partial(torch.lerp, weight=weight), "weight"),
+    ),
+    Operation("LerpBackward1", ELEMENTWISE, ("self", "end", "weight"), lambda _: torch.lerp),
+    Operation(
+        "AddcmulBackward0", ELEMENTWISE, (None, "tensor1", "tensor2"), _with_value(torch.addcmul)
+    ),
+    Operation(
+        "AddcdivBackward0", ELEMENTWISE, (None, "tensor1", "tensor2"), _with_value(torch.addcdiv)
+    ),
     Operation("NegBackward0", ELEMENTWISE, ONE, lambda _: torch.neg),
     Operation("NativeDropoutBackward0", ELEMENTWISE, ONE, _native_dropout),
     Operation("ToCopyBackward0", COPY, ONE, _cast),

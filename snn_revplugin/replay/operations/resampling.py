@@ -1,4 +1,5 @@
-"""Padding and interpolation. They save a shape at most; the node above may save their output."""
+"""Padding, interpolation, sampling on a grid. Most save a shape at most; the node above may save
+their output."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from ...torch_internals.graph import Node, attribute_of
 from ..kind import LAYER, PLAIN
 from ..recipe import Replay
-from .operation import ONE, Operation, register
+from .operation import ONE, DecidedBy, Operation, register
 from .shape import applying
 
 aten = torch.ops.aten
@@ -46,6 +47,22 @@ def _interpolation(name: str, dimensions: int, function: Replay, *more: str) -> 
     return Operation(node, LAYER, ONE, applying(function, "output_size", *more, *scales))
 
 
+def _sample(function: Replay, arguments: tuple, x: Tensor, grid: Tensor) -> Tensor:
+    return function(x, grid, *arguments)
+
+
+def _sampling(dimensions: int) -> Operation:
+    modes = DecidedBy(
+        lambda *arguments: partial(
+            _sample, getattr(aten, f"grid_sampler_{dimensions}d"), arguments
+        ),
+        "interpolation_mode",
+        "padding_mode",
+        "align_corners",
+    )
+    return Operation(f"GridSampler{dimensions}DBackward0", LAYER, ("input", "grid"), modes)
+
+
 register(
     Operation(
         "ConstantPadNdBackward0", PLAIN, ONE, lambda _: None, of_output=_padded_with_a_number
@@ -65,4 +82,6 @@ register(
     _interpolation("Bilinear", 2, aten.upsample_bilinear2d, "align_corners"),
     _interpolation("Bicubic", 2, aten.upsample_bicubic2d, "align_corners"),
     _interpolation("Trilinear", 3, aten.upsample_trilinear3d, "align_corners"),
+    _sampling(2),
+    _sampling(3),
 )

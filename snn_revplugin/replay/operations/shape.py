@@ -24,6 +24,8 @@ def _output_shape(node: Node) -> tuple[int, ...]:
     return tuple(shape_of_output(node))
 
 
+aten = torch.ops.aten
+
 # A view stays a view where the recomputed tensor has the saved strides; otherwise reshape
 # copies, and the elements are equal.
 RESHAPE = DecidedBy(
@@ -73,14 +75,17 @@ register(
     Operation("SqueezeBackward0", VIEW, ONE, lambda _: torch.squeeze),
     Operation("SqueezeBackward1", VIEW, ONE, applying(torch.squeeze, "dim")),
     Operation("SqueezeBackward2", VIEW, ONE, applying(torch.squeeze, "dim")),
-    Operation("UnsqueezeBackward0", VIEW, ONE, applying(torch.unsqueeze, "dim")),
+    *(
+        Operation(f"UnsqueezeBackward{form}", VIEW, ONE, applying(torch.unsqueeze, "dim"))
+        for form in (0, 1)  # 1: in place
+    ),
     Operation("ExpandBackward0", VIEW, ONE, EXPAND),
     Operation("SelectBackward0", VIEW, ONE, applying(torch.select, "dim", "index")),
     Operation(
         "SliceBackward0",
         VIEW,
         ONE,
-        applying(torch.ops.aten.slice.Tensor, "dim", "start", "end", "step"),
+        applying(aten.slice.Tensor, "dim", "start", "end", "step"),
     ),
     Operation("UnbindBackward0", SPLIT, ONE, applying(torch.unbind, "dim")),
     Operation("SplitBackward0", SPLIT, ONE, applying(torch.split, "split_size", "dim")),
@@ -91,6 +96,16 @@ register(
     Operation(
         "PixelUnshuffleBackward0", PLAIN, ONE, applying(torch.pixel_unshuffle, "downscale_factor")
     ),
+    Operation("ChannelShuffleBackward0", PLAIN, ONE, applying(aten.channel_shuffle, "groups")),
+    Operation("UnfoldBackward0", VIEW, ONE, applying(Tensor.unfold, "dimension", "size", "step")),
+    Operation(
+        "Im2ColBackward0",
+        PLAIN,
+        ONE,
+        applying(aten.im2col, "kernel_size", "dilation", "padding", "stride"),
+    ),
+    Operation("TrilBackward0", PLAIN, ONE, applying(torch.tril, "diagonal")),
+    Operation("TriuBackward0", PLAIN, ONE, applying(torch.triu, "diagonal")),
     Operation("RepeatBackward0", PLAIN, ONE, applying(Tensor.repeat, "repeats")),
     Operation("StackBackward0", PLAIN, VARIADIC, _joined(torch.stack), before=_unstacked),
     Operation("CatBackward0", PLAIN, VARIADIC, _joined(torch.cat)),
