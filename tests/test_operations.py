@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, partial
@@ -216,11 +216,16 @@ def resampled(mode: str, spikes: Tensor) -> Tensor:
     return F.interpolate(spikes, scale_factor=2.0, mode=mode) * 1.5
 
 
-def between(
-    function: Callable[[Tensor], Tensor], spikes: Tensor, weight: Tensor, bias: Tensor
+def each_of(
+    functions: Iterable[Callable[[Tensor], Tensor]],
+    spikes: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    readout: Tensor,
 ) -> Tensor:
-    """A function of a positive current, which a matrix product reads."""
-    return function((spikes @ weight).abs() + bias.abs()) @ weight
+    """Functions of a positive current, side by side, which a matrix product reads."""
+    current = (spikes @ weight).abs() + bias.abs()
+    return torch.cat([function(current) for function in functions], 1) @ readout
 
 
 def scaled_by(
@@ -247,40 +252,48 @@ def conv() -> nn.Module:
 
 
 FUNCTIONS = {
-    # the name of the node: the function
-    "Gelu": F.gelu,
-    "Silu": F.silu,
-    "Elu": F.elu,
-    "Celu": partial(F.celu, alpha=0.7),
-    "Softplus": partial(F.softplus, beta=2.0),
-    "Mish": F.mish,
-    "Hardswish": F.hardswish,
-    "Hardsigmoid": F.hardsigmoid,
-    "Hardshrink": F.hardshrink,
-    "Softshrink": F.softshrink,
-    "LogSigmoid": F.logsigmoid,
-    "Exp": torch.exp,
-    "Exp2": torch.exp2,
-    "Expm1": torch.expm1,
-    "Sqrt": torch.sqrt,
-    "Rsqrt": torch.rsqrt,
-    "Reciprocal": torch.reciprocal,
-    "Log": torch.log,
-    "Log2": torch.log2,
-    "Log10": torch.log10,
-    "Log1P": torch.log1p,
-    "Sin": torch.sin,
-    "Cos": torch.cos,
-    "Tan": torch.tan,
-    "Atan": torch.atan,
-    "Sinh": torch.sinh,
-    "Cosh": torch.cosh,
-    "Erf": torch.erf,
-    "Sign": torch.sign,
-    "Floor": torch.floor,
-    "Ceil": torch.ceil,
-    "Round": torch.round,
-    "Trunc": torch.trunc,
+    # names of rows: the functions by the names of their nodes
+    "activations": {
+        "Gelu": F.gelu,
+        "Silu": F.silu,
+        "Elu": F.elu,
+        "Celu": partial(F.celu, alpha=0.7),
+        "Softplus": partial(F.softplus, beta=2.0),
+        "Mish": F.mish,
+        "Hardswish": F.hardswish,
+        "Hardsigmoid": F.hardsigmoid,
+        "Hardshrink": F.hardshrink,
+        "Softshrink": F.softshrink,
+        "LogSigmoid": F.logsigmoid,
+    },
+    "exponentials, logarithms, roots": {
+        "Exp": torch.exp,
+        "Exp2": torch.exp2,
+        "Expm1": torch.expm1,
+        "Log": torch.log,
+        "Log2": torch.log2,
+        "Log10": torch.log10,
+        "Log1P": torch.log1p,
+        "Sqrt": torch.sqrt,
+        "Rsqrt": torch.rsqrt,
+        "Reciprocal": torch.reciprocal,
+    },
+    "sines and their kin": {
+        "Sin": torch.sin,
+        "Cos": torch.cos,
+        "Tan": torch.tan,
+        "Atan": torch.atan,
+        "Sinh": torch.sinh,
+        "Cosh": torch.cosh,
+        "Erf": torch.erf,
+    },
+    "roundings": {
+        "Sign": torch.sign,
+        "Floor": torch.floor,
+        "Ceil": torch.ceil,
+        "Round": torch.round,
+        "Trunc": torch.trunc,
+    },
 }
 
 
@@ -921,12 +934,17 @@ KNOWN = [
     ),
     *(
         Row(
-            name.lower(),
+            name,
             FEATURES,
-            of(partial(between, function), (10, 10), (10,)),
-            f"Mm Abs Add {name}",
+            of(
+                partial(each_of, tuple(functions.values())),
+                (10, 10),
+                (10,),
+                (10 * len(functions), 10),
+            ),
+            f"Mm Abs Add {' '.join(functions)} Cat",
         )
-        for name, function in FUNCTIONS.items()
+        for name, functions in FUNCTIONS.items()
     ),
     Row(
         "celu in place",

@@ -30,11 +30,14 @@ class RecipeCache:
     Attributes:
         small: the currents that are not worth a recipe, by shape and graph node, with the bytes
             that autograd saves on the way to one.
+        unpackable: the outputs of boundaries that are no small whole numbers, by the boundary's
+            name and shape.
         plans: what the last walk to a kind of graph node left for the next, by the node's type.
     """
 
     def __init__(self) -> None:
         self.small: dict[tuple, int] = {}
+        self.unpackable: set[tuple] = set()
         self.plans: dict[type, Plan | None] = {}
         self._held: WeakValueDictionary[int, HeldTensor] = WeakValueDictionary()
         self._transposed: WeakValueDictionary[int, TransposedLeaf] = WeakValueDictionary()

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..packed.integers import PackedIntegers
 from ..torch_internals import capture, graph
 from ..torch_internals.graph import Node
-from .recipe import HeldTensor, Output, Recipe, Recomputable
+from .recipe import HeldTensor, Integers, Output, Recipe, Recomputable
 
 SUM = "AddBackward0"
 RESIDUAL = (SUM, "MulBackward0")  # the operations of residual connections of spikes
@@ -37,24 +37,6 @@ MAX_WORK = 6
 # sums, over which the rounding of float32 adds up to about 1e-6 of the largest
 BETWEEN_ANCHORS = 16
 REVERSED = f"reversal of {SUM}"
-
-
-class Integers(Recomputable):
-    """Small whole numbers, packed. Unpacking is cheap: every reader gets a copy of its own, and
-    readers are not counted."""
-
-    __slots__ = ("packed",)
-    derived = True
-
-    def __init__(self, packed: PackedIntegers) -> None:
-        self.packed = packed
-
-    def value(self) -> Tensor:
-        with torch.no_grad():
-            return self.packed.numbers()
-
-    def consume(self) -> tuple[Tensor, bool]:
-        return self.value(), True
 
 
 class Stream(Recomputable):

@@ -23,6 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..packed.integers import PackedIntegers
 from ..settings import get_settings
 from ..torch_internals import capture, distributed, graph, saved_tensors, tensors
 from ..torch_internals.graph import Node
@@ -31,7 +32,9 @@ from .operations.operation import WRITE_INTO_VIEW, Operation, operation_of
 from .operations.pointwise import packed_mask
 from .plan import FIRED, TRANSPOSE, Plan, is_transposed_leaf
 from .recipe import (
+    Copy,
     HeldTensor,
+    Integers,
     Missing,
     OpaqueWeight,
     Operand,
@@ -72,6 +75,7 @@ FREED = "a weight that is freed too early"  # by FSDP, outside of its module's b
 TOO_DEEP = "a chain of operations without spikes"
 SUMS = "residual sums"
 CONSTANTS = "constant operands"
+PACKED = "bits of {}"  # of a boundary's output
 WEIGHTS = "computed weights"
 NO_EDGE = (None, 0)
 NO_EDGES = (NO_EDGE,)
@@ -86,7 +90,7 @@ SMALLEST_MASK = 1024  # elements below which packing a dropout mask costs more t
 
 missing = memoize(Missing)
 UNKNOWN = missing()
-Outcome = Recipe | Stream | Missing  # of a visit to a node
+Outcome = Recipe | Stream | Integers | Missing  # of a visit to a node
 
 
 @dataclass(slots=True)
@@ -222,7 +226,8 @@ class Walk:
                 return outcome
             held = OpaqueWeight if outcome.from_parameters else HeldTensor
             return held(tensor, outcome.boundary)
-        value = Output(outcome, place.output) if operation.multiple_outputs else outcome
+        several = type(outcome) is Recipe and operation.multiple_outputs
+        value = Output(outcome, place.output) if several else outcome
         if tensor is None:  # which state of it was read is unknown, once it has more than one
             return missing(EDITED) if place.node.metadata.get(EDITED) else value
         if tensor._version == 0 or tensor._version == _recorded_writes(place.node):
@@ -263,15 +268,19 @@ class Walk:
             place.whole = place.tensor
         visit = self._read_operands(place, operation)
         recipe = self._recipe(visit)
+        packed = None
         if recipe is not None:
             self._count(self.statistics.operations, operation.node, place)
-        elif visit.driven or visit.freed:
-            boundary = FREED if visit.freed else operation.node
-            self._count(self.statistics.boundaries, boundary, place)
+        elif visit.freed:
+            self._count(self.statistics.boundaries, FREED, place)
+        elif visit.driven or visit.blocked_by:
+            packed = self._packed(place, operation.node)
+            if packed is None and visit.driven:
+                self._count(self.statistics.boundaries, operation.node, place)
         self._replace_inputs(visit, recipe)
         self._replace_outputs(visit, recipe)
         if recipe is None:
-            return _why_missing(visit)
+            return packed or _why_missing(visit)
         if not self.whole_sequence:
             self.cache.plans[type(place.node)] = Plan.of(place.node, operation, recipe)
         return (self._stream(place, recipe) if self.whole_sequence else None) or recipe
@@ -284,14 +293,51 @@ class Walk:
         if driven:
             boundary = TOO_DEEP
         else:
-            for below, output in node.next_functions:
-                if below is not None:
-                    value = self.value_of(Place(below, output, depth=place.depth + 1, counts=False))
+            saved = {
+                (each.grad_fn, each.output_nr): (name, each)
+                for name, each in saved_tensors.saved_inputs(node)
+            }
+            for edge in node.next_functions:
+                if edge[0] is not None:
+                    value = self._boundary_operand(place, edge, saved.get(edge))
                     driven = driven or value.driven or (value.missing and not value.from_parameters)
+        packed = self._packed(place, boundary) if driven else None
         self._keep_saved(node, boundary)
-        if driven:
+        if driven and packed is None:
             self._count(self.statistics.boundaries, boundary, place)
-        return missing(boundary, not driven)
+        return packed or missing(boundary, not driven)
+
+    def _boundary_operand(
+        self, place: Place, edge: graph.Edge, saved: tuple[str | int, Tensor] | None
+    ) -> Recomputable:
+        """An operand of a boundary. If it is saved, a recipe replaces it all the same."""
+        below, output = edge
+        deeper = Place(below, output, depth=place.depth + 1, counts=False)
+        if saved is None:
+            return self.value_of(deeper)
+        name, deeper.tensor = saved
+        deeper.strides = deeper.tensor.stride()
+        value = self.value_of(deeper)
+        if value.derived and _replace(place.node, name, _handed_to(place.node, value)):
+            self.replaced_bytes += deeper.tensor.nbytes
+        return value
+
+    def _packed(self, place: Place, boundary: str) -> Integers | None:
+        """What a boundary gave out, if that is small whole numbers: spikes of a surrogate function,
+        a rounded current."""
+        tensor = place.tensor
+        if tensor is None or tensor.numel() < SMALLEST_MASK or graph.outputs_of(place.node) != 1:
+            return None
+        kind = boundary, tensor.shape
+        if kind in self.cache.unpackable or not capture.may_synchronise(tensor):
+            return None
+        packed = PackedIntegers.of(tensor.detach()) if tensor.is_floating_point() else None
+        if packed is None or packed.strides != tensor.stride():
+            self.cache.unpackable.add(kind)
+            return None
+        self._count(self.statistics.operations, PACKED.format(boundary), place)
+        self.statistics.kept_bytes[boundary] += packed.nbytes
+        return Integers(packed)
 
     def _read_operands(self, place: Place, operation: Operation) -> Visit:
         """Find the value of each operand of a node."""
@@ -596,21 +642,21 @@ def _memory_of_leaves(node: Node) -> set[int]:
 
 def _earlier_outcome(node: Node, operation: Operation | None) -> Outcome | None:
     """The outcome of an earlier visit to a node; None where there was none."""
+    memo = node.metadata.get(MEMO)
+    if memo is not None:
+        return memo() if isinstance(memo, weakref.ref) else memo
     if operation is not None and operation.carriers:
         for name in operation.carriers:
             value = saved_tensors.replacement_of(node, name)
             if isinstance(value, Operand | Output):
                 return value.recipe
-        return None
-    if operation is not None and operation.is_view:
-        return None
-    memo = node.metadata.get(MEMO)
-    return memo() if isinstance(memo, weakref.ref) else memo
+    return None
 
 
 def _remember(node: Node, operation: Operation | None, outcome: Outcome) -> None:
     """Keep the outcome of a visit, where the node's saved tensors do not tell it."""
-    if operation is None or not (operation.carriers or operation.is_view):
+    told = operation is not None and (operation.carriers or operation.is_view)
+    if not told or type(outcome) is Integers:
         node.metadata[MEMO] = outcome if outcome.missing else weakref.ref(outcome)
 
 
@@ -626,6 +672,13 @@ def _laid_out(function: Replay, strides: tuple[int, ...]) -> Replay:
     return replay
 
 
-def _replace(node: Node, name: str, value: Recomputable) -> None:
-    if saved_tensors.replace_saved(node, name, value):
+def _replace(node: Node, name: str | int, value: Recomputable) -> bool:
+    replaced = saved_tensors.replace_saved(node, name, value)
+    if replaced:
         value.add_reader()
+    return replaced
+
+
+def _handed_to(node: Node, value: Recomputable) -> Recomputable:
+    """A value for a boundary: for a user's Function a copy, into which its backward may write."""
+    return Copy(value) if saved_tensors.saves_as_function(node) else value
