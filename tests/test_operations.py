@@ -93,11 +93,12 @@ class OfAPart(nn.Sequential):
 
 
 class Frozen(Affine):
-    """A norm whose bias is not learned."""
+    """A layer of which some parameters are not learned."""
 
-    def __init__(self, norm: nn.Module) -> None:
+    def __init__(self, norm: nn.Module, *names: str) -> None:
         super().__init__(norm)
-        norm.bias.requires_grad_(False)
+        for name in names:
+            norm.get_parameter(name).requires_grad_(False)
 
 
 class EachOfItsOwn(nn.Module):
@@ -1330,6 +1331,69 @@ KNOWN = [
         "Unbind NativeBatchNorm Stack",
         retained=0.35,
     ),
+    # constants that their nodes do not save
+    Row(
+        "a number added to a current",
+        FEATURES,
+        of(lambda s, w: (s @ w + 0.1) @ w, (10, 10)),
+        "Mm Add",
+    ),
+    Row(
+        "an odd number added to a current",
+        FEATURES,
+        of(lambda s, w: (s @ w + 0.12345678912) @ w, (10, 10)),
+        "Mm Add",
+    ),
+    Row(
+        "a scaled number added to a current",
+        FEATURES,
+        of(lambda s, w: torch.add(s @ w, 0.3, alpha=-1.7), (10, 10)),
+        "Mm Add",
+    ),
+    Row(
+        "a number less a current",
+        FEATURES,
+        of(lambda s, w: (1 - s @ w) @ w, (10, 10)),
+        "Mm Rsub",
+    ),
+    Row("softsign", FEATURES, of(lambda s, w: F.softsign(s @ w) @ w, (10, 10)), "Mm Abs Add Div"),
+    Row(
+        "batch norm of a frozen bias",
+        IMAGE,
+        lambda: Frozen(nn.BatchNorm2d(4), "bias"),
+        "NativeBatchNorm",
+    ),
+    Row(
+        "frozen batch norm in eval",
+        IMAGE,
+        lambda: Frozen(Evaluated(nn.BatchNorm2d(4)), "norm.weight", "norm.bias"),
+        "NativeBatchNorm",
+    ),
+    Row(
+        "frozen group norm",
+        IMAGE,
+        lambda: Frozen(nn.GroupNorm(2, 4), "weight", "bias"),
+        "NativeGroupNorm",
+    ),
+    Row(
+        "frozen layer norm",
+        TOKENS,
+        lambda: Frozen(nn.LayerNorm(8), "weight", "bias"),
+        "NativeLayerNorm",
+    ),
+    Row("linear of a frozen bias", FEATURES, lambda: Frozen(nn.Linear(10, 7), "bias"), "T Addmm"),
+    Row(
+        "frozen linear of three dimensions",
+        TOKENS,
+        lambda: Frozen(nn.Linear(8, 7), "weight", "bias"),
+        "View Addmm UnsafeView",
+    ),
+    Row(
+        "frozen convolution and another",
+        IMAGE,
+        lambda: nn.Sequential(Frozen(conv(), "weight", "bias"), conv()),
+        "Convolution",
+    ),
 ]
 
 UNKNOWN = [
@@ -1355,15 +1419,28 @@ UNKNOWN = [
         "",
         "Cat",
     ),
-    Row("sum with data", FEATURES, of(lambda s: s + torch.linspace(0, 1, 10).to(s)), "", "Add"),
-    Row("add a number to a current", FEATURES, of(lambda s, w: s @ w + 0.1, (10, 10)), "Mm", "Add"),
     Row(
-        "batch norm of a frozen bias",
-        IMAGE,
-        lambda: Frozen(nn.BatchNorm2d(4)),
-        "",
-        "NativeBatchNorm",
+        "noise",
+        FEATURES,
+        of(lambda s, w: (s @ w + 0.1 * torch.randn(s.shape).to(s)) @ w, (10, 10)),
+        "Mm",
+        "Add",
     ),
+    Row(
+        "a current that is not held and a number",
+        FEATURES,
+        of(lambda s, w: ((s @ w).abs() + 0.1).sqrt() @ w, (10, 10)),
+        "Mm Abs",
+        "Add",
+    ),
+    Row(
+        "linear of a frozen bias without a module",
+        FEATURES,
+        of(lambda s, w: F.linear(s, w, torch.ones(10).to(s)), (10, 10)),
+        "T",
+        "Addmm",
+    ),
+    Row("sum with data", FEATURES, of(lambda s: s + torch.linspace(0, 1, 10).to(s)), "", "Add"),
     Row(
         "write into a transposed view",
         IMAGE,
@@ -1595,12 +1672,13 @@ def test_spikes_below_a_boundary_are_let_go(between: nn.Module) -> None:
     assert torch.equal(node._saved_mat1, expected)
 
 
-def current_of(row: Row, dtype: torch.dtype) -> Tensor:
-    """A current that the row's operation made of a reversible neuron's spikes."""
+def current_of(row: Row, dtype: torch.dtype) -> tuple[Tensor, nn.Module]:
+    """A current that the row's operation made of a reversible neuron's spikes, and the
+    operation."""
     operation = operation_of(row, dtype)
     torch.manual_seed(1)
     x = torch.randn(row.shape, dtype=dtype, requires_grad=True)
-    return operation(RevIFNode(v_threshold=0.5)(x))
+    return operation(RevIFNode(v_threshold=0.5)(x)), operation
 
 
 def nodes_below(current: Tensor) -> list[graph.Node]:
@@ -1637,7 +1715,7 @@ def test_values_come_back_bit_for_bit(row: Row, dtype: torch.dtype) -> None:
         with pytest.raises(RuntimeError, match=r"not implemented|[Uu]nsupported dtype"):
             current_of(row, dtype)
         return
-    current = current_of(row, dtype)
+    current, _operation = current_of(row, dtype)
     nodes = nodes_below(current)
     expected = tensors_saved_by(nodes)
     value = attach_recipes(current, NeuronRecord())

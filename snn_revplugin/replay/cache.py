@@ -32,12 +32,16 @@ class RecipeCache:
             that autograd saves on the way to one.
         unpackable: the outputs of boundaries that are no small whole numbers, by the boundary's
             name and shape.
+        unsolvable: the sums with something else than a number, by the operation and shape.
+        frozen: weights with frozen biases that have given their layer's output, by both.
         plans: what the last walk to a kind of graph node left for the next, by the node's type.
     """
 
     def __init__(self) -> None:
         self.small: dict[tuple, int] = {}
         self.unpackable: set[tuple] = set()
+        self.unsolvable: set[tuple] = set()
+        self.frozen: WeakValueDictionary[tuple, Tensor] = WeakValueDictionary()
         self.plans: dict[type, Plan | None] = {}
         self._held: WeakValueDictionary[int, HeldTensor] = WeakValueDictionary()
         self._transposed: WeakValueDictionary[int, TransposedLeaf] = WeakValueDictionary()

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..packed.integers import PackedIntegers
 from ..settings import get_settings
-from ..torch_internals import capture, distributed, graph, saved_tensors, tensors
+from ..torch_internals import capture, distributed, graph, owners, saved_tensors, tensors
 from ..torch_internals.graph import Node
 from .cache import RecipeCache
 from .operations.operation import WRITE_INTO_VIEW, Operation, operation_of
@@ -43,6 +43,8 @@ from .recipe import (
     Recomputable,
     Replay,
     Spikes,
+    TransposedLeaf,
+    run,
 )
 from .residual_stream import REVERSED, Stream, stream_of
 
@@ -86,6 +88,16 @@ SAME_ELEMENTS = {
 # ends here
 DEEPEST = 64
 MAX_BYTES_OF_OUTPUT = 8  # per element: an index
+# of an operand to which a number is added: operations that forward runs once more to find it, and
+# the size of the sum as a share of the spikes that the operand is computed from
+MAX_WORK_OF_SOLVED, SMALLEST_SOLVED = 4, 0.25
+# relative and absolute error of a sample computed on its own
+ROUNDING = {
+    torch.float64: (1e-12, 1e-14),
+    torch.float32: (1e-4, 1e-6),
+    torch.float16: (1e-2, 1e-3),
+    torch.bfloat16: (5e-2, 1e-2),
+}
 SMALLEST_MASK = 1024  # elements below which packing a dropout mask costs more than it saves
 
 missing = memoize(Missing)
@@ -452,6 +464,8 @@ class Walk:
         operation, values, place = visit.operation, visit.values, visit.place
         function = None
         unknown = [i for i, each in enumerate(values) if each is not None and each.missing]
+        if operation.weight_and_bias is not None and unknown == [operation.weight_and_bias[1]]:
+            unknown = [] if self._find_frozen_bias(visit) else unknown
         if not unknown:
             of_spikes = operation.of_spikes is not None and values[0].cheap
             function = (operation.of_spikes if of_spikes else operation.replay)(place.node)
@@ -472,11 +486,68 @@ class Walk:
         recipe = self.cache.recipe(function, tuple(values), operation)
         return None if recipe.depth > DEEPEST else recipe
 
-    def _solve_constant(self, visit: Visit) -> Replay | None:
-        place, operand = visit.place, visit.values[0]
-        if place.tensor is None or not operand.light:
+    def _find_frozen_bias(self, visit: Visit) -> bool:
+        """Find a bias without a gradient in the module of the weight, and put it among the values
+        of the operands, if it gives the output.
+
+        All of the output is compared the first time, with the same weight and bias later one
+        sample, where samples are independent: the bias is the same for all of them.
+        """
+        place, operation, values = visit.place, visit.operation, visit.values
+        position = operation.weight_and_bias[1]
+        if visit.edges[position : position + 1] not in (NO_EDGES, ()):
+            return False
+        weight = _parameter_behind(values[operation.weight_and_bias[0]])
+        bias = None if weight is None else owners.bias_beside(weight)
+        if bias is None or bias.requires_grad or self._is_freed(bias) or not place.can_be_read():
+            return False
+        output, known = place.read().detach(), (id(weight), id(bias), bias._version)
+        if not capture.may_synchronise(output):
+            return False
+        values[position] = self.cache.held(bias)
+        function = operation.replay(place.node)
+        if function is None:
+            return False
+        operands = [self._in_forward(visit, i, each) for i, each in enumerate(values)]
+        one = operation.by_sample
+        if known in self.cache.frozen and one is not None and len(output):
+            operands[one], output = operands[one][:1], output[:1]
+            equal = torch.allclose(run(function, operands), output, *ROUNDING[output.dtype])
+        else:
+            found = run(function, operands)
+            equal = torch.equal(found[0] if type(found) is tuple else found, output)
+        if equal:
+            self.cache.frozen[known] = weight
+        else:
+            values[position] = UNKNOWN
+        return equal
+
+    def _in_forward(self, visit: Visit, position: int, value: Recomputable | None) -> Tensor | None:
+        """An operand of a node, in forward."""
+        if value is None:
             return None
-        return visit.operation.solve_constant(place.node, operand.compute(), place.tensor)
+        name = visit.names[position] if position < len(visit.names) else None
+        saved = None if name is None else saved_tensors.saved_by(visit.place.node, name)
+        return value.compute() if saved is None else saved.detach()
+
+    def _solve_constant(self, visit: Visit) -> Replay | None:
+        """A sum with a number that the node does not save. If its operand is not light, it is
+        computed in forward once more, for a tensor that is worth it."""
+        place, operand = visit.place, visit.values[0]
+        solve, total = visit.operation.solve_constant, place.read()
+        if operand.light:
+            return solve(place.node, operand.compute(), total)
+        kind = visit.operation.node, total.shape
+        if (
+            operand.work > MAX_WORK_OF_SOLVED
+            or total.nbytes < SMALLEST_SOLVED * _bytes_of_spikes(operand)
+            or kind in self.cache.unsolvable
+        ):
+            return None
+        function = solve(place.node, operand.compute(), total)
+        if function is None:
+            self.cache.unsolvable.add(kind)
+        return function
 
     def _replace_inputs(self, visit: Visit, recipe: Recipe | None) -> None:
         """Put recipes in the place of the saved operands that they recompute."""
@@ -609,6 +680,24 @@ def _recorded_writes(node: Node) -> int:
             break
         node = node.next_functions[0][0]
     return writes
+
+
+def _parameter_behind(value: Recomputable | None) -> torch.nn.Parameter | None:
+    """The parameter that a weight layer's operand is, or is a view of."""
+    if not isinstance(value, HeldTensor):
+        return None
+    tensor = value.leaf if type(value) is TransposedLeaf else value.held.tensor
+    tensor = tensor if tensor._base is None else tensor._base
+    return tensor if isinstance(tensor, torch.nn.Parameter) else None
+
+
+def _bytes_of_spikes(value: Recomputable | None) -> int:
+    """The bytes of the largest spikes, unpacked, from which a value is computed."""
+    if isinstance(value, Output):
+        value = value.recipe
+    if isinstance(value, Recipe):
+        return max(map(_bytes_of_spikes, value.inputs), default=0)
+    return value.packed.unpacked_nbytes if isinstance(value, Spikes) else 0
 
 
 def _is_view_of_leaf(node: Node) -> bool:

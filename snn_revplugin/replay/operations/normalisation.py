@@ -50,8 +50,8 @@ def _normalise_batch(
 
 
 def _without_bias(replay: Callable[[Node], Replay]) -> Callable[[Node, Tensor], Replay | None]:
-    """A batch norm whose bias has no gradient: there is no bias, as in batch norm through time
-    (BNTT), or it is frozen. The node does not save which; input and output tell."""
+    """A batch norm without a bias, as in batch norm through time (BNTT). The node does not tell it
+    from one whose bias has no gradient; input and output do."""
 
     def without(node: Node, output: Tensor) -> Replay | None:
         x, weight, function = saved_by(node, "input"), saved_by(node, "weight"), replay(node)
@@ -255,6 +255,7 @@ register(
             _batch_norm(*by),
             absent=_without_affine,
             of_output=_without_bias(_batch_norm(*by)),
+            weight_and_bias=(1, 2),
         )
         for node, by in BATCH_NORMS.items()
     ),
@@ -278,5 +279,6 @@ register(
         ("input", "weight", None),
         _group_norm,
         absent=_without_affine,
+        weight_and_bias=(1, 2),
     ),
 )

@@ -89,6 +89,8 @@ class Operation:
         by_sample: the position of the operand whose samples, along dimension 0, the operation
             treats one by one. So the function takes those of several time steps side by side, where
             the other operands are the same at all of them.
+        weight_and_bias: the positions of a weight and of its bias. The node does not save the bias,
+            and refers to it only if it has a gradient: a frozen one is found through the weight.
     """
 
     node: str
@@ -104,6 +106,7 @@ class Operation:
     before: Callable[[Node, int, Tensor], Tensor] | None = None
     reads_spikes_as: Callable[[Node], torch.memory_format | None] | None = None
     by_sample: int | None = None
+    weight_and_bias: tuple[int, int] | None = None
 
     @cached_property
     def is_view(self) -> bool:

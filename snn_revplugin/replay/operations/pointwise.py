@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -49,22 +50,45 @@ def solve_constant(node: Node, x: Tensor, output: Tensor) -> Replay | None:
         The sum as a function of ``x`` alone, or None if no single constant gives ``output`` bit for
         bit.
     """
-    name = name_of(node)
     alpha = attribute_of(node, "alpha")
+    function, of_x, of_number = {
+        "AddBackward0": (torch.add, 1, alpha),
+        "SubBackward0": (torch.sub, 1, -alpha),
+        "RsubBackward1": (torch.rsub, -alpha, 1),
+    }[name_of(node)]
+    if x.numel() == 0 or x.shape != output.shape or not capture.may_synchronise(x):
+        return None
     with torch.no_grad():
-        if x.numel() == 0 or x.shape != output.shape or not capture.may_synchronise(x):
-            return None
-        at = x.abs().argmin()  # where x is zero the output is the constant
-        x_there, output_there = x.reshape(-1)[at].item(), output.reshape(-1)[at].item()
-        if name == "RsubBackward1":
-            c = output_there + alpha * x_there
-            replay = lambda x: torch.rsub(x, c, alpha=alpha)  # noqa: E731
-        else:
-            sign = 1 if name == "AddBackward0" else -1
-            c = sign * (output_there - x_there) / alpha
-            function = torch.add if sign == 1 else torch.sub
-            replay = lambda x: function(x, c, alpha=alpha)  # noqa: E731
-        return replay if torch.equal(replay(x), output) else None
+        for number in _candidates(x.detach(), of_x, of_number, output.detach()):
+            replay = partial(function, other=number, alpha=alpha)
+            if torch.equal(replay(x), output):
+                return replay
+    return None
+
+
+SAMPLE = 4096  # elements from which a number is guessed, before all are compared
+MOST_DIGITS = 8
+
+
+def _candidates(x: Tensor, of_x: float, of_number: float, output: Tensor) -> Iterator[float]:
+    """Numbers ``c`` with ``of_x x + of_number c`` near to ``output``, the shortest decimals
+    first."""
+    at = x.abs().argmin()  # where x is zero the output is the number
+    step = x.numel() // SAMPLE + 1
+    xs, outputs = (
+        torch.cat([each[::step], each[at : at + 1]]).double()
+        for each in (x.reshape(-1), output.reshape(-1))
+    )
+    numbers = (outputs - of_x * xs) / of_number
+    eps = torch.finfo(output.dtype).eps
+    rounding = (outputs.abs() / abs(of_number) + numbers.abs()) * eps
+    low, high = (numbers - rounding).max().item(), (numbers + rounding).min().item()
+    if not low <= high:
+        return
+    decimals = (float(f"{(low + high) / 2:.{digits}g}") for digits in range(1, MOST_DIGITS))
+    yield from dict.fromkeys(
+        each for each in (*decimals, numbers[-1].item()) if low <= each <= high
+    )
 
 
 def packed_mask(mask: Tensor) -> PackedSpikes | None:
