@@ -102,30 +102,34 @@ class Stream(Recomputable):
         self.source.drop_reader()
 
 
-def stream_of(node: Node, total: Recipe, tensor: Tensor | None) -> tuple[Stream, int] | None:
+def may_be_stream(node: Node, total: Recipe, tensor: Tensor | None) -> bool:
+    """Whether :func:`stream_of` may take a sum, from the graph alone."""
+    if tensor is None or graph.name_of(node) not in RESIDUAL:
+        return False
+    is_sum = graph.name_of(node) == SUM and graph.attribute_of(node, "alpha") == 1
+    continues = is_sum and any(isinstance(each, Stream) for each in total.inputs)
+    return (continues or total.work > MAX_WORK) and _has_like_operands(node, total)
+
+
+def stream_of(node: Node, total: Recipe, tensor: Tensor) -> tuple[Stream, int] | None:
     """Take a sum into a residual stream, and release the sum before it.
 
     A product of spikes with spikes with spikes is kept, too, rather than recomputed from all of
     them.
 
     Args:
-        node: of the sum.
-        total: its recipe.
-        tensor: the sum itself, if the walk has it.
+        node: of the sum, which :func:`may_be_stream`.
+        total: its recipe, which gives the tensor.
+        tensor: the sum itself.
 
     Returns:
         The sum as part of the stream, and the bytes of the sum before it that were released. None
         if the sum is no part of a stream.
     """
-    if tensor is None or graph.name_of(node) not in RESIDUAL or tensor._version != 0:
-        return None
-    is_sum = graph.name_of(node) == SUM and graph.attribute_of(node, "alpha") == 1
-    streams = [each for each in total.inputs if isinstance(each, Stream)] if is_sum else []
-    below = streams[0] if streams else None
-    if (below is None and total.work <= MAX_WORK) or not _has_like_operands(node, total):
-        return None
     if not capture.may_synchronise(tensor):
         return None
+    is_sum = graph.name_of(node) == SUM and graph.attribute_of(node, "alpha") == 1
+    below = next((each for each in total.inputs if is_sum and isinstance(each, Stream)), None)
     stream = Stream(tensor, below)
     # Shorter mantissas have no bits to lose.
     if not stream.exact and not (is_sum and tensor.dtype in (torch.float32, torch.float64)):

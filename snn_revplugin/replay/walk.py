@@ -46,7 +46,7 @@ from .recipe import (
     TransposedLeaf,
     run,
 )
-from .residual_stream import REVERSED, Stream, stream_of
+from .residual_stream import REVERSED, Stream, may_be_stream, stream_of
 
 
 class WalkStatistics(Protocol):
@@ -119,6 +119,8 @@ class Place:
             saved tensors matter.
         look: gives the output's elements out of a tensor above; not to be kept.
         whole: the output as seen from a view of it above that has all its elements in their order.
+        given_out: spikes are wanted as their neuron gave them out: they have been written into
+            since, and what the node above made of them will be compared.
     """
 
     node: Node
@@ -129,12 +131,17 @@ class Place:
     counts: bool = True
     look: Callable[[], Tensor] | None = None
     whole: Tensor | None = None
+    given_out: bool = False
 
     def can_be_read(self) -> bool:
         return self.tensor is not None or self.look is not None
 
     def read(self) -> Tensor:
         return self.look() if self.tensor is None else self.tensor
+
+    def seen(self) -> Tensor | None:
+        """The output's elements, if any node above has them."""
+        return self.read() if self.can_be_read() else self.whole
 
 
 @dataclass(slots=True)
@@ -150,6 +157,7 @@ class Visit:
         replaceable: name and position of saved operands that a recipe can replace, and they.
         derived: an operand is recomputed.
         driven: an operand depends on spikes or data.
+        edited: an operand is spikes that have been written into since.
         freed: an operand is a weight that FSDP frees before the neuron's backward reads it.
         blocked_by: the boundary between an operand and spikes or data; None where there is none.
     """
@@ -162,6 +170,7 @@ class Visit:
     replaceable: list[tuple[str, int, Tensor]] = field(default_factory=list)
     derived: bool = False
     driven: bool = False
+    edited: bool = False
     freed: bool = False
     blocked_by: str | None = None
 
@@ -194,7 +203,8 @@ class Walk:
         if operation is None:
             fired = getattr(node, FIRED, None) if place.output == 0 else None
             if fired is not None:
-                return self._edited(place) if fired.were_edited() else fired
+                as_given_out = not fired.were_edited() or place.given_out
+                return fired if as_given_out or _is(fired, place.tensor) else self._edited(place)
             if graph.name_of(node) in graph.PASSING_ON:
                 return self._pass_on(place)
         outcome = self._as_planned(place) or _earlier_outcome(node, operation)
@@ -280,13 +290,15 @@ class Walk:
             place.whole = place.tensor
         visit = self._read_operands(place, operation)
         recipe = self._recipe(visit)
+        if recipe is not None and visit.edited and not self._gives(recipe, place):
+            recipe, visit.blocked_by = None, EDITED
         packed = None
         if recipe is not None:
             self._count(self.statistics.operations, operation.node, place)
         elif visit.freed:
             self._count(self.statistics.boundaries, FREED, place)
         elif visit.driven or visit.blocked_by:
-            packed = self._packed(place, operation.node)
+            packed = None if operation.is_view else self._packed(place, operation.node)
             if packed is None and visit.driven:
                 self._count(self.statistics.boundaries, operation.node, place)
         self._replace_inputs(visit, recipe)
@@ -337,8 +349,10 @@ class Walk:
     def _packed(self, place: Place, boundary: str) -> Integers | None:
         """What a boundary gave out, if that is small whole numbers: spikes of a surrogate function,
         a rounded current."""
-        tensor = place.tensor
-        if tensor is None or tensor.numel() < SMALLEST_MASK or graph.outputs_of(place.node) != 1:
+        if not place.can_be_read() or graph.outputs_of(place.node) != 1:
+            return None
+        tensor = place.read()
+        if tensor.numel() < SMALLEST_MASK:
             return None
         kind = boundary, tensor.shape
         if kind in self.cache.unpackable or not capture.may_synchronise(tensor):
@@ -425,7 +439,10 @@ class Walk:
             deeper.look = partial(_read_before, place, operation, position)
         if self.whole_sequence:
             deeper.whole = _seen_through(place, deeper)
+        # Written into in place, spikes are an operand that no other tensor holds any more.
+        deeper.given_out = place.seen() is not None
         value = self.value_of(deeper)
+        visit.edited = visit.edited or (type(value) is Spikes and value.were_edited())
         visit.driven, visit.derived = visit.driven or value.driven, visit.derived or value.derived
         if value.missing and not value.from_parameters:
             visit.blocked_by = value.boundary or visit.operation.node
@@ -580,8 +597,21 @@ class Walk:
                 several = operation.multiple_outputs
                 _replace(node, name, Output(recipe, position) if several else recipe)
 
+    def _gives(self, recipe: Recipe, place: Place) -> bool:
+        """Whether a recipe gives what the readers of a node's output have; noted, if they have the
+        output itself."""
+        seen = place.seen()
+        equal = capture.may_synchronise(seen) and torch.equal(recipe.compute(), seen.detach())
+        if place.tensor is not None:
+            place.node.metadata[COMPARED] = seen._version, equal
+        return equal
+
     def _stream(self, place: Place, recipe: Recipe) -> Stream | None:
         """A residual sum as part of a stream, if it is one; see :mod:`.residual_stream`."""
+        if not may_be_stream(place.node, recipe, place.whole):
+            return None
+        if place.whole._version != 0 and not self._gives(recipe, place):
+            return None
         found = stream_of(place.node, recipe, place.whole)
         if found is None:
             return None
@@ -680,6 +710,14 @@ def _recorded_writes(node: Node) -> int:
             break
         node = node.next_functions[0][0]
     return writes
+
+
+def _is(spikes: Spikes, tensor: Tensor | None) -> bool:
+    """Whether a tensor still is what a neuron gave out, such as the copy that ``out *= x``
+    saves."""
+    if tensor is None or tensor.shape != spikes.packed.shape:
+        return False
+    return capture.may_synchronise(tensor) and torch.equal(spikes.value(), tensor.detach())
 
 
 def _parameter_behind(value: Recomputable | None) -> torch.nn.Parameter | None:
