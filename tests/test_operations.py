@@ -201,6 +201,28 @@ def edited(spikes: Tensor) -> Tensor:
     return spikes
 
 
+def written(current: Tensor, value: Tensor | float) -> Tensor:
+    current[:, :, :2, :1] = value.to(current) if isinstance(value, Tensor) else value
+    return current
+
+
+def written_into_zeros(current: Tensor) -> Tensor:
+    whole = torch.zeros_like(current)
+    whole[:, 1:7] = current[:, :6]
+    return whole
+
+
+def bordered(current: Tensor) -> Tensor:
+    """Borders as RepConv has them in Spike-driven Transformer V2: what a batch norm makes of
+    zeros."""
+    padded, border = F.pad(current, (1,) * 4), torch.linspace(-1, 1, 4).to(current).view(1, 4, 1, 1)
+    padded[:, :, 0:1, :] = border
+    padded[:, :, -1:, :] = border
+    padded[:, :, :, 0:1] = border
+    padded[:, :, :, -1:] = border
+    return padded
+
+
 class RoundedStraightThrough(torch.autograd.Function):
     """Quantisation to eighths, through which the gradient goes straight."""
 
@@ -1394,10 +1416,52 @@ KNOWN = [
         lambda: nn.Sequential(Frozen(conv(), "weight", "bias"), conv()),
         "Convolution",
     ),
+    # writes into a part
+    Row(
+        "a part scaled in place",
+        FEATURES,
+        of(lambda s, w: edited(s @ w) @ w, (10, 10)),
+        "Mm Clone CopySlices AsStrided",
+    ),
+    Row(
+        "a number written into a part",
+        IMAGE,
+        of(lambda s, w: written(F.conv2d(s, w), 0.3), (4, 4, 3, 3)),
+        "Convolution CopySlices",
+    ),
+    Row(
+        "a current written into a part",
+        IMAGE,
+        of(lambda s, w: written(F.conv2d(s, w), s[:, :, :2, :1]), (4, 4, 3, 3)),
+        "Convolution Slice CopySlices",
+    ),
+    Row(
+        "written into zeros",
+        FEATURES,
+        of(lambda s, w: written_into_zeros(s @ w) @ w, (10, 10)),
+        "Mm Slice CopySlices",
+    ),
+    Row(
+        "circular pad",
+        IMAGE,
+        of(lambda s, w: F.conv2d(F.pad(s, (1,) * 4, "circular"), w), (2, 4, 3, 3)),
+        "Convolution Slice CopySlices",
+    ),
+    Row(
+        "borders of RepConv",
+        IMAGE,
+        of(lambda s, w: F.conv2d(bordered(F.conv2d(s, w)), w), (4, 4, 3, 3)),
+        "Convolution ConstantPadNd CopySlices",
+    ),
+    Row(
+        "add_ into a transposed view",
+        IMAGE,
+        of(transposed_sum, (4, 4, 3, 3)),
+        "Convolution CopySlices AsStrided Sum",
+    ),
 ]
 
 UNKNOWN = [
-    Row("write into a part", FEATURES, of(edited), "Clone", "CopySlices"),
     Row(
         "pad whose output is not held",
         IMAGE,
@@ -1406,18 +1470,25 @@ UNKNOWN = [
         "ConstantPadNd",
     ),
     Row(
-        "circular pad",
-        IMAGE,
-        of(lambda s, w: F.conv2d(F.pad(s, (1,) * 4, "circular"), w), (2, 4, 3, 3)),
-        "Convolution Slice",
-        "CopySlices",
-    ),
-    Row(
         "cat with data",
         FEATURES,
         of(lambda s: torch.cat([s, torch.ones_like(s)], 1) * 2),
         "",
         "Cat",
+    ),
+    Row(
+        "noise written into a part",
+        IMAGE,
+        of(lambda s, w: written(F.conv2d(s, w), torch.randn(1, 4, 2, 1)), (4, 4, 3, 3)),
+        "Convolution",
+        "CopySlices",
+    ),
+    Row(
+        "a pad half written over",
+        IMAGE,
+        of(lambda s, w: F.conv2d(written(F.pad(s, (1, 1), value=0.2), 0.3), w), (2, 4, 3, 3)),
+        "Convolution",
+        "ConstantPadNd",
     ),
     Row(
         "noise",
@@ -1441,13 +1512,6 @@ UNKNOWN = [
         "Addmm",
     ),
     Row("sum with data", FEATURES, of(lambda s: s + torch.linspace(0, 1, 10).to(s)), "", "Add"),
-    Row(
-        "write into a transposed view",
-        IMAGE,
-        of(transposed_sum, (4, 4, 3, 3)),
-        "Convolution",
-        "CopySlices",
-    ),
     Row(
         "layer norm of an unusual eps",
         TOKENS,

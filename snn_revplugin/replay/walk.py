@@ -492,7 +492,7 @@ class Walk:
             and all(visit.edges[i : i + 1] in (NO_EDGES, ()) for i in unknown)
         ):
             if operation.of_output is not None:
-                function = operation.of_output(place.node, place.read())
+                function = operation.of_output(place.node, place.read().detach())
                 values = [None if each is UNKNOWN else each for each in values]
             elif operation.solve_constant is not None and unknown == [1]:
                 function, values = self._solve_constant(visit), values[:1]

@@ -3,12 +3,13 @@ their output."""
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ...torch_internals.graph import Node, attribute_of
+from ...torch_internals.graph import Node, attribute_of, shape_of_output
 from ..kind import LAYER, PLAIN
 from ..recipe import Replay
 from .operation import ONE, DecidedBy, Operation, register
@@ -17,14 +18,20 @@ from .shape import applying
 aten = torch.ops.aten
 
 
-def _padded_with_a_number(node: Node, output: Tensor) -> Replay:
-    """The number is not saved; a corner of the output tells it."""
+def _padded_with_a_number(node: Node, output: Tensor) -> Replay | None:
+    """The number is not saved; a corner of the output tells it. Borders that were written into
+    since are NaN: then they are so all over, or which number they were is unknown."""
     pad, corner, number = attribute_of(node, "pad"), [0] * output.dim(), 0.0
     for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
         if (before > 0 or after > 0) and output.numel():
             corner[-1 - i] = 0 if before > 0 else -1
             number = output[tuple(corner)].item()
             break
+    if math.isnan(number):
+        inner = output.new_zeros(tuple(shape_of_output(*node.next_functions[0])))
+        if not (output.isnan() | (_pad(pad, 1.0, inner) == 0)).all():
+            return None
+        number = 0.0
     return partial(_pad, pad, number)
 
 
