@@ -494,8 +494,9 @@ class Walk:
             if operation.of_output is not None:
                 function = operation.of_output(place.node, place.read().detach())
                 values = [None if each is UNKNOWN else each for each in values]
-            elif operation.solve_constant is not None and unknown == [1]:
-                function, values = self._solve_constant(visit), values[:1]
+            elif operation.solve_constant is not None and unknown == [operation.solved]:
+                function = self._solve_constant(visit, values[1 - operation.solved])
+                values = [None if each is UNKNOWN else each for each in values]
         if function is None:
             return None
         if operation.kind.chooses_layout and place.strides is not None:
@@ -547,10 +548,10 @@ class Walk:
         saved = None if name is None else saved_tensors.saved_by(visit.place.node, name)
         return value.compute() if saved is None else saved.detach()
 
-    def _solve_constant(self, visit: Visit) -> Replay | None:
-        """A sum with a number that the node does not save. If its operand is not light, it is
-        computed in forward once more, for a tensor that is worth it."""
-        place, operand = visit.place, visit.values[0]
+    def _solve_constant(self, visit: Visit, operand: Recomputable) -> Replay | None:
+        """An operation on an operand and a constant that the node does not save. If the operand is
+        not light, it is computed in forward once more, for a tensor that is worth it."""
+        place = visit.place
         solve, total = visit.operation.solve_constant, place.read()
         if operand.light:
             return solve(place.node, operand.compute(), total)

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 import torch.nn as nn
 
 from ..bptt.statistics import CallStatistics
+from ..replay.walk import PACKED
 from ..swap.module import CompiledCalls, ReversibleNeuron
 from ..swap.table import swap_for
 from .kept import kept_in_one_step, kept_in_words
 from .memory import MemoryReport
 
 BITS = 8
+BITS_OF = PACKED.format("")
 
 # Where the name of an autograd node tells a user little.
 OPERATION_NAMES = {
@@ -50,6 +52,8 @@ def operation_name(node: str) -> str:
     """
     if node in OPERATION_NAMES:
         return OPERATION_NAMES[node]
+    if node.startswith(BITS_OF):
+        return f"{operation_name(node.removeprefix(BITS_OF))}, kept as bits"
     name, backward, number = node.partition("Backward")
     if backward and not number:
         return f"{name} (an autograd Function)"

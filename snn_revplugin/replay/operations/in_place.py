@@ -26,6 +26,7 @@ from ...torch_internals.graph import (
     gradient_through,
     name_of,
     shape_of_output,
+    type_of_output,
     wrapped_node,
 )
 from ..kind import PLAIN, VIEW
@@ -106,7 +107,7 @@ def _write(function: Replay, part: Part, whole: Tensor, operand: Tensor) -> Tens
 def _scaled(node: Node) -> Replay | None:
     """A part multiplied by one number."""
     whole = tuple(shape_of_output(node))
-    factors = gradient_through(node, torch.ones(whole))[0]
+    factors = gradient_through(node, _ones(node))[0]
     if factors is None or factors.shape != whole:
         return None
     box = _box_of(factors != 1)
@@ -178,16 +179,16 @@ def _before_write(node: Node, position: int, output: Tensor) -> Tensor:
     overwritten = _overwritten(node)
     if overwritten is None:
         return torch.full_like(output, math.nan)
-    return output.masked_fill(overwritten.to(output.device), math.nan)
+    return output.masked_fill(overwritten, math.nan)
 
 
 def _overwritten(node: Node) -> Tensor | None:
     """Where a node wrote, whatever it wrote; None where that is unknown."""
-    write, whole = wrapped_node(node), tuple(shape_of_output(node))
+    write = wrapped_node(node)
     if write is None:
         return None
     if name_of(write) == COPY or name_of(write).startswith(("FillBackward", "ZeroBackward")):
-        passed = gradient_through(node, torch.ones(whole))[0]
+        passed = gradient_through(node, _ones(node))[0]
         return passed == 0 if passed is not None else _written_by(node, write)
     return _written_by(node, write) if name_of(write) in ADDS else None
 
@@ -196,7 +197,7 @@ def _written_by(node: Node, write: Node) -> Tensor | None:
     part = _part_written(node, write) if len(node.next_functions) == 2 else None
     if part is None:
         return None
-    written = torch.zeros(tuple(shape_of_output(node)), dtype=torch.bool)
+    written = torch.zeros_like(_ones(node), dtype=torch.bool)
     part.of(written).fill_(True)
     return written
 
@@ -240,9 +241,14 @@ def _part_written(node: Node, write: Node) -> Part | None:
     return _part_of((-numbers if name_of(write) == "SubBackward0" else numbers) - 1, shape)
 
 
+def _ones(node: Node) -> Tensor:
+    return torch.ones(tuple(shape_of_output(node)), device=type_of_output(node)[1])
+
+
 def _numbers_through(node: Node, shape: tuple[int, ...], which: int) -> Tensor | None:
     """What the elements' numbers, from 1, become as a gradient, digit by digit."""
-    numbers = torch.arange(1, math.prod(shape) + 1).view(shape)
+    device = type_of_output(node)[1]
+    numbers = torch.arange(1, math.prod(shape) + 1, device=device).view(shape)
     total, scale = None, 1
     while scale <= math.prod(shape):
         found = gradient_through(node, (numbers // scale % DIGIT).float())[which]
@@ -267,7 +273,7 @@ def _part_of(places: Tensor, shape: tuple[int, ...]) -> Part | None:
     part = Part(shape, strides, int(first))
     regular = torch.full_like(places, part.offset)
     for i, stride in enumerate(strides):
-        steps = torch.arange(shape[i]) * stride
+        steps = torch.arange(shape[i], device=places.device) * stride
         regular += steps.view(-1, *(1,) * (len(shape) - 1 - i))
     return part if torch.equal(regular, places) else None
 

@@ -47,8 +47,8 @@ def solve_constant(node: Node, x: Tensor, output: Tensor) -> Replay | None:
         output: of the operation.
 
     Returns:
-        The sum as a function of ``x`` alone, or None if no single constant gives ``output`` bit for
-        bit.
+        The sum as a function of ``x`` and None, or None if no single constant gives ``output`` bit
+        for bit.
     """
     alpha = attribute_of(node, "alpha")
     function, of_x, of_number = {
@@ -60,10 +60,16 @@ def solve_constant(node: Node, x: Tensor, output: Tensor) -> Replay | None:
         return None
     with torch.no_grad():
         for number in _candidates(x.detach(), of_x, of_number, output.detach()):
-            replay = partial(function, other=number, alpha=alpha)
+            replay = partial(_with_number, function, number, alpha)
             if torch.equal(replay(x), output):
                 return replay
     return None
+
+
+def _with_number(
+    function: Replay, number: float, alpha: float, x: Tensor, _: Tensor | None = None
+) -> Tensor:
+    return function(x, number, alpha=alpha)
 
 
 SAMPLE = 4096  # elements from which a number is guessed, before all are compared

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ...torch_internals import capture
 from ...torch_internals.graph import Node, attribute_of, shape_of_output
 from ..kind import PLAIN, SPLIT, VIEW
 from ..recipe import Replay
@@ -49,6 +50,31 @@ def _joined(function: Replay) -> DecidedBy:
 
 def _join(function: Replay, dim: int, *tensors: Tensor) -> Tensor:
     return function(tensors, dim)
+
+
+def _joined_with_number(node: Node, output: Tensor) -> Replay | None:
+    """A ``cat`` with one tensor of a constant: the number that fills it."""
+    dim = attribute_of(node, "dim") % output.dim()
+    sizes = [
+        None if below is None else shape_of_output(below, index)[dim]
+        for below, index in node.next_functions
+    ]
+    if sizes.count(None) != 1 or not capture.may_synchronise(output):
+        return None
+    position = sizes.index(None)
+    start, known = sum(sizes[:position]), sum(each for each in sizes if each is not None)
+    part = output.narrow(dim, start, output.shape[dim] - known)
+    if part.numel() == 0 or not (part == part.flatten()[0]).all():
+        return None
+    return partial(_join_around, dim, tuple(part.shape), part.flatten()[0].item())
+
+
+def _join_around(
+    dim: int, shape: tuple[int, ...], number: float, *tensors: Tensor | None
+) -> Tensor:
+    known = next(each for each in tensors if each is not None)
+    constant = known.new_full(shape, number)
+    return torch.cat([constant if each is None else each for each in tensors], dim)
 
 
 def _unviewed(node: Node, position: int, output: Tensor) -> Tensor:
@@ -108,5 +134,5 @@ register(
     Operation("TriuBackward0", PLAIN, ONE, applying(torch.triu, "diagonal")),
     Operation("RepeatBackward0", PLAIN, ONE, applying(Tensor.repeat, "repeats")),
     Operation("StackBackward0", PLAIN, VARIADIC, _joined(torch.stack), before=_unstacked),
-    Operation("CatBackward0", PLAIN, VARIADIC, _joined(torch.cat)),
+    Operation("CatBackward0", PLAIN, VARIADIC, _joined(torch.cat), of_output=_joined_with_number),
 )
