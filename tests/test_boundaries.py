@@ -126,7 +126,7 @@ def test_a_surrogate_in_mid_graph_is_no_boundary() -> None:
     assert not statistics.boundaries
     (name,) = (each for each in statistics.operations if each.startswith("bits of "))
     assert statistics.kept_bytes[name.removeprefix("bits of ")] == TIME_STEPS * LAYER / 32
-    assert "an autograd Function), kept as bits" in str(snn_revplugin.explain(net))
+    assert "(an autograd Function) (kept as bits)" in str(snn_revplugin.explain(net))
 
 
 def test_the_input_of_an_unknown_operation_is_recomputed() -> None:

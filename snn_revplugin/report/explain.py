@@ -30,6 +30,11 @@ OPERATION_NAMES = {
     "MaxPool2DWithIndicesBackward0": "max pool 2d",
     "MaxPool3DWithIndicesBackward0": "max pool 3d",
     "ToCopyBackward0": "cast",
+    "PreluKernelBackward0": "prelu",
+    "Im2ColBackward0": "columns of an image (unfold)",
+    "FftC2CBackward0": "fft",
+    "FftR2CBackward0": "fft of real numbers",
+    "FftC2RBackward0": "fft to real numbers",
     "TBackward0": "transpose",
     "UnsafeViewBackward0": "view",
     "ReshapeAliasBackward0": "reshape",
@@ -53,7 +58,7 @@ def operation_name(node: str) -> str:
     if node in OPERATION_NAMES:
         return OPERATION_NAMES[node]
     if node.startswith(BITS_OF):
-        return f"{operation_name(node.removeprefix(BITS_OF))}, kept as bits"
+        return f"{operation_name(node.removeprefix(BITS_OF))} (kept as bits)"
     name, backward, number = node.partition("Backward")
     if backward and not number:
         return f"{name} (an autograd Function)"
