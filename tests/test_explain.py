@@ -224,8 +224,8 @@ WEIGHT = 32 * 32 * 4
 KEPT = {
     "nothing": (Recurrent, {}),
     "an unknown operation": (
-        lambda: Recurrent(between=lambda s: nn.functional.silu(s * 0.7)),
-        {"silu": 2 * STEPS * LAYER},  # its input, which it saves, and its output
+        lambda: Recurrent(between=lambda s: torch.sinc(s * 0.7)),
+        {"sinc": STEPS * LAYER},  # its output
     ),
     "noise": (
         lambda: Recurrent(between=lambda s: s * torch.rand_like(s)),
@@ -267,11 +267,11 @@ def test_the_bytes_of_a_step_by_cause(build, kept: dict[str, int]):
 
 
 def test_the_bytes_that_a_neuron_keeps_stand_in_its_row():
-    net = Recurrent(between=nn.functional.silu)
+    net = Recurrent(between=torch.sinc)
     net(torch.rand(BATCH, 16)).backward()
     assert not rows(net)["below"].kept_bytes
-    assert rows(net)["above"].kept_bytes == {"silu": 2 * STEPS * LAYER}
-    assert "activations kept: silu 120.0 KiB" in str(explain(net))
+    assert rows(net)["above"].kept_bytes == {"sinc": STEPS * LAYER}
+    assert "activations kept: sinc 60.0 KiB" in str(explain(net))
     assert explain(net).report is None and not explain(net).kept
 
 

@@ -49,6 +49,11 @@ class PackedIntegers:
         """Bytes that the planes take."""
         return sum(plane.nbytes for plane in self.planes)
 
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of what :meth:`numbers` gives."""
+        return self.planes[0].layout
+
     def numbers(self) -> Tensor:
         """Unpack to a new tensor, equal in value, dtype, shape and strides."""
         octets = self.planes[0].binary(torch.uint8)

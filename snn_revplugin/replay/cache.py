@@ -31,6 +31,10 @@ class RecipeCache:
     Attributes:
         small: the currents that are not worth a recipe, by shape and graph node, with the bytes
             that autograd saves on the way to one.
+        unpackable: the outputs of boundaries that are no small whole numbers, by the boundary's
+            name and shape.
+        unsolvable: the sums with something else than a number, by the operation and shape.
+        frozen: weights with frozen biases that have given their layer's output, by both.
         plans: what the last walk to a kind of graph node left for the next, by the node's type.
         memory_budget: the neuron's own, or None for that of the settings.
         planned_steps: what training steps keep that begin with this neuron, by their first call.
@@ -39,6 +43,9 @@ class RecipeCache:
     def __init__(self, memory_budget: float | str | None = None) -> None:
         self.memory_budget = memory_budget
         self.small: dict[tuple, int] = {}
+        self.unpackable: set[tuple] = set()
+        self.unsolvable: set[tuple] = set()
+        self.frozen: WeakValueDictionary[tuple, Tensor] = WeakValueDictionary()
         self.plans: dict[type, Plan | None] = {}
         self.planned_steps: dict[tuple, PlannedStep] = {}
         self._held: WeakValueDictionary[int, HeldTensor] = WeakValueDictionary()

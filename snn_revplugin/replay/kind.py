@@ -43,7 +43,9 @@ COPY = Kind("copy", light=True, chooses_layout=True)
 ELEMENTWISE = Kind("elementwise", is_elementwise=True, light=True, recompute_always=True)
 # whose first operand is an activation: a weight layer, a normalisation, pooling
 LAYER = Kind("layer", recompute_on_data=True)
-# of which weights are computed, too: a selection by index, a product of vectors
+# of which weights are computed, too: a selection by index, a product of vectors, a norm
 PARAMETRISATION = Kind("parametrisation", recompute_always=True)
+# the same, with several outputs
+PARAMETRISATIONS = Kind("parametrisations", recompute_always=True, multiple_outputs=True)
 # a reduction, a rearrangement, whatever else
 PLAIN = Kind("plain")

@@ -24,6 +24,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..packed.integers import PackedIntegers
 from ..packed.rows import UnpackedRows, rows_with
 from ..packed.spikes import PackedSpikes
 from ..torch_internals import capture
@@ -285,6 +286,25 @@ class Spikes(Recomputable):
             return binary * self.factor.get("graded spikes")
 
 
+class Integers(Recomputable):
+    """Small whole numbers, packed. Unpacking is cheap: every reader gets a copy of its own, and
+    readers are not counted."""
+
+    __slots__ = ("__weakref__", "packed")
+    derived = True
+    light = True
+
+    def __init__(self, packed: PackedIntegers) -> None:
+        self.packed = packed
+
+    def value(self) -> Tensor:
+        with torch.no_grad():
+            return self.packed.numbers()
+
+    def consume(self) -> tuple[Tensor, bool]:
+        return self.value(), True
+
+
 class _Reading:
     """The readers of a recipe that are still to come in one backward pass."""
 
@@ -496,6 +516,27 @@ class Operand(Recomputable):
             if self.memory_format is None
             else value.contiguous(memory_format=self.memory_format)
         )
+
+
+class Copy(Recomputable):
+    """A value for a reader that may write into it.
+
+    Args:
+        of: the value.
+    """
+
+    __slots__ = ("of",)
+    derived = True
+
+    def __init__(self, of: Recomputable) -> None:
+        self.of = of
+
+    def value(self) -> Tensor:
+        value, owned = self.of.consume()
+        return value if owned else value.clone()
+
+    def add_reader(self) -> None:
+        self.of.add_reader()
 
 
 def run(function: Replay, operands: list[Tensor | None]) -> Tensor | tuple[Tensor, ...]:

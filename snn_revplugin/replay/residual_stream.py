@@ -28,7 +28,7 @@ from torch import Tensor
 from ..packed.integers import PackedIntegers
 from ..torch_internals import capture, graph
 from ..torch_internals.graph import Node
-from .recipe import HeldTensor, Output, Recipe, Recomputable
+from .recipe import HeldTensor, Integers, Output, Recipe, Recomputable
 
 SUM = "AddBackward0"
 RESIDUAL = (SUM, "MulBackward0")  # the operations of residual connections of spikes
@@ -37,24 +37,6 @@ MAX_WORK = 6
 # sums, over which the rounding of float32 adds up to about 1e-6 of the largest
 BETWEEN_ANCHORS = 16
 REVERSED = f"reversal of {SUM}"
-
-
-class Integers(Recomputable):
-    """Small whole numbers, packed. Unpacking is cheap: every reader gets a copy of its own, and
-    readers are not counted."""
-
-    __slots__ = ("packed",)
-    derived = True
-
-    def __init__(self, packed: PackedIntegers) -> None:
-        self.packed = packed
-
-    def value(self) -> Tensor:
-        with torch.no_grad():
-            return self.packed.numbers()
-
-    def consume(self) -> tuple[Tensor, bool]:
-        return self.value(), True
 
 
 class Stream(Recomputable):
@@ -120,30 +102,34 @@ class Stream(Recomputable):
         self.source.drop_reader()
 
 
-def stream_of(node: Node, total: Recipe, tensor: Tensor | None) -> tuple[Stream, int] | None:
+def may_be_stream(node: Node, total: Recipe, tensor: Tensor | None) -> bool:
+    """Whether :func:`stream_of` may take a sum, from the graph alone."""
+    if tensor is None or graph.name_of(node) not in RESIDUAL:
+        return False
+    is_sum = graph.name_of(node) == SUM and graph.attribute_of(node, "alpha") == 1
+    continues = is_sum and any(isinstance(each, Stream) for each in total.inputs)
+    return (continues or total.work > MAX_WORK) and _has_like_operands(node, total)
+
+
+def stream_of(node: Node, total: Recipe, tensor: Tensor) -> tuple[Stream, int] | None:
     """Take a sum into a residual stream, and release the sum before it.
 
     A product of spikes with spikes with spikes is kept, too, rather than recomputed from all of
     them.
 
     Args:
-        node: of the sum.
-        total: its recipe.
-        tensor: the sum itself, if the walk has it.
+        node: of the sum, which :func:`may_be_stream`.
+        total: its recipe, which gives the tensor.
+        tensor: the sum itself.
 
     Returns:
         The sum as part of the stream, and the bytes of the sum before it that were released. None
         if the sum is no part of a stream.
     """
-    if tensor is None or graph.name_of(node) not in RESIDUAL or tensor._version != 0:
-        return None
-    is_sum = graph.name_of(node) == SUM and graph.attribute_of(node, "alpha") == 1
-    streams = [each for each in total.inputs if isinstance(each, Stream)] if is_sum else []
-    below = streams[0] if streams else None
-    if (below is None and total.work <= MAX_WORK) or not _has_like_operands(node, total):
-        return None
     if not capture.may_synchronise(tensor):
         return None
+    is_sum = graph.name_of(node) == SUM and graph.attribute_of(node, "alpha") == 1
+    below = next((each for each in total.inputs if is_sum and isinstance(each, Stream)), None)
     stream = Stream(tensor, below)
     # Shorter mantissas have no bits to lose.
     if not stream.exact and not (is_sum and tensor.dtype in (torch.float32, torch.float64)):

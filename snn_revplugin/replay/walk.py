@@ -23,8 +23,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..packed.integers import PackedIntegers
 from ..settings import get_settings
-from ..torch_internals import capture, distributed, graph, saved_tensors, tensors
+from ..torch_internals import capture, distributed, graph, owners, saved_tensors, tensors
 from ..torch_internals.graph import Node
 from .cache import RecipeCache
 from .keeping import CallInStep
@@ -32,7 +33,9 @@ from .operations.operation import WRITE_INTO_VIEW, Operation, operation_of
 from .operations.pointwise import packed_mask
 from .plan import FIRED, TRANSPOSE, Plan, is_transposed_leaf
 from .recipe import (
+    Copy,
     HeldTensor,
+    Integers,
     Kept,
     Missing,
     OpaqueWeight,
@@ -43,8 +46,9 @@ from .recipe import (
     Replay,
     Spikes,
     TransposedLeaf,
+    run,
 )
-from .residual_stream import REVERSED, Stream, stream_of
+from .residual_stream import REVERSED, Stream, may_be_stream, stream_of
 
 
 class WalkStatistics(Protocol):
@@ -77,6 +81,7 @@ SUMS = "residual sums"
 CONSTANTS = "constant operands"
 BUDGET = "values that the memory budget keeps"
 NOT_WORTH_IT = "tensors that are not worth recomputing"
+PACKED = "bits of {}"  # of a boundary's output
 WEIGHTS = "computed weights"
 NO_EDGE = (None, 0)
 NO_EDGES = (NO_EDGE,)
@@ -87,11 +92,21 @@ SAME_ELEMENTS = {
 # ends here
 DEEPEST = 64
 MAX_BYTES_OF_OUTPUT = 8  # per element: an index
+# of an operand to which a number is added: operations that forward runs once more to find it, and
+# the size of the sum as a share of the spikes that the operand is computed from
+MAX_WORK_OF_SOLVED, SMALLEST_SOLVED = 4, 0.25
+# relative and absolute error of a sample computed on its own
+ROUNDING = {
+    torch.float64: (1e-12, 1e-14),
+    torch.float32: (1e-4, 1e-6),
+    torch.float16: (1e-2, 1e-3),
+    torch.bfloat16: (5e-2, 1e-2),
+}
 SMALLEST_MASK = 1024  # elements below which packing a dropout mask costs more than it saves
 
 missing = memoize(Missing)
 UNKNOWN = missing()
-Outcome = Recipe | Stream | Missing  # of a visit to a node
+Outcome = Recipe | Stream | Integers | Missing  # of a visit to a node
 
 
 @dataclass(slots=True)
@@ -108,6 +123,8 @@ class Place:
             saved tensors matter.
         look: gives the output's elements out of a tensor above; not to be kept.
         whole: the output as seen from a view of it above that has all its elements in their order.
+        given_out: spikes are wanted as their neuron gave them out: they have been written into
+            since, and what the node above made of them will be compared.
     """
 
     node: Node
@@ -118,12 +135,17 @@ class Place:
     counts: bool = True
     look: Callable[[], Tensor] | None = None
     whole: Tensor | None = None
+    given_out: bool = False
 
     def can_be_read(self) -> bool:
         return self.tensor is not None or self.look is not None
 
     def read(self) -> Tensor:
         return self.look() if self.tensor is None else self.tensor
+
+    def seen(self) -> Tensor | None:
+        """The output's elements, if any node above has them."""
+        return self.read() if self.can_be_read() else self.whole
 
 
 @dataclass(slots=True)
@@ -139,6 +161,7 @@ class Visit:
         replaceable: name and position of saved operands that a recipe can replace, and they.
         derived: an operand is recomputed.
         driven: an operand depends on spikes or data.
+        edited: an operand is spikes that have been written into since.
         freed: an operand is a weight that FSDP frees before the neuron's backward reads it.
         blocked_by: the boundary between an operand and spikes or data; None where there is none.
     """
@@ -151,6 +174,7 @@ class Visit:
     replaceable: list[tuple[str, int, Tensor]] = field(default_factory=list)
     derived: bool = False
     driven: bool = False
+    edited: bool = False
     freed: bool = False
     blocked_by: str | None = None
 
@@ -190,7 +214,8 @@ class Walk:
         if operation is None:
             fired = getattr(node, FIRED, None) if place.output == 0 else None
             if fired is not None:
-                return self._edited(place) if fired.were_edited() else fired
+                as_given_out = not fired.were_edited() or place.given_out
+                return fired if as_given_out or _is(fired, place.tensor) else self._edited(place)
             if graph.name_of(node) in graph.PASSING_ON:
                 return self._pass_on(place)
         outcome = self._as_planned(place) or _earlier_outcome(node, operation)
@@ -236,7 +261,8 @@ class Walk:
                 return outcome
             held = OpaqueWeight if outcome.from_parameters else HeldTensor
             return held(tensor, outcome.boundary)
-        value = Output(outcome, place.output) if operation.multiple_outputs else outcome
+        several = type(outcome) is Recipe and operation.multiple_outputs
+        value = Output(outcome, place.output) if several else outcome
         if tensor is None:  # which state of it was read is unknown, once it has more than one
             return missing(EDITED) if place.node.metadata.get(EDITED) else value
         if tensor._version == 0 or tensor._version == _recorded_writes(place.node):
@@ -301,17 +327,23 @@ class Walk:
             place.whole = place.tensor
         visit = self._read_operands(place, operation)
         recipe = self._recipe(visit)
+        if recipe is not None and visit.edited and not self._gives(recipe, place):
+            recipe, visit.blocked_by = None, EDITED
+        packed = None
         if recipe is not None:
             if self.call is not None and self.call.observes:
                 self._note_work(place, operation, recipe)
             self._count(self.statistics.operations, operation.node, place)
-        elif visit.driven or visit.freed:
-            boundary = FREED if visit.freed else operation.node
-            self._count(self.statistics.boundaries, boundary, place)
+        elif visit.freed:
+            self._count(self.statistics.boundaries, FREED, place)
+        elif visit.driven or visit.blocked_by:
+            packed = None if operation.is_view else self._packed(place, operation.node)
+            if packed is None and visit.driven:
+                self._count(self.statistics.boundaries, operation.node, place)
         self._replace_inputs(visit, recipe)
         self._replace_outputs(visit, recipe)
         if recipe is None:
-            return _why_missing(visit)
+            return packed or _why_missing(visit)
         if not self.whole_sequence:
             self.cache.plans[type(place.node)] = Plan.of(place.node, operation, recipe)
         return (self._stream(place, recipe) if self.whole_sequence else None) or recipe
@@ -324,14 +356,53 @@ class Walk:
         if driven:
             boundary = TOO_DEEP
         else:
-            for below, output in node.next_functions:
-                if below is not None:
-                    value = self.value_of(Place(below, output, depth=place.depth + 1, counts=False))
+            saved = {
+                (each.grad_fn, each.output_nr): (name, each)
+                for name, each in saved_tensors.saved_inputs(node)
+            }
+            for edge in node.next_functions:
+                if edge[0] is not None:
+                    value = self._boundary_operand(place, edge, saved.get(edge))
                     driven = driven or value.driven or (value.missing and not value.from_parameters)
+        packed = self._packed(place, boundary) if driven else None
         self._keep_saved(node, boundary)
-        if driven:
+        if driven and packed is None:
             self._count(self.statistics.boundaries, boundary, place)
-        return missing(boundary, not driven)
+        return packed or missing(boundary, not driven)
+
+    def _boundary_operand(
+        self, place: Place, edge: graph.Edge, saved: tuple[str | int, Tensor] | None
+    ) -> Recomputable:
+        """An operand of a boundary. If it is saved, a recipe replaces it all the same."""
+        below, output = edge
+        deeper = Place(below, output, depth=place.depth + 1, counts=False)
+        if saved is None:
+            return self.value_of(deeper)
+        name, deeper.tensor = saved
+        deeper.strides = deeper.tensor.stride()
+        value = self.value_of(deeper)
+        if value.derived and _replace(place.node, name, _handed_to(place.node, value)):
+            self.replaced_bytes += deeper.tensor.nbytes
+        return value
+
+    def _packed(self, place: Place, boundary: str) -> Integers | None:
+        """What a boundary gave out, if that is small whole numbers: spikes of a surrogate function,
+        a rounded current."""
+        if not place.can_be_read() or graph.outputs_of(place.node) != 1:
+            return None
+        tensor = place.read()
+        if tensor.numel() < SMALLEST_MASK:
+            return None
+        kind = boundary, tensor.shape
+        if kind in self.cache.unpackable or not capture.may_synchronise(tensor):
+            return None
+        packed = PackedIntegers.of(tensor.detach()) if tensor.is_floating_point() else None
+        if packed is None or packed.strides != tensor.stride():
+            self.cache.unpackable.add(kind)
+            return None
+        self._count(self.statistics.operations, PACKED.format(boundary), place)
+        self.statistics.kept_bytes[boundary] += packed.nbytes
+        return Integers(packed)
 
     def _read_operands(self, place: Place, operation: Operation) -> Visit:
         """Find the value of each operand of a node."""
@@ -415,7 +486,10 @@ class Walk:
             deeper.look = partial(_read_before, place, operation, position)
         if self.whole_sequence:
             deeper.whole = _seen_through(place, deeper)
+        # Written into in place, spikes are an operand that no other tensor holds any more.
+        deeper.given_out = place.seen() is not None
         value = self.value_of(deeper)
+        visit.edited = visit.edited or (type(value) is Spikes and value.were_edited())
         visit.driven, visit.derived = visit.driven or value.driven, visit.derived or value.derived
         if value.missing and not value.from_parameters:
             visit.blocked_by = value.boundary or visit.operation.node
@@ -440,7 +514,8 @@ class Walk:
         packed."""
         if saved.dim() == 0 or not saved_tensors.held_by_autograd_alone(saved, references=3):
             return HeldTensor(saved)
-        can_be_mask = saved.device.type == "cpu" and saved.is_floating_point()
+        is_real = saved.is_floating_point() and saved.is_cpu
+        can_be_mask = is_real or saved.dtype is torch.bool
         packed = packed_mask(saved) if can_be_mask and saved.numel() >= SMALLEST_MASK else None
         if packed is None:
             self._keep(CONSTANTS, saved)
@@ -453,6 +528,8 @@ class Walk:
         operation, values, place = visit.operation, visit.values, visit.place
         function = None
         unknown = [i for i, each in enumerate(values) if each is not None and each.missing]
+        if operation.weight_and_bias is not None and unknown == [operation.weight_and_bias[1]]:
+            unknown = [] if self._find_frozen_bias(visit) else unknown
         if not unknown:
             of_spikes = operation.of_spikes is not None and values[0].cheap
             function = (operation.of_spikes if of_spikes else operation.replay)(place.node)
@@ -462,10 +539,11 @@ class Walk:
             and all(visit.edges[i : i + 1] in (NO_EDGES, ()) for i in unknown)
         ):
             if operation.of_output is not None:
-                function = operation.of_output(place.node, place.read())
+                function = operation.of_output(place.node, place.read().detach())
                 values = [None if each is UNKNOWN else each for each in values]
-            elif operation.solve_constant is not None and unknown == [1]:
-                function, values = self._solve_constant(visit), values[:1]
+            elif operation.solve_constant is not None and unknown == [operation.solved]:
+                function = self._solve_constant(visit, values[1 - operation.solved])
+                values = [None if each is UNKNOWN else each for each in values]
         if function is None:
             return None
         if operation.kind.chooses_layout and place.strides is not None:
@@ -473,11 +551,68 @@ class Walk:
         recipe = self.cache.recipe(function, tuple(values), operation)
         return None if recipe.depth > DEEPEST else recipe
 
-    def _solve_constant(self, visit: Visit) -> Replay | None:
-        place, operand = visit.place, visit.values[0]
-        if place.tensor is None or not operand.light:
+    def _find_frozen_bias(self, visit: Visit) -> bool:
+        """Find a bias without a gradient in the module of the weight, and put it among the values
+        of the operands, if it gives the output.
+
+        All of the output is compared the first time, with the same weight and bias later one
+        sample, where samples are independent: the bias is the same for all of them.
+        """
+        place, operation, values = visit.place, visit.operation, visit.values
+        position = operation.weight_and_bias[1]
+        if visit.edges[position : position + 1] not in (NO_EDGES, ()):
+            return False
+        weight = _parameter_behind(values[operation.weight_and_bias[0]])
+        bias = None if weight is None else owners.bias_beside(weight)
+        if bias is None or bias.requires_grad or self._is_freed(bias) or not place.can_be_read():
+            return False
+        output, known = place.read().detach(), (id(weight), id(bias), bias._version)
+        if not capture.may_synchronise(output):
+            return False
+        values[position] = self.cache.held(bias)
+        function = operation.replay(place.node)
+        if function is None:
+            return False
+        operands = [self._in_forward(visit, i, each) for i, each in enumerate(values)]
+        one = operation.by_sample
+        if known in self.cache.frozen and one is not None and len(output):
+            operands[one], output = operands[one][:1], output[:1]
+            equal = torch.allclose(run(function, operands), output, *ROUNDING[output.dtype])
+        else:
+            found = run(function, operands)
+            equal = torch.equal(found[0] if type(found) is tuple else found, output)
+        if equal:
+            self.cache.frozen[known] = weight
+        else:
+            values[position] = UNKNOWN
+        return equal
+
+    def _in_forward(self, visit: Visit, position: int, value: Recomputable | None) -> Tensor | None:
+        """An operand of a node, in forward."""
+        if value is None:
             return None
-        return visit.operation.solve_constant(place.node, operand.compute(), place.tensor)
+        name = visit.names[position] if position < len(visit.names) else None
+        saved = None if name is None else saved_tensors.saved_by(visit.place.node, name)
+        return value.compute() if saved is None else saved.detach()
+
+    def _solve_constant(self, visit: Visit, operand: Recomputable) -> Replay | None:
+        """An operation on an operand and a constant that the node does not save. If the operand is
+        not light, it is computed in forward once more, for a tensor that is worth it."""
+        place = visit.place
+        solve, total = visit.operation.solve_constant, place.read()
+        if operand.light:
+            return solve(place.node, operand.compute(), total)
+        kind = visit.operation.node, total.shape
+        if (
+            operand.work > MAX_WORK_OF_SOLVED
+            or total.nbytes < SMALLEST_SOLVED * _bytes_of_spikes(operand)
+            or kind in self.cache.unsolvable
+        ):
+            return None
+        function = solve(place.node, operand.compute(), total)
+        if function is None:
+            self.cache.unsolvable.add(kind)
+        return function
 
     def _replace_inputs(self, visit: Visit, recipe: Recipe | None) -> None:
         """Put recipes in the place of the saved operands that they recompute."""
@@ -510,8 +645,21 @@ class Walk:
                 several = operation.multiple_outputs
                 _replace(node, name, Output(recipe, position) if several else recipe)
 
+    def _gives(self, recipe: Recipe, place: Place) -> bool:
+        """Whether a recipe gives what the readers of a node's output have; noted, if they have the
+        output itself."""
+        seen = place.seen()
+        equal = capture.may_synchronise(seen) and torch.equal(recipe.compute(), seen.detach())
+        if place.tensor is not None:
+            place.node.metadata[COMPARED] = seen._version, equal
+        return equal
+
     def _stream(self, place: Place, recipe: Recipe) -> Stream | None:
         """A residual sum as part of a stream, if it is one; see :mod:`.residual_stream`."""
+        if not may_be_stream(place.node, recipe, place.whole):
+            return None
+        if place.whole._version != 0 and not self._gives(recipe, place):
+            return None
         found = stream_of(place.node, recipe, place.whole)
         if found is None:
             return None
@@ -623,6 +771,32 @@ def _recorded_writes(node: Node) -> int:
     return writes
 
 
+def _is(spikes: Spikes, tensor: Tensor | None) -> bool:
+    """Whether a tensor still is what a neuron gave out, such as the copy that ``out *= x``
+    saves."""
+    if tensor is None or tensor.shape != spikes.packed.shape:
+        return False
+    return capture.may_synchronise(tensor) and torch.equal(spikes.value(), tensor.detach())
+
+
+def _parameter_behind(value: Recomputable | None) -> torch.nn.Parameter | None:
+    """The parameter that a weight layer's operand is, or is a view of."""
+    if not isinstance(value, HeldTensor):
+        return None
+    tensor = value.leaf if type(value) is TransposedLeaf else value.held.tensor
+    tensor = tensor if tensor._base is None else tensor._base
+    return tensor if isinstance(tensor, torch.nn.Parameter) else None
+
+
+def _bytes_of_spikes(value: Recomputable | None) -> int:
+    """The bytes of the largest spikes, unpacked, from which a value is computed."""
+    if isinstance(value, Output):
+        value = value.recipe
+    if isinstance(value, Recipe):
+        return max(map(_bytes_of_spikes, value.inputs), default=0)
+    return value.packed.unpacked_nbytes if isinstance(value, Spikes) else 0
+
+
 def _is_view_of_leaf(node: Node) -> bool:
     operation = operation_of(node)
     return (
@@ -654,21 +828,21 @@ def _memory_of_leaves(node: Node) -> set[int]:
 
 def _earlier_outcome(node: Node, operation: Operation | None) -> Outcome | None:
     """The outcome of an earlier visit to a node; None where there was none."""
+    memo = node.metadata.get(MEMO)
+    if memo is not None:
+        return memo() if isinstance(memo, weakref.ref) else memo
     if operation is not None and operation.carriers:
         for name in operation.carriers:
             value = saved_tensors.replacement_of(node, name)
             if isinstance(value, Operand | Output):
                 return value.recipe
-        return None
-    if operation is not None and operation.is_view:
-        return None
-    memo = node.metadata.get(MEMO)
-    return memo() if isinstance(memo, weakref.ref) else memo
+    return None
 
 
 def _remember(node: Node, operation: Operation | None, outcome: Outcome) -> None:
     """Keep the outcome of a visit, where the node's saved tensors do not tell it."""
-    if operation is None or not (operation.carriers or operation.is_view):
+    told = operation is not None and (operation.carriers or operation.is_view)
+    if not told or type(outcome) is Integers:
         node.metadata[MEMO] = outcome if outcome.missing else weakref.ref(outcome)
 
 
@@ -684,6 +858,13 @@ def _laid_out(function: Replay, strides: tuple[int, ...]) -> Replay:
     return replay
 
 
-def _replace(node: Node, name: str, value: Recomputable) -> None:
-    if saved_tensors.replace_saved(node, name, value):
+def _replace(node: Node, name: str | int, value: Recomputable) -> bool:
+    replaced = saved_tensors.replace_saved(node, name, value)
+    if replaced:
         value.add_reader()
+    return replaced
+
+
+def _handed_to(node: Node, value: Recomputable) -> Recomputable:
+    """A value for a boundary: for a user's Function a copy, into which its backward may write."""
+    return Copy(value) if saved_tensors.saves_as_function(node) else value

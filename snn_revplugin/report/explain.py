@@ -12,6 +12,7 @@ import torch.nn as nn
 
 from ..bptt.statistics import CallStatistics
 from ..replay import ReaderStatistics
+from ..replay.walk import PACKED
 from ..swap.module import CompiledCalls, ReversibleNeuron
 from ..swap.table import swap_for
 from ..swap.watch import watches_of
@@ -19,6 +20,7 @@ from .kept import kept_in_one_step, kept_in_words, size_in_words
 from .memory import MemoryReport
 
 BITS = 8
+BITS_OF = PACKED.format("")
 
 # Where the name of an autograd node tells a user little.
 OPERATION_NAMES = {
@@ -30,6 +32,11 @@ OPERATION_NAMES = {
     "MaxPool2DWithIndicesBackward0": "max pool 2d",
     "MaxPool3DWithIndicesBackward0": "max pool 3d",
     "ToCopyBackward0": "cast",
+    "PreluKernelBackward0": "prelu",
+    "Im2ColBackward0": "columns of an image (unfold)",
+    "FftC2CBackward0": "fft",
+    "FftR2CBackward0": "fft of real numbers",
+    "FftC2RBackward0": "fft to real numbers",
     "TBackward0": "transpose",
     "UnsafeViewBackward0": "view",
     "ReshapeAliasBackward0": "reshape",
@@ -52,6 +59,8 @@ def operation_name(node: str) -> str:
     """
     if node in OPERATION_NAMES:
         return OPERATION_NAMES[node]
+    if node.startswith(BITS_OF):
+        return f"{operation_name(node.removeprefix(BITS_OF))} (kept as bits)"
     name, backward, number = node.partition("Backward")
     if backward and not number:
         return f"{name} (an autograd Function)"

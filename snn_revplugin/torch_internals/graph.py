@@ -104,6 +104,11 @@ def plain(value: Any) -> Any:
     return value
 
 
+def outputs_of(node: Node) -> int:
+    """How many outputs a graph node's operation has."""
+    return len(node._input_metadata)
+
+
 def shape_of_output(node: Node, output: int = 0) -> Sequence[int]:
     """The shape of an output of a graph node's operation (a view does not save the shape it
     made)."""

@@ -42,17 +42,56 @@ def saved_by(node: Node, name: str) -> Tensor | None:
         return None
 
 
-def replace_saved(node: Node, name: str, unpack: Callable[[], Tensor]) -> bool:
+def replace_saved(node: Node, name: str | int, unpack: Callable[[], Tensor]) -> bool:
     """Make autograd release a saved tensor now and call ``unpack`` when backward asks for it.
 
-    Returns False where another tool's hooks are set on it already.
+    Args:
+        node: saved it.
+        name: under which the node saved it; for an autograd Function the position among its saved
+            tensors.
+        unpack: gives a tensor that is equal.
+
+    Returns:
+        False where another tool's hooks are set on it already.
     """
     _handing.unpack = unpack
     try:
-        getattr(node, "_raw_saved_" + name).register_hooks(_hand_over, _call)
+        _raw_saved(node, name).register_hooks(_hand_over, _call)
     except RuntimeError:
         return False
     return True
+
+
+def _raw_saved(node: Node, name: str | int) -> Any:
+    return (
+        node._raw_saved_tensors[name]
+        if isinstance(name, int)
+        else getattr(node, "_raw_saved_" + name)
+    )
+
+
+def saved_inputs(node: Node) -> Iterator[tuple[str | int, Tensor]]:
+    """The inputs that a node saved, whatever its operation, without leaves and those that a hook
+    unpacks: names, or positions for an autograd Function, and tensors."""
+    below = node.next_functions
+    if saves_as_function(node):
+        try:
+            raw = node._raw_saved_tensors
+            if any(getattr(each, "unpack_hook", None) is not None for each in raw):
+                return
+            found = list(enumerate(node.saved_tensors)) if raw else []
+        except RuntimeError:  # freed, or written into since
+            return
+    else:
+        found = [(name, saved_by(node, name)) for name in _names_saved(type(node))]
+    for name, saved in found:
+        if isinstance(saved, Tensor) and (saved.grad_fn, saved.output_nr) in below:
+            yield name, saved
+
+
+def saves_as_function(node: Node) -> bool:
+    """Whether a node is that of an autograd Function written in Python."""
+    return isinstance(node, torch._C._FunctionBase)
 
 
 def replacement_of(node: Node, name: str) -> Callable[[], Tensor] | None:

@@ -3,9 +3,11 @@
 from . import (  # noqa: F401  (each fills the table)
     activation,
     attention,
+    fourier,
     in_place,
     linear,
     lookup,
+    masked,
     normalisation,
     piecewise,
     pointwise,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -16,8 +17,11 @@ from ..recipe import Replay
 from .operation import ONE, Operation, register
 
 
-def _softmax(node: Node) -> Replay:
-    return partial(torch.softmax, dim=attribute_of(node, "dim"), dtype=type_of_output(node)[0])
+def _softmax(function: Replay) -> Callable[[Node], Replay]:
+    def replay(node: Node) -> Replay:
+        return partial(function, dim=attribute_of(node, "dim"), dtype=type_of_output(node)[0])
+
+    return replay
 
 
 def _scaled_dot_product(node: Node) -> Replay:
@@ -46,7 +50,11 @@ def _attend(
 
 
 register(
-    Operation("SoftmaxBackward0", PLAIN, ONE, _softmax, {"result": 0}),
+    Operation("SoftmaxBackward0", PLAIN, ONE, _softmax(torch.softmax), {"result": 0}),
+    Operation("LogSoftmaxBackward0", PLAIN, ONE, _softmax(torch.log_softmax), {"result": 0}),
+    Operation(
+        "SafeSoftmaxBackward0", PLAIN, ONE, _softmax(torch.ops.aten._safe_softmax), {"result": 0}
+    ),
     Operation(
         "ScaledDotProductFlashAttentionForCpuBackward0",
         PLAIN,

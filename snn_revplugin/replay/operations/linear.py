@@ -82,6 +82,7 @@ register(
         (None, "mat1", "mat2"),
         DecidedBy(lambda *scales: partial(_add_product, *scales), "alpha", "beta"),
         by_sample=1,
+        weight_and_bias=(2, 0),
     ),
     Operation("MmBackward0", LAYER, ("self", "mat2"), lambda _: torch.mm, by_sample=0),
     Operation("BmmBackward0", LAYER, ("self", "mat2"), lambda _: torch.bmm),
@@ -94,5 +95,6 @@ register(
         absent=_without_bias,
         reads_spikes_as=_spikes_of_convolution,
         by_sample=0,
+        weight_and_bias=(1, 2),
     ),
 )

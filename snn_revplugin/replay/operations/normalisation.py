@@ -50,8 +50,8 @@ def _normalise_batch(
 
 
 def _without_bias(replay: Callable[[Node], Replay]) -> Callable[[Node, Tensor], Replay | None]:
-    """A batch norm whose bias has no gradient: there is no bias, as in batch norm through time
-    (BNTT), or it is frozen. The node does not save which; input and output tell."""
+    """A batch norm without a bias, as in batch norm through time (BNTT). The node does not tell it
+    from one whose bias has no gradient; input and output do."""
 
     def without(node: Node, output: Tensor) -> Replay | None:
         x, weight, function = saved_by(node, "input"), saved_by(node, "weight"), replay(node)
@@ -176,6 +176,23 @@ def _normalise_layer(
     return torch.native_layer_norm(x, shape, weight, bias, eps)[0]
 
 
+def _rms_norm(node: Node) -> Replay | None:
+    """The fused norm of a GPU; on a CPU it is composed of operations."""
+    shape = attribute_of(node, "normalized_shape")
+    x, scale = saved_by(node, "input"), saved_by(node, "result1")
+    if x is None or scale is None:
+        return None
+    rows, scales = x.reshape(-1, *shape), scale.reshape(-1)
+    sample = scales.argmax() if scales.numel() else None
+    fused = torch.ops.aten._fused_rms_norm
+    eps = _eps_of(sample, scales, lambda i, eps: fused(rows[i : i + 1], shape, None, eps)[1])
+    return eps and partial(_normalise_rms, shape, eps)
+
+
+def _normalise_rms(shape: tuple[int, ...], eps: float, x: Tensor, weight: Tensor | None) -> Tensor:
+    return torch.ops.aten._fused_rms_norm(x, shape, weight, eps)[0]
+
+
 def _group_norm(node: Node) -> Replay | None:
     n, c, hxw, groups = (attribute_of(node, name) for name in ("N", "C", "HxW", "group"))
     x, deviation = saved_by(node, "input"), saved_by(node, "result2")
@@ -198,7 +215,7 @@ def _normalise_groups(
     return torch.native_group_norm(x, weight, bias, *arguments)[0]
 
 
-USUAL_EPS = (1e-5, 1e-6, 1e-3, 1e-4, 1e-8, 1e-12, 1e-2, 1e-7)
+USUAL_EPS = (1e-5, 1e-6, 1e-3, 1e-4, 1e-8, 1e-12, 1e-2, 1e-7, 2.0**-23, 2.0**-52)
 
 
 def _eps_of(sample: Tensor | None, deviations: Tensor, deviation_of) -> float | None:
@@ -238,6 +255,7 @@ register(
             _batch_norm(*by),
             absent=_without_affine,
             of_output=_without_bias(_batch_norm(*by)),
+            weight_and_bias=(1, 2),
         )
         for node, by in BATCH_NORMS.items()
     ),
@@ -249,10 +267,18 @@ register(
         absent=_layer_norm_absent,
     ),
     Operation(
+        "FusedRmsNormBackward0",
+        LAYER,
+        ("input", "weight"),
+        _rms_norm,
+        absent=lambda node: () if attribute_of(node, "weight") is not None else (1,),
+    ),
+    Operation(
         "NativeGroupNormBackward0",
         LAYER,
         ("input", "weight", None),
         _group_norm,
         absent=_without_affine,
+        weight_and_bias=(1, 2),
     ),
 )

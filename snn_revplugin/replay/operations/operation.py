@@ -80,8 +80,9 @@ class Operation:
         of_spikes: ``replay`` for a first operand of zeros and ones, where another kernel is faster.
         of_output: takes the node and its output to the function, for an operation whose node does
             not save all that is needed. The function must not hold the output.
-        solve_constant: takes the node, the first operand and the output to a function of the first
-            operand alone, where the second is a number that the node does not save.
+        solve_constant: takes the node, one of two operands and the output to a function of both,
+            where the other is a constant that the node does not save: the function gets None.
+        solved: the position of that constant.
         before: takes the node, an operand's position and the output to that operand, for an
             operation that only moves elements; the operation below can then read its own output.
         reads_spikes_as: takes the node to the memory format in which its backward reads unpacked
@@ -89,6 +90,8 @@ class Operation:
         by_sample: the position of the operand whose samples, along dimension 0, the operation
             treats one by one. So the function takes those of several time steps side by side, where
             the other operands are the same at all of them.
+        weight_and_bias: the positions of a weight and of its bias. The node does not save the bias,
+            and refers to it only if it has a gradient: a frozen one is found through the weight.
     """
 
     node: str
@@ -101,9 +104,11 @@ class Operation:
     of_spikes: Callable[[Node], Replay | None] | None = None
     of_output: Callable[[Node, Tensor], Replay | None] | None = None
     solve_constant: Callable[[Node, Tensor, Tensor], Replay | None] | None = None
+    solved: int = 1
     before: Callable[[Node, int, Tensor], Tensor] | None = None
     reads_spikes_as: Callable[[Node], torch.memory_format | None] | None = None
     by_sample: int | None = None
+    weight_and_bias: tuple[int, int] | None = None
 
     @cached_property
     def is_view(self) -> bool:

@@ -1,4 +1,5 @@
-"""Elementwise functions in pieces: clamps, absolute value, the larger of two; and powers."""
+"""Elementwise functions in pieces: clamps, absolute value, the larger of two, powers, a slope for
+each channel."""
 
 from __future__ import annotations
 
@@ -48,5 +49,19 @@ register(
     Operation("AbsBackward0", ELEMENTWISE, SELF, lambda _: torch.abs),
     Operation("MaximumBackward0", ELEMENTWISE, BOTH, lambda _: torch.maximum),
     Operation("MinimumBackward0", ELEMENTWISE, BOTH, lambda _: torch.minimum),
+    Operation("Atan2Backward0", ELEMENTWISE, BOTH, lambda _: torch.atan2),
+    Operation(
+        "PreluKernelBackward0", ELEMENTWISE, ("self", "weight"), lambda _: aten._prelu_kernel
+    ),
     Operation("PowBackward0", ELEMENTWISE, SELF, applying(torch.pow, "exponent")),
+    Operation(
+        "PowBackward1", ELEMENTWISE, ("self", "exponent"), lambda _: torch.pow, {"result": 0}
+    ),
+    Operation(
+        "PowBackward2",
+        ELEMENTWISE,
+        ("exponent",),
+        DecidedBy(lambda base: partial(torch.pow, base), "self"),
+        {"result": 0},
+    ),
 )

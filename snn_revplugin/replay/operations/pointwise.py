@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -14,10 +15,15 @@ from ...torch_internals.saved_tensors import saved_by
 from ..kind import COPY, ELEMENTWISE
 from ..recipe import Replay
 from .operation import ONE, DecidedBy, Operation, register
+from .shape import applying
 
 
 def _scaled(function: Replay) -> DecidedBy:
     return DecidedBy(lambda alpha: partial(function, alpha=alpha), "alpha")
+
+
+def _with_value(function: Replay) -> DecidedBy:
+    return DecidedBy(lambda value: partial(function, value=value), "value")
 
 
 def _cast(node: Node) -> Replay:
@@ -41,33 +47,65 @@ def solve_constant(node: Node, x: Tensor, output: Tensor) -> Replay | None:
         output: of the operation.
 
     Returns:
-        The sum as a function of ``x`` alone, or None if no single constant gives ``output`` bit for
-        bit.
+        The sum as a function of ``x`` and None, or None if no single constant gives ``output`` bit
+        for bit.
     """
-    name = name_of(node)
     alpha = attribute_of(node, "alpha")
+    function, of_x, of_number = {
+        "AddBackward0": (torch.add, 1, alpha),
+        "SubBackward0": (torch.sub, 1, -alpha),
+        "RsubBackward1": (torch.rsub, -alpha, 1),
+    }[name_of(node)]
+    if x.numel() == 0 or x.shape != output.shape or not capture.may_synchronise(x):
+        return None
     with torch.no_grad():
-        if x.numel() == 0 or x.shape != output.shape or not capture.may_synchronise(x):
-            return None
-        at = x.abs().argmin()  # where x is zero the output is the constant
-        x_there, output_there = x.reshape(-1)[at].item(), output.reshape(-1)[at].item()
-        if name == "RsubBackward1":
-            c = output_there + alpha * x_there
-            replay = lambda x: torch.rsub(x, c, alpha=alpha)  # noqa: E731
-        else:
-            sign = 1 if name == "AddBackward0" else -1
-            c = sign * (output_there - x_there) / alpha
-            function = torch.add if sign == 1 else torch.sub
-            replay = lambda x: function(x, c, alpha=alpha)  # noqa: E731
-        return replay if torch.equal(replay(x), output) else None
+        for number in _candidates(x.detach(), of_x, of_number, output.detach()):
+            replay = partial(_with_number, function, number, alpha)
+            if torch.equal(replay(x), output):
+                return replay
+    return None
+
+
+def _with_number(
+    function: Replay, number: float, alpha: float, x: Tensor, _: Tensor | None = None
+) -> Tensor:
+    return function(x, number, alpha=alpha)
+
+
+SAMPLE = 4096  # elements from which a number is guessed, before all are compared
+MOST_DIGITS = 8
+
+
+def _candidates(x: Tensor, of_x: float, of_number: float, output: Tensor) -> Iterator[float]:
+    """Numbers ``c`` with ``of_x x + of_number c`` near to ``output``, the shortest decimals
+    first."""
+    at = x.abs().argmin()  # where x is zero the output is the number
+    step = x.numel() // SAMPLE + 1
+    xs, outputs = (
+        torch.cat([each[::step], each[at : at + 1]]).double()
+        for each in (x.reshape(-1), output.reshape(-1))
+    )
+    numbers = (outputs - of_x * xs) / of_number
+    eps = torch.finfo(output.dtype).eps
+    rounding = (outputs.abs() / abs(of_number) + numbers.abs()) * eps
+    low, high = (numbers - rounding).max().item(), (numbers + rounding).min().item()
+    if not low <= high:
+        return
+    decimals = (float(f"{(low + high) / 2:.{digits}g}") for digits in range(1, MOST_DIGITS))
+    yield from dict.fromkeys(
+        each for each in (*decimals, numbers[-1].item()) if low <= each <= high
+    )
 
 
 def packed_mask(mask: Tensor) -> PackedSpikes | None:
-    """Pack a dropout mask, whose elements are zero or one number, at one bit per element.
+    """Pack a mask, whose elements are zero or one number (a dropout's) or bools, at one bit per
+    element.
 
     Returns:
         None for any other tensor.
     """
+    if mask.dtype is torch.bool:
+        return PackedSpikes(mask, mask.dtype)
     if not capture.may_synchronise(mask):
         return None
     scale = mask.max()
@@ -89,7 +127,28 @@ register(
     _sum("RsubBackward1", torch.rsub),
     Operation("RsubBackward0", ELEMENTWISE, NEITHER, _scaled(torch.rsub)),
     Operation("MulBackward0", ELEMENTWISE, BOTH, lambda _: torch.mul),
+    Operation("MulBackward1", ELEMENTWISE, ONE, applying(torch.mul, "other")),
     Operation("DivBackward0", ELEMENTWISE, BOTH, lambda _: torch.div),
+    Operation("DivBackward1", ELEMENTWISE, ONE, applying(torch.div, "other")),
+    Operation(
+        "DivBackward2",
+        ELEMENTWISE,
+        BOTH,
+        DecidedBy(lambda mode: partial(torch.div, rounding_mode=mode), "rounding_mode"),
+    ),
+    Operation(
+        "LerpBackward0",
+        ELEMENTWISE,
+        NEITHER,
+        DecidedBy(lambda weight: partial(torch.lerp, weight=weight), "weight"),
+    ),
+    Operation("LerpBackward1", ELEMENTWISE, ("self", "end", "weight"), lambda _: torch.lerp),
+    Operation(
+        "AddcmulBackward0", ELEMENTWISE, (None, "tensor1", "tensor2"), _with_value(torch.addcmul)
+    ),
+    Operation(
+        "AddcdivBackward0", ELEMENTWISE, (None, "tensor1", "tensor2"), _with_value(torch.addcdiv)
+    ),
     Operation("NegBackward0", ELEMENTWISE, ONE, lambda _: torch.neg),
     Operation("NativeDropoutBackward0", ELEMENTWISE, ONE, _native_dropout),
     Operation("ToCopyBackward0", COPY, ONE, _cast),

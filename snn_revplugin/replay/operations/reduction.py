@@ -1,4 +1,5 @@
-"""Reductions: sums and means; largest and smallest elements, with indices of 8 bytes each."""
+"""Reductions: sums, means, deviations, norms; largest and smallest elements, with indices of 8
+bytes each; running sums."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from functools import partial
 import torch
 
 from ...torch_internals.graph import Node, attribute_of, type_of_output
-from ..kind import PLAIN
+from ..kind import PARAMETRISATION, PARAMETRISATIONS, PLAIN
 from ..recipe import Replay
 from .operation import ONE, DecidedBy, Operation, register
 
@@ -34,7 +35,30 @@ def _along_some(function: Replay) -> Callable[[Node], Replay]:
     return replay
 
 
+def _spread(function: Replay) -> DecidedBy:
+    """A deviation or variance; of all elements, where there is no dimension."""
+    return DecidedBy(
+        lambda dim, correction, keepdim: partial(
+            function, dim=dim, correction=correction, keepdim=keepdim
+        ),
+        "dim",
+        "correction",
+        "keepdim",
+    )
+
+
+def _norm(node: Node) -> Replay:
+    order, dim, keepdim = (attribute_of(node, name) for name in ("ord", "dim", "keepdim"))
+    dtype = type_of_output(node)[0]
+    return partial(torch.linalg.vector_norm, ord=order, dim=dim, keepdim=keepdim, dtype=dtype)
+
+
+def _cumsum(node: Node) -> Replay:
+    return partial(torch.cumsum, dim=attribute_of(node, "dim"), dtype=type_of_output(node)[0])
+
+
 SELF = ("self",)
+RESULT = {"result": 0}
 INDICES = {"indices": 1}
 
 register(
@@ -44,8 +68,15 @@ register(
     Operation("SumBackward1", PLAIN, ONE, _along_some(torch.sum)),
     Operation("MaxBackward0", PLAIN, ONE, _along(torch.max), INDICES),
     Operation("MinBackward0", PLAIN, ONE, _along(torch.min), INDICES),
-    Operation("MaxBackward1", PLAIN, SELF, lambda _: torch.max, {"result": 0}),
-    Operation("MinBackward1", PLAIN, SELF, lambda _: torch.min, {"result": 0}),
-    Operation("AmaxBackward0", PLAIN, SELF, _along(torch.amax), {"result": 0}),
-    Operation("AminBackward0", PLAIN, SELF, _along(torch.amin), {"result": 0}),
+    Operation("MaxBackward1", PLAIN, SELF, lambda _: torch.max, RESULT),
+    Operation("MinBackward1", PLAIN, SELF, lambda _: torch.min, RESULT),
+    Operation("AmaxBackward0", PLAIN, SELF, _along(torch.amax), RESULT),
+    Operation("AminBackward0", PLAIN, SELF, _along(torch.amin), RESULT),
+    Operation("StdBackward0", PARAMETRISATION, SELF, _spread(torch.std), RESULT),
+    Operation("VarBackward0", PARAMETRISATION, SELF, _spread(torch.var)),
+    Operation("StdMeanBackward0", PARAMETRISATIONS, SELF, _spread(torch.std_mean), {"result0": 0}),
+    Operation("VarMeanBackward0", PARAMETRISATIONS, SELF, _spread(torch.var_mean)),
+    Operation("LinalgVectorNormBackward0", PARAMETRISATION, SELF, _norm, RESULT),
+    Operation("LogsumexpBackward0", PARAMETRISATION, SELF, _along(torch.logsumexp), RESULT),
+    Operation("CumsumBackward0", PARAMETRISATION, ONE, _cumsum),
 )

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ...torch_internals import capture
 from ...torch_internals.graph import Node, attribute_of, shape_of_output
 from ..kind import PLAIN, SPLIT, VIEW
 from ..recipe import Replay
@@ -23,6 +24,8 @@ def _of_any_length(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _output_shape(node: Node) -> tuple[int, ...]:
     return tuple(shape_of_output(node))
 
+
+aten = torch.ops.aten
 
 # A view stays a view where the recomputed tensor has the saved strides; otherwise reshape
 # copies, and the elements are equal.
@@ -49,6 +52,31 @@ def _join(function: Replay, dim: int, *tensors: Tensor) -> Tensor:
     return function(tensors, dim)
 
 
+def _joined_with_number(node: Node, output: Tensor) -> Replay | None:
+    """A ``cat`` with one tensor of a constant: the number that fills it."""
+    dim = attribute_of(node, "dim") % output.dim()
+    sizes = [
+        None if below is None else shape_of_output(below, index)[dim]
+        for below, index in node.next_functions
+    ]
+    if sizes.count(None) != 1 or not capture.may_synchronise(output):
+        return None
+    position = sizes.index(None)
+    start, known = sum(sizes[:position]), sum(each for each in sizes if each is not None)
+    part = output.narrow(dim, start, output.shape[dim] - known)
+    if part.numel() == 0 or not (part == part.flatten()[0]).all():
+        return None
+    return partial(_join_around, dim, tuple(part.shape), part.flatten()[0].item())
+
+
+def _join_around(
+    dim: int, shape: tuple[int, ...], number: float, *tensors: Tensor | None
+) -> Tensor:
+    known = next(each for each in tensors if each is not None)
+    constant = known.new_full(shape, number)
+    return torch.cat([constant if each is None else each for each in tensors], dim)
+
+
 def _unviewed(node: Node, position: int, output: Tensor) -> Tensor:
     below, index = node.next_functions[position]
     return output.reshape(tuple(shape_of_output(below, index)))
@@ -73,14 +101,17 @@ register(
     Operation("SqueezeBackward0", VIEW, ONE, lambda _: torch.squeeze),
     Operation("SqueezeBackward1", VIEW, ONE, applying(torch.squeeze, "dim")),
     Operation("SqueezeBackward2", VIEW, ONE, applying(torch.squeeze, "dim")),
-    Operation("UnsqueezeBackward0", VIEW, ONE, applying(torch.unsqueeze, "dim")),
+    *(
+        Operation(f"UnsqueezeBackward{form}", VIEW, ONE, applying(torch.unsqueeze, "dim"))
+        for form in (0, 1)  # 1: in place
+    ),
     Operation("ExpandBackward0", VIEW, ONE, EXPAND),
     Operation("SelectBackward0", VIEW, ONE, applying(torch.select, "dim", "index")),
     Operation(
         "SliceBackward0",
         VIEW,
         ONE,
-        applying(torch.ops.aten.slice.Tensor, "dim", "start", "end", "step"),
+        applying(aten.slice.Tensor, "dim", "start", "end", "step"),
     ),
     Operation("UnbindBackward0", SPLIT, ONE, applying(torch.unbind, "dim")),
     Operation("SplitBackward0", SPLIT, ONE, applying(torch.split, "split_size", "dim")),
@@ -91,7 +122,17 @@ register(
     Operation(
         "PixelUnshuffleBackward0", PLAIN, ONE, applying(torch.pixel_unshuffle, "downscale_factor")
     ),
+    Operation("ChannelShuffleBackward0", PLAIN, ONE, applying(aten.channel_shuffle, "groups")),
+    Operation("UnfoldBackward0", VIEW, ONE, applying(Tensor.unfold, "dimension", "size", "step")),
+    Operation(
+        "Im2ColBackward0",
+        PLAIN,
+        ONE,
+        applying(aten.im2col, "kernel_size", "dilation", "padding", "stride"),
+    ),
+    Operation("TrilBackward0", PLAIN, ONE, applying(torch.tril, "diagonal")),
+    Operation("TriuBackward0", PLAIN, ONE, applying(torch.triu, "diagonal")),
     Operation("RepeatBackward0", PLAIN, ONE, applying(Tensor.repeat, "repeats")),
     Operation("StackBackward0", PLAIN, VARIADIC, _joined(torch.stack), before=_unstacked),
-    Operation("CatBackward0", PLAIN, VARIADIC, _joined(torch.cat)),
+    Operation("CatBackward0", PLAIN, VARIADIC, _joined(torch.cat), of_output=_joined_with_number),
 )
