@@ -38,7 +38,8 @@ class SnntorchStep:
             place[name] = state
 
     def run(self, module: nn.Module, x: Tensor) -> Tensor:
-        return outputs_of(self.kind.forward(module, x))
+        passed = () if module.init_hidden else self.states(module)
+        return outputs_of(self.kind.forward(module, x, *passed))
 
     def fire(self, module: nn.Module, state: Tensor) -> Tensor | None:
         return None if module.inhibition else module.fire(state)

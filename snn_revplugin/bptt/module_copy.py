@@ -127,11 +127,15 @@ class Snapshot:
 
     def written(self) -> Iterator[tuple[dict[str, Any], str]]:
         """Where an entry has been written since, and its name."""
+        yield from ((place, name) for place, name, _ in self.written_since())
+
+    def written_since(self) -> Iterator[tuple[dict[str, Any], str, Any]]:
+        """:meth:`written`, with what stood there."""
         for place, name, value, mark in self._entries:
             now = place.get(name, self)
             replaced = now is not value and (type(now) not in PLAIN or now != value)
             if replaced or _mark(value) != mark:
-                yield place, name
+                yield place, name, value
 
 
 def _mark(value: Any) -> tuple | None:

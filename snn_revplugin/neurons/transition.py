@@ -226,6 +226,11 @@ class Transition:
         """The same neuron with other tensors for its parameters."""
         return replace(self, **dict(zip(self.parameter_names, parameters, strict=True)))
 
+    def at(self, link: object) -> Transition:
+        """The same neuron as it takes one time step of a chain: a module's own code may read more
+        than an input and states."""
+        return self
+
     @property
     def spikes_carry_gradient(self) -> bool:
         return True

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
+import torch.nn as nn
 
 from ..bptt.any_neuron import AnyNeuron, HostStep
-from ..bptt.trial import HostCall, Inputs, any_neuron
+from ..bptt.trial import BadStep, HostCall, Inputs, any_neuron
 from ..neurons.transition import States
 from .module import ReversibleNeuron
 
 
 class OwnStepNeuron(ReversibleNeuron):
-    """A neuron that saves memory by running its own step again in backward."""
+    """A neuron that saves memory by running its own step again in backward.
+
+    Attributes:
+        declared: whether the user has declared the class to be a neuron (``@reversible``,
+            ``register_neuron``). A step that is none is an error then; of other classes the host's
+            path is taken.
+    """
+
+    declared: ClassVar[bool] = False
 
     def own_transition(
         self,
@@ -27,6 +38,10 @@ class OwnStepNeuron(ReversibleNeuron):
         Args:
             host, inputs, states, call: as of ``bptt.trial.any_neuron``.
             reason: why the host's path has to be taken, if that is known already.
+
+        Raises:
+            TypeError: the step of a class that was declared to be a neuron is none. Nothing has
+                been written then.
         """
         if torch.compiler.is_compiling():
             self.note_compiled_fallback()
@@ -35,7 +50,9 @@ class OwnStepNeuron(ReversibleNeuron):
         found = reason or any_neuron(host, self, inputs, states, call, self.record)
         if isinstance(found, AnyNeuron):
             return found
-        self.note_fallback(found)
+        if self.declared and isinstance(found, BadStep):
+            raise bad_step(self.host_kind, found)
+        self.note_fallback(str(found))
         return None
 
     def why_not_own_step(self, x: object, states: States) -> str | None:
@@ -46,3 +63,11 @@ class OwnStepNeuron(ReversibleNeuron):
         has_gradient = getattr(x, "requires_grad", False)
         others = () if has_gradient else (*states[:-1], *self.parameters())
         return self.why_fallback(x, states[-1], *others)
+
+
+def bad_step(kind: type[nn.Module], reason: BadStep) -> TypeError:
+    """The error about a class that was declared to be a neuron and whose step is none."""
+    return TypeError(
+        f"{kind.__name__}: {reason}, but {reason.expected}. To train it as it is, do not declare"
+        " it: leave out @reversible or register_neuron, or set reversible=False on the instance"
+    )

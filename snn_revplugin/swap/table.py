@@ -149,7 +149,7 @@ def reversible(kind: type[nn.Module]) -> type[nn.Module]:
     behind = [swap for swap in (*known_swaps(), *_any_swaps) if issubclass(kind, swap.host)]
     for swap in behind:
         if isinstance(swap, AnySwap) or not _overridden(kind, swap):
-            return _make_class(kind, swap, kind.__name__, {})
+            return _make_class(kind, swap, kind.__name__, {"declared": True})
     raise TypeError(
         f"kind: {kind.__name__} is no neuron class of a host that has been imported; subclass the"
         " host's base class of neurons"
