@@ -191,17 +191,12 @@ OF_SPIKINGJELLY = {name: {} for name in PLAIN.split(", ")} | {
 }
 
 
-# The host's sequences of this one are not its steps one after the other.
-OTHER_SEQUENCES = "LIAFNode"
-
-
 @only_pure
 @pytest.mark.parametrize("mode", ["s", "m"])
 @pytest.mark.parametrize("name", OF_SPIKINGJELLY)
 def test_neurons_of_spikingjelly(name: str, mode: str) -> None:
     kind = getattr(neuron, name)
-    path = "host" if (name, mode) == (OTHER_SEQUENCES, "m") else "reversible"
-    agree(spikingjelly_net(OF_SPIKINGJELLY[name], mode), kind, own_step(kind), path=path)
+    agree(spikingjelly_net(OF_SPIKINGJELLY[name], mode), kind, own_step(kind))
 
 
 @only_pure
@@ -370,10 +365,9 @@ class Online(SimpleBaseNode):
         return torch.stack(outputs)
 
 
-def test_steps_that_the_host_does_not_connect_take_its_path() -> None:
-    agree(
-        spikingjelly_net({}, "m"), Online, own_step(Online), path="host", reason="other gradients"
-    )
+def test_a_sequence_whose_steps_the_host_does_not_connect() -> None:
+    """It is taken as a whole."""
+    agree(spikingjelly_net({}, "m"), Online, own_step(Online))
 
 
 # ------------------------------------------------------------------------ random numbers, counters

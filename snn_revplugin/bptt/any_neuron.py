@@ -50,9 +50,12 @@ class HostStep(Protocol):
 
     Attributes:
         kind: the host's (or the user's) class, whose step it is.
+        whole: whether the step is a call on a whole sequence, which may give out more than outputs
+            and states: what else it gives counts as states after it.
     """
 
     kind: type[nn.Module]
+    whole: bool
 
     def states(self, module: nn.Module) -> tuple:
         """The states that the module holds."""
@@ -79,6 +82,7 @@ class StepTraits:
         written: the names of the module's entries that a step writes, the states among them.
         counters: those of them that are numbers or strings.
         draws: whether a step drew random numbers when it was tried.
+        detached: which of the outputs and the states after have no gradient, by position.
     """
 
     nodes: GraphNodes
@@ -87,6 +91,7 @@ class StepTraits:
     written: frozenset[str]
     counters: Places = ()
     draws: bool = False
+    detached: tuple[int, ...] = ()
 
 
 def run_step(host: HostStep, module: nn.Module, x: Tensor, states: States) -> tuple[Tensor, States]:

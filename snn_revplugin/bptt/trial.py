@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Protocol
 
 import torch
@@ -40,7 +40,7 @@ TOLERANCE = 1e-3  # of a gradient's norm; a cut graph makes a difference of its 
 class Record(Protocol):
     """Where a neuron remembers its trial and its transition."""
 
-    trial: Trial | None
+    trials: dict[object, Trial]
     latest_transition: Transition | None
 
     def remember(self, transition: Transition) -> None: ...
@@ -87,11 +87,12 @@ def any_neuron(
         record: the neuron's own.
     """
     current = record.latest_transition
-    if isinstance(current, AnyNeuron) and current.still_fits(module):
+    if isinstance(current, AnyNeuron) and current.host is host and current.still_fits(module):
         return current
-    if record.trial is None or not record.trial.holds_for(module):
-        record.trial = Trial(module, try_steps(host, module, inputs, states, call))
-    outcome = record.trial.outcome
+    trial = record.trials.get(host)
+    if trial is None or not trial.holds_for(module):
+        trial = record.trials[host] = Trial(module, try_steps(host, module, inputs, states, call))
+    outcome = trial.outcome
     if isinstance(outcome, Unsuitable):
         return outcome
     if outcome.draws and not capture.may_synchronise(inputs[0]):
@@ -173,12 +174,11 @@ class _Start:
 
 def _try(start: _Start, inputs: Inputs, states: States, call: HostCall) -> StepTraits:
     host = start.host
-    _check_leaves(start.module, host.states(start.module))
     as_host = start.fresh()
     fresh = [each.clone() for each in inputs]  # the host may write into them
     expected = *call(as_host, fresh), *host.states(as_host)
     inputs = [each.clone() for each in inputs]
-    copy, count, outputs = start.fresh(), len(states), []
+    copy, count, outputs = start.fresh(), None if host.whole else len(states), []
     given = after = tuple(each.clone() for each in states)
     versions = [each._version for each in given]
     for x in inputs:
@@ -194,18 +194,22 @@ def _try(start: _Start, inputs: Inputs, states: States, call: HostCall) -> StepT
     snapshot, x = Snapshot(copy), inputs[0]
     outputs, after = _checked(*run_step(host, copy, x, _clones(states)), count)
     written = frozenset(name for _, name in snapshot.written())
+    _check_leaves(start.module, written)
     counters = _spoil(copy, snapshot)
     start.rewind()
     if not _equal((outputs, *after), _flat(run_step(host, copy, x, _clones(states)))):
         raise Unsuitable("its step reads what an earlier step wrote, beside its states")
-    _check_gradients(start, inputs, states, call)
+    if not host.whole:  # else there is nothing between two steps to compare
+        _check_gradients(start, inputs, states, call)
+    nodes, detached = _nodes(start, x, states)
     return StepTraits(
-        nodes=_nodes(host, start.fresh(), x, states),
-        fed_back=count > 0 and outputs is after[0],
+        nodes=nodes,
+        fed_back=len(after) > 0 and outputs is after[0],
         writes_states=writes_states,
         written=written,
         counters=counters,
         draws=draws,
+        detached=detached,
     )
 
 
@@ -217,23 +221,23 @@ def _flat(result: tuple[Tensor, States]) -> tuple[Tensor, ...]:
     return result[0], *result[1]
 
 
-def _check_leaves(module: nn.Module, states: tuple) -> None:
+def _check_leaves(module: nn.Module, written: Container[str]) -> None:
     for _, name, value in entries_of(module):
         has_graph = isinstance(value, Tensor) and value.grad_fn is not None
-        if has_graph and not any(value is each for each in states):
+        if has_graph and name not in written:
             raise Unsuitable(f"it holds {name!r}, a tensor with a graph of its own")
 
 
-def _checked(outputs: object, states: tuple, count: int) -> tuple[Tensor, States]:
+def _checked(outputs: object, states: tuple, count: int | None) -> tuple[Tensor, States]:
     """Outputs and states of a step, all of them tensors."""
     if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
         raise BadStep(f"its step returns {_named(outputs)} as its outputs", ONE_TENSOR)
-    if len(states) != count:
+    if count is not None and len(states) != count:
         raise BadStep(f"its step turns {count} states into {len(states)}", AS_MANY_STATES)
     for number, each in enumerate(states):
         if not isinstance(each, Tensor) or not each.is_floating_point():
             raise BadStep(f"its step leaves {_named(each)} as state {number}", TENSOR_STATES)
-    own = states[1:] if count and states[0] is outputs else states
+    own = states[1:] if states and states[0] is outputs else states
     if len({id(each) for each in (outputs, *own)}) != len(own) + 1:
         raise Unsuitable("two of its outputs and states are one tensor")
     return outputs, states
@@ -321,18 +325,36 @@ def _close(a: Tensor | None, b: Tensor | None) -> bool:
     )
 
 
-def _nodes(host: HostStep, copy: nn.Module, x: Tensor, states: States) -> GraphNodes:
-    """Where the host's graph of a step has nodes that a gradient can be asked for at."""
+def _nodes(start: _Start, x: Tensor, states: States) -> tuple[GraphNodes, tuple[int, ...]]:
+    """Where the host's graph of a step has nodes that a gradient can be asked for at, and which of
+    its outputs and states have no gradient."""
+    host, copy = start.host, start.fresh()
     with torch.enable_grad():
         leaves = [each.detach().requires_grad_() for each in (x, *states)]
-        outputs, after = run_step(host, copy, leaves[0], tuple(s.clone() for s in leaves[1:]))
-        last = after[-1]
-        if last is outputs or last.grad_fn is None or last.grad_fn not in _below(outputs.grad_fn):
-            return GraphNodes.ONE
-        if after[0] is outputs:  # fed back: the library gives both out of one node
-            return GraphNodes.ONE
-        fired = host.fire(copy, last.detach())
+        given = _flat(run_step(host, copy, leaves[0], _clones(tuple(leaves[1:]))))
+        _check_no_graph_left(copy, given)
+        detached = tuple(i for i, each in enumerate(given) if not each.requires_grad)
+        return GraphNodes.ONE if host.whole else _nodes_of(host, copy, given), detached
+
+
+def _nodes_of(host: HostStep, copy: nn.Module, given: tuple[Tensor, ...]) -> GraphNodes:
+    outputs, after = given[0], given[1:]
+    last = after[-1]
+    if last is outputs or last.grad_fn is None or last.grad_fn not in _below(outputs.grad_fn):
+        return GraphNodes.ONE
+    if after[0] is outputs:  # fed back: the library gives both out of one node
+        return GraphNodes.ONE
+    fired = host.fire(copy, last.detach())
     return GraphNodes.ONE if fired is None or not torch.equal(fired, outputs) else GraphNodes.FIRE
+
+
+def _check_no_graph_left(module: nn.Module, given: Sequence[Tensor]) -> None:
+    """A tensor that a step leaves in the module, beside its outputs and states, would have no
+    gradient in the library's graph."""
+    for _, name, value in entries_of(module):
+        has_graph = isinstance(value, Tensor) and value.grad_fn is not None
+        if has_graph and not any(value is each for each in given):
+            raise Unsuitable(f"it leaves {name!r}, which has a gradient and is no state")
 
 
 def _below(node: Node) -> set[Node]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch.nn as nn
@@ -26,6 +26,8 @@ class PlainStep:
         count: of states.
     """
 
+    whole = False
+
     def __init__(self, kind: type[nn.Module], count: int) -> None:
         self.kind, self.count = kind, count
 
@@ -42,6 +44,11 @@ class PlainStep:
 
     def fire(self, module: nn.Module, state: Tensor) -> None:
         return None
+
+
+@cache
+def _step_of(kind: type[nn.Module], count: int) -> PlainStep:
+    return PlainStep(kind, count)
 
 
 def split(result: Any, count: int) -> tuple[Any, tuple]:
@@ -66,7 +73,7 @@ class AnyPlain(OwnStepNeuron):
 
     def forward(self, x: Tensor, *states: Any) -> Any:
         """One time step; arguments and results as of the module's class."""
-        host = PlainStep(self.host_kind, self.state_count)
+        host = _step_of(self.host_kind, self.state_count)
         complete = len(states) == host.count and all(isinstance(each, Tensor) for each in states)
         reason = None if complete else "it is called without its states"
         call = partial(_as_host, host, states)

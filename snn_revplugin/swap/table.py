@@ -70,9 +70,9 @@ def register_swap(swap: Swap) -> None:
 
 
 def register_any(swap: AnySwap) -> None:
-    """Add a way to make any neuron of a host reversible, or those of one class."""
-    _any_swaps[:] = [each for each in _any_swaps if each.host is not swap.host]
-    _any_swaps.append(swap)
+    """Add a way to make any neuron of a host reversible, or those of one class. Of those that fit a
+    neuron the last one that was added counts."""
+    _any_swaps[:] = [swap, *(each for each in _any_swaps if each.host is not swap.host)]
 
 
 def known_swaps() -> list[Swap]:
