@@ -36,7 +36,7 @@ from .spikingjelly_0_0_0_0_14 import StatefulTransitions
 from .spikingjelly_tools import patches_for, register_in_vision, why_counted
 
 try:
-    from spikingjelly.activation_based import base, functional, neuron
+    from spikingjelly.activation_based import base, functional, layer, neuron
     from spikingjelly.activation_based import surrogate as host_surrogate
 except ImportError as error:
     raise ImportError(
@@ -635,10 +635,14 @@ _DYNAMICS = (
 _SIMPLE_DYNAMICS = "neuronal_charge", "neuronal_fire", "neuronal_reset"
 
 
+# Neurons whose outputs come back to them.
+_CONTAINERS = layer.LinearRecurrentContainer, layer.ElementWiseRecurrentContainer
+
+
 def _is_neuron(module: nn.Module) -> bool:
     """Whether a module is a neuron of SpikingJelly's, or the user's own ``MemoryModule`` with a
     state."""
-    if isinstance(module, neuron.BaseNode):
+    if isinstance(module, (neuron.BaseNode, *_CONTAINERS)):
         return True
     hosts = (kind for kind in type(module).__mro__ if kind.__module__.startswith("spikingjelly."))
     first = next(hosts, None)

@@ -31,6 +31,7 @@ from snn_revplugin import (
     use_settings,
 )
 from snn_revplugin.adapters.snntorch import RevLeaky
+from snn_revplugin.bptt.chain import link_of
 from snn_revplugin.swap import table
 
 STEPS, BATCH, WIDTH = 15, 3, 6
@@ -192,17 +193,12 @@ OF_SPIKINGJELLY = {name: {} for name in PLAIN.split(", ")} | {
 }
 
 
-# The host's sequences of this one are not its steps one after the other.
-OTHER_SEQUENCES = "LIAFNode"
-
-
 @only_pure
 @pytest.mark.parametrize("mode", ["s", "m"])
 @pytest.mark.parametrize("name", OF_SPIKINGJELLY)
 def test_neurons_of_spikingjelly(name: str, mode: str) -> None:
     kind = getattr(neuron, name)
-    path = "host" if (name, mode) == (OTHER_SEQUENCES, "m") else "reversible"
-    agree(spikingjelly_net(OF_SPIKINGJELLY[name], mode), kind, own_step(kind), path=path)
+    agree(spikingjelly_net(OF_SPIKINGJELLY[name], mode), kind, own_step(kind))
 
 
 @only_pure
@@ -300,19 +296,6 @@ def test_users_neurons_on_snntorch(kind: type[nn.Module], hidden: bool) -> None:
     agree(snntorch_loop(options, hidden), kind, own_step(kind))
 
 
-class Noisy(ScaledLeaky):
-    def forward(self, x: Tensor, mem: Tensor | None = None) -> Any:
-        return super().forward(x + torch.randn_like(x), mem)
-
-
-class Counts(ScaledLeaky):
-    calls = 0
-
-    def forward(self, x: Tensor, mem: Tensor | None = None) -> Any:
-        self.calls = self.calls + 1
-        return super().forward(x, mem)
-
-
 class Traces(ScaledLeaky):
     def forward(self, x: Tensor, mem: Tensor | None = None) -> Any:
         spikes, mem = super().forward(x - 0.3 * getattr(self, "trace", torch.zeros(())), mem)
@@ -326,19 +309,22 @@ class Prints(ScaledLeaky):
         return super().forward(x, mem)
 
 
-class WritesInput(ScaledLeaky):
+class Lists(ScaledLeaky):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.seen = ()
+
     def forward(self, x: Tensor, mem: Tensor | None = None) -> Any:
-        return super().forward(x.mul_(1.1), mem)
+        self.seen = (*self.seen, len(x))
+        return super().forward(x, mem)
 
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (Noisy, "draws random numbers"),
-        (Counts, "changes the attribute 'calls'"),
+        (Lists, "changes the attribute 'seen'"),
         (Traces, "reads what an earlier step wrote"),
         (Prints, "its step prints"),
-        (WritesInput, "writes into its input"),
     ],
 )
 def test_a_step_that_cannot_be_run_again_takes_the_hosts_path(
@@ -349,20 +335,22 @@ def test_a_step_that_cannot_be_run_again_takes_the_hosts_path(
     assert len(capsys.readouterr().out.splitlines()) in (0, 2 * 2 * STEPS)
 
 
-class DropsOut(ScaledLeaky):
+class PrintsInTraining(ScaledLeaky):
     def forward(self, x: Tensor, mem: Tensor | None = None) -> Any:
-        return super().forward(nn.functional.dropout(x, 0.5, self.training), mem)
+        if self.training:
+            print("a step")
+        return super().forward(x, mem)
 
 
 def test_a_step_is_tried_once_in_each_training_mode() -> None:
-    cell = own_step(DropsOut)(beta=0.8, spike_grad=SHARP)
+    cell = own_step(PrintsInTraining)(beta=0.8, spike_grad=SHARP)
     for training, steps in ((True, 0), (False, 2), (True, 2)):
         cell.train(training)
         mem = cell.reset_mem()
         for _ in range(2):
             _, mem = cell(torch.rand(BATCH, WIDTH, requires_grad=True), mem)
         assert cell.record.statistics.steps == steps
-    assert list(cell.record.statistics.reasons) == ["its step draws random numbers"]
+    assert list(cell.record.statistics.reasons) == ["its step prints"]
 
 
 class Online(SimpleBaseNode):
@@ -379,10 +367,244 @@ class Online(SimpleBaseNode):
         return torch.stack(outputs)
 
 
-def test_steps_that_the_host_does_not_connect_take_its_path() -> None:
-    agree(
-        spikingjelly_net({}, "m"), Online, own_step(Online), path="host", reason="other gradients"
-    )
+def test_a_sequence_whose_steps_the_host_does_not_connect() -> None:
+    """It is taken as a whole."""
+    agree(spikingjelly_net({}, "m"), Online, own_step(Online))
+
+
+# ------------------------------------------------------------------------ random numbers, counters
+
+
+class Noisy(ScaledLeaky):
+    def forward(self, x: Tensor, mem: Tensor | None = None) -> Any:
+        return super().forward(x + torch.randn_like(x), mem)
+
+
+class DropsOut(ScaledLeaky):
+    def forward(self, x: Tensor, mem: Tensor | None = None) -> Any:
+        return super().forward(nn.functional.dropout(x, 0.5, self.training), mem)
+
+
+class OwnGenerator(ScaledLeaky):
+    """Draws from a generator of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.generator = torch.Generator().manual_seed(3)
+
+    def forward(self, x: Tensor, mem: Tensor | None = None) -> Any:
+        return super().forward(x + torch.rand(x.shape, generator=self.generator), mem)
+
+
+class DrawsAtTimes(ScaledLeaky):
+    """Draws from the third step on: not when it is tried."""
+
+    def forward(self, x: Tensor, mem: Tensor | None = None) -> Any:
+        if mem is not None and mem.numel() and mem.abs().max() > 1:
+            x = x + torch.randn_like(x)
+        return super().forward(x, mem)
+
+
+class Counts(ScaledLeaky):
+    """A neuron whose gain depends on the number of its steps."""
+
+    calls, phase = 0, "odd"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.calls, self.phase = 0, "even"
+
+    def forward(self, x: Tensor, mem: Tensor | None = None) -> Any:
+        gain = 1 + 0.1 * self.calls + (self.phase == "odd")
+        self.calls, self.phase = self.calls + 1, "odd" if self.phase == "even" else "even"
+        return super().forward(gain * x, mem)
+
+
+@pytest.mark.parametrize("kind", [Noisy, DropsOut, OwnGenerator, DrawsAtTimes, Counts])
+def test_a_step_that_draws_or_counts(kind: type[nn.Module]) -> None:
+    """Layers draw in turns, so where the generator stood is kept at every step."""
+    options = {"beta": 0.8, "learn_beta": True, "learn_threshold": True, "spike_grad": SHARP}
+    train = snntorch_loop(options, False)
+
+    def program(make: Callable[..., nn.Module]) -> Observed:
+        seen, made = train(lambda **more: neurons.append(make(**more)) or neurons[-1]), neurons
+        seen.exact["generator"] = torch.get_rng_state()
+        for i, each in enumerate(made):
+            seen.exact[f"{i} calls"] = torch.tensor(getattr(each, "calls", 0))
+            if kind is OwnGenerator:
+                seen.exact[f"{i} own"] = each.generator.get_state()
+        neurons.clear()
+        return seen
+
+    neurons: list[nn.Module] = []
+    agree(program, kind, own_step(kind))
+
+
+class NoisyNode(SimpleBaseNode):
+    """A neuron with noise in its charge."""
+
+    def neuronal_charge(self, x: Tensor) -> None:
+        self.v = 0.5 * self.v + x * (1 + 0.5 * torch.randn_like(x))
+
+
+@pytest.mark.parametrize("mode", ["s", "m"])
+def test_a_noisy_node(mode: str) -> None:
+    agree(spikingjelly_net({}, mode), NoisyNode, own_step(NoisyNode))
+
+
+def test_where_the_generator_stood_is_kept_once_a_stretch() -> None:
+    node = own_step(NoisyNode)(step_mode="m")
+    node(torch.rand(30, 4, 5, requires_grad=True))
+    link, kept = link_of((node.v,)), []
+    while link.before is not None:
+        kept.insert(0, link.surroundings.start is not None)
+        link = link.before
+    assert [i for i, each in enumerate(kept) if each] == [0, 12, 24]
+
+
+def test_noise_with_a_partial_loss_a_retained_graph_and_a_second_derivative() -> None:
+    def program(make: Callable[..., nn.Module]) -> Observed:
+        node, x = make(), torch.rand(2 * STEPS, 2, 5, requires_grad=True)
+        seen = [node(frame * 3) for frame in x]
+        seen[20].sum().backward(retain_graph=True)
+        (seen[25].sum() + seen[7].sum()).backward(retain_graph=True)
+        torch.rand(5)  # the generator moves on between two passes
+        (gradient,) = torch.autograd.grad(seen[14].sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+        return Observed({"out": torch.stack(seen)}, {"x": x.grad})
+
+    agree(program, NoisyNode, own_step(NoisyNode))
+
+
+# ------------------------------------------------------------------------------------- a bad step
+
+
+class Bad(nn.Module):
+    """A plain cell whose step is not a neuron's."""
+
+    def step(self, x: Tensor, v: Tensor) -> Any: ...
+
+    def forward(self, x: Tensor, v: Tensor) -> Any:
+        return self.step(x, 0.8 * v + x)
+
+
+class ReturnsList(Bad):
+    def step(self, x: Tensor, v: Tensor) -> Any:
+        return [step_spike(v - 1), v]
+
+
+class ReturnsNothing(Bad):
+    def step(self, x: Tensor, v: Tensor) -> Any:
+        return None
+
+
+class ReturnsBooleans(Bad):
+    def step(self, x: Tensor, v: Tensor) -> Any:
+        return v > 1, v
+
+
+class ReturnsText(Bad):
+    def step(self, x: Tensor, v: Tensor) -> Any:
+        return "spikes", v
+
+
+class ForgetsState(Bad):
+    def step(self, x: Tensor, v: Tensor) -> Any:
+        return (step_spike(v - 1),)
+
+
+class MoreStates(Bad):
+    def step(self, x: Tensor, v: Tensor) -> Any:
+        return step_spike(v - 1), v, v
+
+
+class StateIsNumber(Bad):
+    def step(self, x: Tensor, v: Tensor) -> Any:
+        return step_spike(v - 1), 0.0
+
+
+class WritesInput(Bad):
+    def step(self, x: Tensor, v: Tensor) -> Any:
+        return step_spike(v + x.mul_(1.1)), v
+
+
+BAD = {
+    ReturnsList: "its forward returns list, but it must return a tuple of its outputs and 1 state",
+    ReturnsNothing: "its forward returns NoneType, but",
+    ReturnsBooleans: r"returns a tensor of torch\.bool as its outputs, but a step must return one",
+    ReturnsText: "returns an object of str as its outputs, but",
+    ForgetsState: "its forward returns a tuple of 1, but",
+    MoreStates: "its forward returns a tuple of 3, but",
+    StateIsNumber: "leaves an object of float as state 0, but every state must be",
+    WritesInput: r"writes into its input, but .* write x = f\(x\) in place of x\.f_\(\)",
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_registered_neuron_with_a_bad_step_is_an_error(kind: type[nn.Module]) -> None:
+    """It names the class, what came, what was expected and what to do; nothing is lost."""
+    register_neuron(kind, states=("v",))
+    cell, fc, v = kind(), nn.Linear(3, 4), torch.zeros(2, 4)
+    convert(cell)
+    x = fc(torch.rand(2, 3))
+    before = x.detach().clone()
+    with pytest.raises(TypeError, match=f"^{kind.__name__}: .*{BAD[kind]}.*To train it as it is"):
+        cell(x, v)
+    assert torch.equal(x, before) and not v.any()
+    cell.reversible = False
+    expected, ours = kind()(before.clone(), v), cell(x, v)
+    assert type(expected) is type(ours)
+    restore(cell)
+    assert type(cell) is kind and vars(cell).keys() == vars(kind()).keys()
+
+
+class WritesNodesInput(SimpleBaseNode):
+    def neuronal_charge(self, x: Tensor) -> None:
+        self.v = self.v + x.mul_(1.1)
+
+
+class TwoOutputs(LearnedLeak):
+    def single_step_forward(self, x: Tensor) -> Any:
+        return super().single_step_forward(x), self.v
+
+
+class GrowsStates(SimpleBaseNode):
+    def neuronal_charge(self, x: Tensor) -> None:
+        if "late" not in self._memories:
+            self.register_memory("late", 0.0)
+        self.v = self.v + x
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (WritesNodesInput, "its step writes into its input"),
+        (TwoOutputs, "its step returns an object of tuple as its outputs"),
+        (GrowsStates, "its step turns 1 states into 2"),
+    ],
+)
+def test_a_bad_step_of_a_host_class(kind: type[nn.Module], reason: str) -> None:
+    """An error if the class was declared, else the host's path: ``convert`` only met it."""
+
+    def program(make: Callable[..., nn.Module]) -> Observed:
+        torch.manual_seed(0)
+        fc, node, total = nn.Linear(3, 4), make(), 0.0
+        for frame in torch.rand(5, 2, 3):
+            out = node(fc(frame) * 1.5)
+            total = total + (out[0] if isinstance(out, tuple) else out).sum()
+        total.backward()
+        return Observed({"v": node.v, "total": total}).see_gradients(fc)
+
+    def converted() -> nn.Module:
+        nodes.append(kind())
+        assert convert(nodes[-1]).by_own_step
+        return nodes[-1]
+
+    nodes: list[nn.Module] = []
+    with pytest.raises(TypeError, match=f"{kind.__name__}: {reason}"):
+        program(reversible(kind))
+    assert_agree(program(kind), program(converted))
+    assert list(nodes[0].record.statistics.reasons) == [reason]
 
 
 # ----------------------------------------------------------------------------- training as users do

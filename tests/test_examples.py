@@ -1,5 +1,5 @@
-"""The scripts of ``examples/`` for snnTorch: each as it stands, and with its neurons swapped while
-it runs."""
+"""The scripts of ``examples/``: those for snnTorch as they stand, and with their neurons swapped
+while they run; those with neurons of one's own, which train both nets themselves."""
 
 from __future__ import annotations
 
@@ -29,7 +29,12 @@ def _as_a_program(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "argv", ["example", *ARGUMENTS])
     monkeypatch.syspath_prepend(str(EXAMPLES))
     yield
-    sys.modules.pop("digits", None)
+    for shared in ("digits", "both"):
+        sys.modules.pop(shared, None)
+
+
+CUSTOM = sorted(each.stem for each in EXAMPLES.glob("neuron_*.py"))
+MEMORY = re.compile(r"^retained: (\d+) KiB, converted (\d+) KiB$", re.MULTILINE)
 
 
 def output_of(script: str) -> str:
@@ -63,6 +68,24 @@ def test_a_script_with_its_neurons_swapped(script: str) -> None:
         assert not row.boundaries, row
         assert not row.left, row
         assert set(row.reasons) <= {"no gradient is recorded"}, row
+
+
+@pytest.mark.usefixtures("_as_a_program")
+@pytest.mark.parametrize("script", CUSTOM)
+def test_a_script_with_a_neuron_of_its_own(script: str) -> None:
+    """The converted net has the losses of the other one, in less memory."""
+    printed = output_of(script)
+    both = losses(printed)
+    assert len(both) == 2 * 3
+    assert both[1::2] == pytest.approx(both[::2], rel=1e-5)
+    assert both[0] != both[2], "nothing was learned"
+    assert "0 left" in printed and ", by its own step" in printed
+    ((host, ours),) = MEMORY.findall(printed)
+    assert int(host) > 4 * int(ours)
+
+
+def test_the_neurons_of_ones_own_are_those_that_are_documented() -> None:
+    assert CUSTOM == ["neuron_adaptive_threshold", "neuron_learned_leak", "neuron_plain_cell"]
 
 
 def test_every_kind_of_network_has_its_script() -> None:

@@ -4,6 +4,7 @@ import pytest
 import snntorch
 import torch
 import torch.nn as nn
+from snntorch._neurons.leakykernel import LeakyKernel
 from spikingjelly.activation_based import layer, neuron
 from torch import Tensor
 
@@ -121,13 +122,13 @@ def test_calls_without_a_gradient_stand_beside_those_with_one():
 
 def test_neurons_of_the_host_are_told_apart():
     net = nn.Sequential(
-        snntorch.Leaky(0.9), snntorch.LeakyParallel(3, 4), neuron.LIFNode(), nn.ReLU(), leaky()
+        snntorch.Leaky(0.9), LeakyKernel(3, 4), neuron.LIFNode(), nn.ReLU(), leaky()
     )
     told = rows(net)
     assert list(told) == ["0", "1", "2", "4"]
     assert "convert" in told["0"].left and "convert" in told["2"].left
-    assert told["1"].left == "LeakyParallel has no reversible counterpart"
-    assert "not reversible: LeakyParallel has no reversible counterpart" in str(explain(net))
+    assert told["1"].left == "LeakyKernel has no reversible counterpart"
+    assert "not reversible: LeakyKernel has no reversible counterpart" in str(explain(net))
     assert told["4"].left == ""
 
 

@@ -32,15 +32,17 @@ from ..neurons.transition import (
     GraphNodes,
     Needed,
     States,
-    StepView,
     Transition,
 )
 from ..packed.integers import PackedIntegers
 from ..torch_internals import capture
 from ..torch_internals.autocast import AutocastState
+from ..torch_internals.pass_cache import pass_cache
 from ..torch_internals.versioned import Versioned
+from .chain import ChainLink, StepView
 from .module_copy import Snapshot, copy_of
 from .outputs import HeldOutputs, PackedOutputs
+from .surroundings import Places, Positions, Surroundings, Watch
 
 
 class HostStep(Protocol):
@@ -48,9 +50,12 @@ class HostStep(Protocol):
 
     Attributes:
         kind: the host's (or the user's) class, whose step it is.
+        whole: whether the step is a call on a whole sequence, which may give out more than outputs
+            and states: what else it gives counts as states after it.
     """
 
     kind: type[nn.Module]
+    whole: bool
 
     def states(self, module: nn.Module) -> tuple:
         """The states that the module holds."""
@@ -75,12 +80,18 @@ class StepTraits:
         fed_back: whether the outputs are the first state, as in a recurrent neuron.
         writes_states: whether the step writes into the states in place.
         written: the names of the module's entries that a step writes, the states among them.
+        counters: those of them that are numbers or strings.
+        draws: whether a step drew random numbers when it was tried.
+        detached: which of the outputs and the states after have no gradient, by position.
     """
 
     nodes: GraphNodes
     fed_back: bool
     writes_states: bool
     written: frozenset[str]
+    counters: Places = ()
+    draws: bool = False
+    detached: tuple[int, ...] = ()
 
 
 def run_step(host: HostStep, module: nn.Module, x: Tensor, states: States) -> tuple[Tensor, States]:
@@ -98,7 +109,7 @@ class AnyNeuron(Transition):
         host: runs it.
         module: held weakly: its states refer to this transition through the graph.
         traits: of the step.
-        device_type: of the device that the step runs on, as ``torch.autocast`` names it.
+        x: an input of the step.
     """
 
     reads_input = True
@@ -106,9 +117,7 @@ class AnyNeuron(Transition):
     single_steps_only = True
     own_code = True
 
-    def __init__(
-        self, host: HostStep, module: nn.Module, traits: StepTraits, device_type: str
-    ) -> None:
+    def __init__(self, host: HostStep, module: nn.Module, traits: StepTraits, x: Tensor) -> None:
         self.host, self.traits = host, traits
         self.nodes, self.fed_back = traits.nodes, traits.fed_back
         self.parameters = tuple(each for each in module.parameters() if each.requires_grad)
@@ -116,7 +125,9 @@ class AnyNeuron(Transition):
         self._snapshot = Snapshot(module, traits.written)
         self._copy, self._lock = copy_of(module, host.kind), threading.Lock()
         self._aliases = tuple(each for each in self._copy.parameters() if each.requires_grad)
-        self._autocast = AutocastState.now(device_type)
+        self._autocast = AutocastState.now(x.device.type)
+        self._watch = Watch(self._copy, x, traits.counters)
+        self._link: ChainLink | None = None
         self.note_versions()
 
     def still_fits(self, module: nn.Module) -> bool:
@@ -128,11 +139,13 @@ class AnyNeuron(Transition):
     # ------------------------------------------------------------------------------ one time step
 
     def begin(self, x: Tensor, states: States) -> AnyParts:
-        # The module is alive: it is being called.
-        return AnyParts(*run_step(self.host, self._module(), x, self._writable(states)))
+        module = self._module()  # it is alive: it is being called
+        noted = self._watch.now(module, x)
+        outputs, after = run_step(self.host, module, x, self._writable(states))
+        return AnyParts(outputs, after, self._watch.since(noted))
 
     def again(self, view: StepView, states: States) -> tuple[None, States]:
-        return None, self.run(view.current, states)[1]
+        return None, self.run(view.current, states, view.link)[1]
 
     def charged_of(self, view: StepView) -> Tensor:
         return view.after[-1]  # from which the node that fires computes the outputs
@@ -151,9 +164,11 @@ class AnyNeuron(Transition):
         before = tuple(map(_leaf, view.before))
         with torch.enable_grad():
             x = _leaf(view.current)
-            outputs, after = self.run(x, before)
+            outputs, after = self.run(x, before, view.link)
         inputs = x, *before, *self._chosen(needed)
         found = _gradients((outputs, *after), inputs, gradients)
+        if view.link.surroundings is not None:
+            pass_cache().pop(view.link.surroundings, None)  # where the step left the generators
         count = 1 + len(before)
         grad_x = torch.zeros_like(x) if found[0] is None else found[0]
         return grad_x, found[1:count], _for_needed(found[count:], needed)
@@ -170,14 +185,37 @@ class AnyNeuron(Transition):
     def _chosen(self, needed: Needed) -> list[Tensor]:
         return [each for each, wanted in zip(self._aliases, needed, strict=True) if wanted]
 
-    def run(self, x: Tensor, states: States) -> tuple[Tensor, States]:
-        """A step of the copy, which holds no state afterwards."""
+    def run(self, x: Tensor, states: States, link: ChainLink) -> tuple[Tensor, States]:
+        """A step of the copy, which holds no state afterwards, in the surroundings of a step that
+        has been taken."""
+        if link.surroundings is None:
+            return self._run(x, states)
+        start = self._start_of(link)
+        with self._watch.restored(self._copy, start, link.surroundings.counters) as left:
+            result = self._run(x, states)
+        if left:
+            pass_cache()[link.surroundings] = tuple(left)
+        return result
+
+    def _run(self, x: Tensor, states: States) -> tuple[Tensor, States]:
         with self._lock, self._autocast.restored():
             held = self.host.states(self._copy)
             try:
                 return run_step(self.host, self._copy, x, self._writable(states))
             finally:
                 self.host.hold(self._copy, held)
+
+    def _start_of(self, link: ChainLink) -> Positions | None:
+        """Where the generators stood before a step that drew: kept, or where the step before left
+        them, which is repeated if it has not been in this pass."""
+        found, below = link.surroundings, link.before
+        if not found.drew or found.start is not None:
+            return found.start
+        left = pass_cache().get(below.surroundings)
+        if left is None:
+            self.run(below.current.compute(), below.before.states(), below)
+            left = pass_cache().get(below.surroundings)
+        return left
 
     def fire(self, state: Tensor) -> Tensor:
         """The outputs from the last state."""
@@ -200,13 +238,19 @@ class AnyNeuron(Transition):
         _give_parameters(other._copy, list(parameters))
         return other
 
+    def at(self, link: ChainLink) -> AnyNeuron:
+        other = object.__new__(AnyNeuron)
+        other.__dict__.update(self.__dict__)
+        other._link = link
+        return other
+
     def charge_again(self, x: Tensor, states: States) -> States:
-        return self.run(x, states)[1]
+        return self.run(x, states, self._link)[1]
 
 
 @differentiable_step.register
 def _(transition: AnyNeuron, x: Tensor, states: States) -> tuple[Tensor, States]:
-    return transition.run(x, states)
+    return transition.run(x, states, transition._link)
 
 
 @differentiable_outputs.register
@@ -217,13 +261,13 @@ def _(transition: AnyNeuron, charged: Tensor) -> Tensor:
 class AnyParts:
     """A time step that has been taken, see ``neurons.transition.StepParts``."""
 
-    __slots__ = ("_after", "_outputs")
+    __slots__ = ("_after", "_outputs", "surroundings")
 
     charged = None
     reset_signal = None
 
-    def __init__(self, outputs: Tensor, after: States) -> None:
-        self._outputs, self._after = outputs, after
+    def __init__(self, outputs: Tensor, after: States, surroundings: Surroundings | None) -> None:
+        self._outputs, self._after, self.surroundings = outputs, after, surroundings
 
     def fire(self) -> tuple[Tensor | PackedOutputs | HeldOutputs, Tensor]:
         return kept_outputs(self._outputs), self._outputs

@@ -32,6 +32,7 @@ from ..torch_internals import capture
 from ..torch_internals.pass_cache import pass_cache
 from ..torch_internals.versioned import Versioned
 from .anchors import Anchoring, Residue, is_moderate, residues_of
+from .surroundings import Surroundings
 
 LINK = "snn_revplugin_link"  # where the graph node that gave states out offers their link
 SYNAPSE = "snn_revplugin_synapse"  # the same, of the node that gave out the synaptic current
@@ -70,6 +71,7 @@ class ChainLink:
         parts: the step under way, between its graph nodes.
         repeats: whether the step is sure to have seen the input of the step before.
         in_step: the training step under a memory budget that this is a part of.
+        surroundings: what else the step read, if its code is a module's own.
     """
 
     __slots__ = (
@@ -91,6 +93,7 @@ class ChainLink:
         "repeats",
         "reset_signal",
         "residues",
+        "surroundings",
         "transition",
     )
 
@@ -113,6 +116,7 @@ class ChainLink:
         self.parts: StepParts | None = None
         self.repeats = False
         self.in_step: TrainingStep | None = None
+        self.surroundings: Surroundings | None = None
         self.residues: tuple[Residue, ...] | None = None
         self._held: tuple[Versioned, ...] | None = None
         self.kept_charged: Tensor | None = None
@@ -144,6 +148,8 @@ class ChainLink:
         self._held = tuple(Versioned(each.detach()) for each in states)
         self._versions = tuple(each._version for each in states)
         self._sums = _sums_of(states)
+        if self.transition.own_code:
+            self._keep_surroundings(parts.surroundings)
         if self.can_be_repeated:
             return
         charged = None if self.anchoring.is_reversed else parts.charged
@@ -153,6 +159,14 @@ class ChainLink:
         else:
             # Nothing could be rebuilt after a write into the states that are given out.
             self._held = tuple(Versioned(each.tensor.clone()) for each in self._held)
+
+    def _keep_surroundings(self, surroundings: Surroundings | None) -> None:
+        below = self.before.surroundings
+        if below is not None:
+            if surroundings is not None and not self.before.is_anchor:
+                surroundings.follow(below)
+            below.end = None
+        self.surroundings = surroundings
 
     def gave_out(self, states: States) -> bool:
         """Whether these states are the ones that the step gave out, unmodified."""
@@ -205,6 +219,8 @@ class ChainLink:
             nbytes = self.current.held.tensor.nbytes
         if self.kept_charged is not None:
             nbytes += self.kept_charged.nbytes
+        if self.surroundings is not None:
+            nbytes += self.surroundings.nbytes
         if before.residues is not None:
             return nbytes + sum(each.bits.nbytes for each in before.residues)
         if before.is_anchor and before.before is not None:

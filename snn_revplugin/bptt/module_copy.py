@@ -17,7 +17,8 @@ from ..torch_internals.versioned import mark_of
 Copies = dict[int, nn.Module | Tensor]  # by the id of the original
 PLAIN = (int, float, bool, str)  # attributes that are compared by value
 HELD = "_held_states"  # where a plain module's states are put, which has no place for them
-NOT_COPIED = ("_record", "_compiled_calls", HELD)  # our own, of a module that is reversible
+MARK = "_compiled_calls"  # what every module has that is reversible
+NOT_COPIED = ("_record", MARK, HELD)  # our own, of such a module
 
 
 def copy_of(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
@@ -76,6 +77,8 @@ def _copied(module: nn.Module, kind: type[nn.Module], copies: Copies) -> nn.Modu
         for name, value in module.__dict__.items()
         if name not in NOT_COPIED
     }
+    if kind is type(module) and MARK in module.__dict__:  # inside another neuron, of whose step
+        attributes["reversible"] = False  # it is a part
     attributes["_modules"] = {
         name: each and _copied(each, type(each), copies) for name, each in module._modules.items()
     }
@@ -102,7 +105,7 @@ def entries_of(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
     stands, under which name, and its value."""
     for each in module.modules():
         for name, value in each.__dict__.items():
-            if name in NOT_COPIED or name == "_modules":
+            if name in NOT_COPIED:
                 continue
             if isinstance(value, dict):
                 yield from ((value, inner, entry) for inner, entry in value.items())
@@ -127,11 +130,15 @@ class Snapshot:
 
     def written(self) -> Iterator[tuple[dict[str, Any], str]]:
         """Where an entry has been written since, and its name."""
+        yield from ((place, name) for place, name, _ in self.written_since())
+
+    def written_since(self) -> Iterator[tuple[dict[str, Any], str, Any]]:
+        """:meth:`written`, with what stood there."""
         for place, name, value, mark in self._entries:
             now = place.get(name, self)
             replaced = now is not value and (type(now) not in PLAIN or now != value)
             if replaced or _mark(value) != mark:
-                yield place, name
+                yield place, name, value
 
 
 def _mark(value: Any) -> tuple | None:

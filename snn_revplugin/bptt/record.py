@@ -33,7 +33,10 @@ class NeuronRecord:
         statistics: what the neuron's calls kept and recomputed.
         cache: what the walks below the neuron share from one time step to the next.
         backend: what computes its arithmetic.
-        trial: what the trial of its module's own step found, of a neuron without equations.
+        trials: what the trials of its module's own step found, of a neuron without equations, by
+            who runs it.
+        host_step: what runs such a neuron's step, if its adapter has to look for it.
+        in_call: whether a call of such a neuron is being taken as a whole.
     """
 
     def __init__(
@@ -46,7 +49,9 @@ class NeuronRecord:
         self.statistics = CallStatistics() if statistics is None else statistics
         self.cache = RecipeCache(memory_budget)
         self.backend = BackendChoice(self.statistics)
-        self.trial: Trial | None = None
+        self.trials: dict[object, Trial] = {}
+        self.host_step: object = None
+        self.in_call = False
         self._key: TransitionKey | None = None
         self._transition: Transition | None = None
 

@@ -43,7 +43,11 @@ class CallStatistics:
     reasons: Counter[str] = field(default_factory=Counter)  # for taking the host's own path
 
     def took_step(
-        self, packed: PackedSpikes, anchor_interval: int, potential_bytes: int, keeps_outputs: bool
+        self,
+        packed: PackedSpikes,
+        anchor_interval: int | None,
+        potential_bytes: int,
+        keeps_outputs: bool,
     ) -> None:
         """A time step was taken.
 

@@ -187,7 +187,8 @@ class _Step(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         if torch.is_grad_enabled():
             given, inputs = (grad_outputs, *grad_states), saved_with_edges(ctx, InputsOfStep(link))
-            at_inputs, grads = differentiate_with_graph(_whole_step, transition, inputs, given)
+            own = transition.at(link)
+            at_inputs, grads = differentiate_with_graph(_whole_step, own, inputs, given)
             return at_inputs[0], None, None, *at_inputs[1:], *grads
         _differentiate_layer_once(ctx, link)
         grad_outputs = _laid_out(grad_outputs, link)
@@ -278,7 +279,7 @@ class _Charge(torch.autograd.Function):
         if torch.is_grad_enabled():
             inputs = saved_with_edges(ctx, _inputs_of_charge(link))
             at_inputs, grads = differentiate_with_graph(
-                _charge, link.transition, inputs, grad_charged
+                _charge, link.transition.at(link), inputs, grad_charged
             )
             return at_inputs[0], None, None, *at_inputs[1:], *grads
         is_last = not link.transition.has_synapse

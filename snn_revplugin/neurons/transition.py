@@ -237,6 +237,11 @@ class Transition:
         """The same neuron with other tensors for its parameters."""
         return replace(self, **dict(zip(self.parameter_names, parameters, strict=True)))
 
+    def at(self, link: object) -> Transition:
+        """The same neuron as it takes one time step of a chain: a module's own code may read more
+        than an input and states."""
+        return self
+
     @property
     def cascade(self) -> tuple[float, ...]:
         """The smallest decay of each state, in the order in which one charges the next: decides the

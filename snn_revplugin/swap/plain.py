@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch.nn as nn
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..bptt.module_copy import HELD
 from ..bptt.step import step
-from ..bptt.trial import Unsuitable
+from ..bptt.trial import BadStep
 from .hosts import Host, register_host
-from .own_step import OwnStepNeuron
+from .own_step import OwnStepNeuron, bad_step
 from .table import AnySwap, register_any
 
 
@@ -25,6 +25,8 @@ class PlainStep:
         kind: the module's class.
         count: of states.
     """
+
+    whole = False
 
     def __init__(self, kind: type[nn.Module], count: int) -> None:
         self.kind, self.count = kind, count
@@ -44,28 +46,44 @@ class PlainStep:
         return None
 
 
+@cache
+def _step_of(kind: type[nn.Module], count: int) -> PlainStep:
+    return PlainStep(kind, count)
+
+
 def split(result: Any, count: int) -> tuple[Any, tuple]:
     """Outputs and states of what ``forward`` returned: ``(outputs, *states)``."""
     if not isinstance(result, tuple) or len(result) != 1 + count:
-        raise Unsuitable(f"its forward does not return its outputs and {count} states")
+        raise BadStep(
+            f"its forward returns {_named(result)}",
+            f"it must return a tuple of its outputs and {count} state{'s' * (count != 1)}",
+        )
     return result[0], result[1:]
+
+
+def _named(result: Any) -> str:
+    return f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
 
 
 class AnyPlain(OwnStepNeuron):
     """A plain module that saves memory by running its own step again in backward."""
 
+    declared = True
     state_count: ClassVar[int]
 
     def forward(self, x: Tensor, *states: Any) -> Any:
         """One time step; arguments and results as of the module's class."""
-        host = PlainStep(self.host_kind, self.state_count)
+        host = _step_of(self.host_kind, self.state_count)
         complete = len(states) == host.count and all(isinstance(each, Tensor) for each in states)
         reason = None if complete else "it is called without its states"
         call = partial(_as_host, host, states)
         transition = self.own_transition(host, (x,), states, call, reason)
         if transition is None:
             return super().forward(x, *states)
-        outputs, after = step(transition, x, states, self.record)
+        try:
+            outputs, after = step(transition, x, states, self.record)
+        except BadStep as reason:  # of a later step than the one that was tried
+            raise bad_step(self.host_kind, reason) from None
         del self.__dict__[HELD]  # they are the caller's
         return after if transition.fed_back else (outputs, *after)
 

@@ -70,9 +70,9 @@ def register_swap(swap: Swap) -> None:
 
 
 def register_any(swap: AnySwap) -> None:
-    """Add a way to make any neuron of a host reversible, or those of one class."""
-    _any_swaps[:] = [each for each in _any_swaps if each.host is not swap.host]
-    _any_swaps.append(swap)
+    """Add a way to make any neuron of a host reversible, or those of one class. Of those that fit a
+    neuron the last one that was added counts."""
+    _any_swaps[:] = [swap, *(each for each in _any_swaps if each.host is not swap.host)]
 
 
 def known_swaps() -> list[Swap]:
@@ -149,7 +149,7 @@ def reversible(kind: type[nn.Module]) -> type[nn.Module]:
     behind = [swap for swap in (*known_swaps(), *_any_swaps) if issubclass(kind, swap.host)]
     for swap in behind:
         if isinstance(swap, AnySwap) or not _overridden(kind, swap):
-            return _make_class(kind, swap, kind.__name__, {})
+            return _make_class(kind, swap, kind.__name__, {"declared": True})
     raise TypeError(
         f"kind: {kind.__name__} is no neuron class of a host that has been imported; subclass the"
         " host's base class of neurons"
