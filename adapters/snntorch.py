@@ -118,16 +118,16 @@ class _KnownNeuron(_HoldsMem):
     """What the neurons share whose equations are known.
 
     Attributes:
-        state_names: of the states, the membrane potential last.
-        parameter_names: of all tensors that the equations are made of.
-        resets: see :func:`_resets`.
-        always_delayed: whether the class has no ``reset_delay``.
+        _state_names: of the states, the membrane potential last.
+        _parameter_names: of all tensors that the equations are made of.
+        _reset_kinds: see :func:`_resets`.
+        _always_delayed: whether the class has no ``reset_delay``.
     """
 
-    state_names: ClassVar[tuple[str, ...]] = ("mem",)
-    parameter_names: ClassVar[tuple[str, ...]] = PARAMETERS
-    resets: ClassVar[dict[Callable, str]]
-    always_delayed: ClassVar[bool] = False
+    _state_names: ClassVar[tuple[str, ...]] = ("mem",)
+    _parameter_names: ClassVar[tuple[str, ...]] = PARAMETERS
+    _reset_kinds: ClassVar[dict[Callable, str]]
+    _always_delayed: ClassVar[bool] = False
 
     def _take_step(self, input_: Tensor, *given: Given) -> Tensor | tuple[Tensor, ...]:
         """One time step from the states that were given, or those that the neuron holds."""
@@ -138,11 +138,11 @@ class _KnownNeuron(_HoldsMem):
         buffers = self._buffers
         states = tuple(
             (buffers[name] if name in buffers else getattr(self, name)) if each is None else each
-            for name, each in zip(self.state_names, given, strict=True)
+            for name, each in zip(self._state_names, given, strict=True)
         )
         parameters = tuple(
             buffers[name] if name in buffers else getattr(self, name)
-            for name in self.parameter_names
+            for name in self._parameter_names
         )
         reason = self._why_host(input_, given, states, parameters)
         transition = None if reason else self._transition(parameters, states)
@@ -157,7 +157,7 @@ class _KnownNeuron(_HoldsMem):
             v if v.shape == shape else torch.zeros_like(input_, device=v.device) for v in states
         )
         spk, after = step(transition, input_, states, self.record)
-        for name, each in zip(self.state_names, after, strict=True):
+        for name, each in zip(self._state_names, after, strict=True):
             if name in buffers:
                 buffers[name] = each
             else:
@@ -173,16 +173,16 @@ class _KnownNeuron(_HoldsMem):
         """The time step by an operator, or on the host's own path where there is none for it."""
         states = [
             getattr(self, name) if each is None else each
-            for name, each in zip(self.state_names, given, strict=True)
+            for name, each in zip(self._state_names, given, strict=True)
         ]
         states = [v if v.shape == input_.shape else torch.zeros_like(input_) for v in states]
         floats = [
             each
-            for each in (getattr(self, name) for name in self.parameter_names)
+            for each in (getattr(self, name) for name in self._parameter_names)
             if each.is_floating_point()
         ]
-        kind = self.resets.get(getattr(self.state_function, "__func__", None))
-        delayed = self.always_delayed or self.reset_delay
+        kind = self._reset_kinds.get(getattr(self.state_function, "__func__", None))
+        delayed = self._always_delayed or self.reset_delay
         if (
             kind is None
             or (not delayed and RESET_NUMBERS[kind] != int(self.reset_mechanism_val))
@@ -204,7 +204,7 @@ class _KnownNeuron(_HoldsMem):
 
         self.reset = (states[-1] > self.threshold).float().detach()
         spk, after = self._operators(input_, states, equations)
-        for name, each in zip(self.state_names, after, strict=True):
+        for name, each in zip(self._state_names, after, strict=True):
             setattr(self, name, each)
         return self._returned(spk, after)
 
@@ -265,17 +265,17 @@ class _KnownNeuron(_HoldsMem):
             return "state_quant rounds the potential, which cannot be undone"
         if self.init_hidden and any(each is not None for each in given):
             # The host's error says it best.
-            return f"{' or '.join(self.state_names)} was passed with init_hidden=True"
+            return f"{' or '.join(self._state_names)} was passed with init_hidden=True"
         for each in parameters:
             if each.dim() and not _broadcasts_to(each.shape, input_.shape):
-                names = ", ".join(self.parameter_names[:-1])
-                return f"{names} or {self.parameter_names[-1]} does not fit the shape of the input"
+                names = ", ".join(self._parameter_names[:-1])
+                return f"{names} or {self._parameter_names[-1]} does not fit the shape of the input"
         return None
 
     def _transition(self, parameters: tuple[Tensor, ...], states: States) -> Transition | None:
         # The host decides by this bound method; its ``reset_mechanism`` may be set later on.
         charge = getattr(self.state_function, "__func__", None)
-        delayed = self.always_delayed or self.reset_delay
+        delayed = self._always_delayed or self.reset_delay
         immediate = None if delayed else int(self.reset_mechanism_val)
         return self.record.transition(
             parameters,
@@ -287,12 +287,12 @@ class _KnownNeuron(_HoldsMem):
     def _build(
         self, parameters: tuple[Tensor, ...], charge: Any, immediate_reset: int | None
     ) -> Transition | None:
-        kind, surrogate = self.resets.get(charge), surrogate_from(self.spike_grad)
+        kind, surrogate = self._reset_kinds.get(charge), surrogate_from(self.spike_grad)
         if surrogate is None or kind is None:
             return None
         if immediate_reset is not None and RESET_NUMBERS[kind] != immediate_reset:
             return None  # one reset in the charge and another after the spike
-        held = dict(zip(self.parameter_names, map(snapshot, parameters), strict=True))
+        held = dict(zip(self._parameter_names, map(snapshot, parameters), strict=True))
         options = {
             "reset_kind": kind,
             "delayed": immediate_reset is None,
@@ -331,7 +331,7 @@ class RevLeaky(_KnownNeuron, snntorch.Leaky):
             [1., 1., 1.]])
     """
 
-    resets = _resets(snntorch.Leaky, zero="zero")
+    _reset_kinds = _resets(snntorch.Leaky, zero="zero")
 
     def forward(self, input_: Tensor, mem: Given = None) -> Tensor | tuple[Tensor, Tensor]:
         """One time step; arguments and results as in ``snntorch.Leaky.forward``."""
@@ -358,9 +358,9 @@ class RevSynaptic(_KnownNeuron, snntorch.Synaptic):
             [1., 1., 1.]])
     """
 
-    state_names = ("syn", "mem")
-    parameter_names = (*PARAMETERS, "alpha")
-    resets = _resets(snntorch.Synaptic, zero="clear")
+    _state_names = ("syn", "mem")
+    _parameter_names = (*PARAMETERS, "alpha")
+    _reset_kinds = _resets(snntorch.Synaptic, zero="clear")
 
     def forward(
         self, input_: Tensor, syn: Given = None, mem: Given = None
@@ -419,9 +419,9 @@ class RevLapicque(_KnownNeuron, snntorch.Lapicque):
             [0.5000, 0.5000, 0.5000]])
     """
 
-    parameter_names = ("threshold", "graded_spikes_factor", "R", "C", "time_step")
-    resets = _resets(snntorch.Lapicque, zero="clear")
-    always_delayed = True
+    _parameter_names = ("threshold", "graded_spikes_factor", "R", "C", "time_step")
+    _reset_kinds = _resets(snntorch.Lapicque, zero="clear")
+    _always_delayed = True
 
     def forward(self, input_: Tensor, mem: Given = None) -> Tensor | tuple[Tensor, Tensor]:
         """One time step; arguments and results as in ``snntorch.Lapicque.forward``."""

@@ -18,7 +18,7 @@ from snntorch import surrogate as snn_surrogate
 from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import Tensor
 
-from snn_revplugin.adapters.snntorch import CoupledLeaky, RevLeaky
+from snn_revplugin.adapters.snntorch import CoupledLeaky, RevLeaky, RevSynaptic
 from snn_revplugin.adapters.spikingjelly import (
     CoupledLIFNode,
     RevIFNode,
@@ -48,6 +48,10 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
         spike_grad=snn_surrogate.custom_surrogate(lambda z, grad, spikes: grad / (1 + z * z)),
     ),
     "Leaky, host's path": lambda: RevLeaky(beta=0.9, init_hidden=True, reversible=False),
+    "Synaptic": lambda: RevSynaptic(0.8, 0.9, init_hidden=True, learn_alpha=True),
+    "Synaptic, zero, at once": lambda: RevSynaptic(
+        0.8, 0.9, init_hidden=True, reset_mechanism="zero", reset_delay=False
+    ),
     "IF s": lambda: RevIFNode(v_reset=None),
     "LIF s": lambda: RevLIFNode(detach_reset=True, surrogate_function=surrogate.ATan()),
     "LIF m": lambda: RevLIFNode(step_mode="m", store_v_seq=True),
@@ -88,7 +92,9 @@ class Net(nn.Module):
     def clear(self) -> None:
         if isinstance(self.lif1, snn.SpikingNeuron):
             for each in self.neurons():
-                each.mem, each.reset = torch.zeros(0), None
+                for name in {"syn", "mem"} & {*each._buffers}:
+                    setattr(each, name, torch.zeros(0))
+                each.reset = None
         else:
             functional.reset_net(self)
 
@@ -133,7 +139,7 @@ def two_sequences_with_the_state_detached(net: Net, x: Tensor) -> None:
     for _ in range(2):
         net(x).sum().backward()
         if isinstance(net.lif1, snn.SpikingNeuron):
-            snn.Leaky.detach_hidden()
+            type(net.lif1).detach_hidden()
         else:
             functional.detach_net(net)
 
@@ -251,6 +257,7 @@ def test_memory_returns_to_its_start(step: Callable[[Net, Tensor], None], kind: 
 HOSTS: dict[str, Callable[[], nn.Module]] = {
     "Leaky": lambda: snn.Leaky(beta=0.9, init_hidden=True, learn_beta=True, learn_threshold=True),
     "Leaky, zero": lambda: snn.Leaky(beta=0.9, init_hidden=True, reset_mechanism="zero"),
+    "Synaptic": lambda: snn.Synaptic(0.8, 0.9, init_hidden=True, learn_alpha=True),
     "IF s": lambda: neuron.IFNode(v_reset=None),
     "LIF s": lambda: neuron.LIFNode(detach_reset=True, surrogate_function=surrogate.ATan()),
     "LIF m": lambda: neuron.LIFNode(step_mode="m", store_v_seq=True),
