@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from snn_revplugin import convert, explain, memory_report, restore, watch
 from snn_revplugin.adapters.snntorch import RevLeaky
+from snn_revplugin.cli.script import SwapOnRegistration
 from snn_revplugin.report.memory import LiveBytes
 from snn_revplugin.swap.module import HAS_COMPILER
 from snn_revplugin.swap.watch import READER, WATCHED, watch_of
@@ -599,6 +600,29 @@ def test_explain_counts_what_readers_save_and_keep() -> None:
     text = str(explanation)
     assert "(the module itself): readers behind its last neurons" in text
     assert f"released: {read // 1024}.0 KiB of saved tensors" in text
+
+
+class Trainer(nn.Module):
+    """It is never called itself; the net grows inside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.ModuleDict()
+        self.net["summed"] = Summed()
+
+    def step(self) -> Tensor:
+        return loss_of(self.net["summed"])
+
+
+def test_run_watches_whatever_module_a_script_calls() -> None:
+    with SwapOnRegistration() as swaps:
+        trainer = Trainer()
+        trainer.step()
+        (account,) = swaps.explain().readers
+        assert account.name == "Trainer.net.summed"
+        assert account.replaced_bytes == T * BATCH * SIZE * 4
+        assert str(account) in swaps.report()
+    assert not hooks(trainer)
 
 
 def test_a_net_that_ends_in_a_neuron_has_no_readers() -> None:

@@ -75,6 +75,8 @@ class Watch:
         if not forwards or forwards[-1].root() is not module:
             return
         edges, forward = tuple(_edges_of(outputs)), forwards.pop()
+        if outputs is None:  # an exception, perhaps, in front of a neuron
+            return
         late = forward.end(edges)
         self._local.seen = forward.readers.note(edges)
         if late > 2 * self._most_late:  # the forward that looked may have had a small batch
@@ -109,9 +111,11 @@ class Reader:
         if saved_tensors.saved_tensor_hooks_active():  # a checkpoint decides, now and later
             self.remove(module)
             return
-        if not self.reads and not forward.judge(self):
+        if self in forward.called:
+            forward.judge(self)
+        elif not self.reads:
             forward.called[self] = module, tuple(_edges_of(outputs))
-        else:
+        if self.reads:
             forward.readers.release(_edges_of(outputs))
 
     def remove(self, module: nn.Module) -> None:
@@ -142,17 +146,14 @@ class _Forward:
         """Whether a module is part of the one whose forward this is."""
         return any(each is module for each in self.root().modules())
 
-    def judge(self, reader: Reader) -> bool:
-        """Whether a module is a reader: no neuron has come to what it gave out at its last call,
-        and there is something to save. If it is none, its hook is removed."""
-        if reader not in self.called:
-            return False
+    def judge(self, reader: Reader) -> None:
+        """Decide whether a module is a reader: no neuron has come to what it gave out at its last
+        call, and there is something to save. If it is none, its hook is removed."""
         module, edges = self.called.pop(reader)
         released = self.readers.release(edges)
         reader.reads = released > get_settings().recompute_min_bytes
         if not reader.reads:
             reader.remove(module)
-        return reader.reads
 
     def end(self, outputs: tuple[Edge, ...]) -> int:
         """Replace what is left of what readers saved on the way to the outputs. Returns its
