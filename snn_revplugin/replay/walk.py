@@ -487,7 +487,7 @@ class Walk:
         if self.whole_sequence:
             deeper.whole = _seen_through(place, deeper)
         # Written into in place, spikes are an operand that no other tensor holds any more.
-        deeper.given_out = place.seen() is not None
+        deeper.given_out = place.can_be_read() or place.whole is not None
         value = self.value_of(deeper)
         visit.edited = visit.edited or (type(value) is Spikes and value.were_edited())
         visit.driven, visit.derived = visit.driven or value.driven, visit.derived or value.derived
