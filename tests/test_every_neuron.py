@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import re
 import runpy
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import snntorch
 import torch
 import torch.nn as nn
+from collector import no_garbage_collector
 from compare import Observed, agree, assert_agree
 from hosts import only_pure
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
@@ -151,6 +153,19 @@ def test_a_whole_call_keeps_bits_and_none_of_its_inside() -> None:
         return memory_report(lambda: net(x).mean().backward()).retained
 
     assert run(False) / run(True) > 15
+
+
+@pytest.mark.parametrize("backward", [True, False])
+def test_memory_returns_without_the_garbage_collector(backward: bool) -> None:
+    net = nn.Sequential(layer.Conv2d(2, 4, 3, step_mode="m"), neuron.PSN(5))
+    convert(net)
+    with no_garbage_collector():
+        out = net(torch.randn(5, 2, 2, 6, 6))
+        held = weakref.ref(out.grad_fn.call)
+        if backward:
+            out.sum().backward()
+        del out
+        assert held() is None
 
 
 class Block(nn.Module):

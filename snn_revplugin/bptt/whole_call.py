@@ -46,7 +46,11 @@ class Call:
         self.surroundings: Surroundings | None = None
         self.fired: PackedSpikes | PackedOutputs | None = None
         self.local_graph = None
-        self.link = self
+
+    @property
+    def link(self) -> Call:
+        """Itself: it stands for the step whose view it is, and for that step's link."""
+        return self
 
     @property
     def current(self) -> Tensor:
