@@ -22,6 +22,7 @@ from .equations import (
     store,
     tile_of,
     unpacked,
+    within,
 )
 from .jit import jit
 
@@ -36,7 +37,7 @@ def pairs_of(N, half, ROWS: tl.constexpr, BITS: tl.constexpr, WIDE: tl.constexpr
         if not WIDE:
             pair = pair.to(tl.int32)
         start = tl.multiple_of(pair + pair // half * half, 8)
-        return start[:, None] + tl.arange(0, 8)[None, :], start // 8, mask, row_mask
+        return start[None, :, None] + within(), start // 8, mask, row_mask
     else:
         pair = first + tile
         if not WIDE:
@@ -54,9 +55,9 @@ def load_fired(pointer, rows, mask, BITS: tl.constexpr):
 
 
 @jit
-def store_fired(pointer, rows, s, there, mask, ROWS: tl.constexpr, BITS: tl.constexpr):
+def store_fired(pointer, rows, s, there, mask, BITS: tl.constexpr):
     if BITS:
-        tl.store(pointer + rows, packed(tl.where(there, s, 0.0), ROWS), mask=mask)
+        tl.store(pointer + rows, packed(tl.where(there, s, 0.0)), mask=mask)
     else:
         tl.store(pointer + rows, s.to(tl.uint8), mask=mask)
 
@@ -172,8 +173,8 @@ def forward_kernel(
             s2 = fires(above(m2, threshold, NEURON.charged, NEURON), NEURON)
             store(y_ptr, place, y1, mask)
             store(y_ptr + half, place, s2 + passed, mask)
-            store_fired(fired_ptr, rows, s1, mask, row_mask, ROWS, BITS)
-            store_fired(fired_ptr + half_rows, rows, s2, mask, row_mask, ROWS, BITS)
+            store_fired(fired_ptr, rows, s1, mask, row_mask, BITS)
+            store_fired(fired_ptr + half_rows, rows, s2, mask, row_mask, BITS)
             y_ptr += N
         v2 = after(m2, s2, v1_before, alpha, threshold, v_reset, NEURON)
         given_ptr += N
@@ -274,7 +275,7 @@ def backward_kernel(
         y_ptr += N
     tl.debug_barrier()  # a thread may read below what another one of its block wrote
 
-    zero = tl.full((ROWS, 8), 0.0, tl.float32)
+    zero = tl.full((2, ROWS, 4), 0.0, tl.float32)
     grad_v1, grad_v2 = zero, zero
     if grad_last_ptr is not None:
         grad_v1, grad_v2 = load(grad_last_ptr, place, mask), load(grad_last_ptr + half, place, mask)

@@ -1,8 +1,10 @@
 """What the kernels are made of: tiles of neurons in memory, rounding, and the equations of
 :mod:`..neurons` on them, forward and backward.
 
-A kernel processes a flat stretch of N neurons in tiles of ``ROWS`` by 8, so that a row of a tile is
-one byte of packed spikes. ``NEURON``, a :class:`..neurons.kernel_spec.KernelSpec`, says which
+A kernel processes a flat stretch of N neurons in tiles of ``ROWS`` bytes of packed spikes: a tensor
+of [2, ROWS, 4], whose [0, i] and [1, i] are the first and the last four of the eight neurons of byte
+``i``. Triton then gives each thread a whole byte, which it loads as two vectors of 16 bytes: packing
+exchanges nothing between threads, through no shared memory and no barrier. ``NEURON``, a :class:`..neurons.kernel_spec.KernelSpec`, says which
 equations a neuron has: branches on it are decided when the kernel is compiled.
 
 Arithmetic is in float32, in the host's order of operations; after every operation that torch would
@@ -28,8 +30,22 @@ def tile_of(N, ROWS: tl.constexpr):
     masks of the tile and of its rows."""
     first = tl.program_id(0).to(tl.int64) * (ROWS * 8)
     rows = tl.arange(0, ROWS)
-    tile = rows[:, None] * 8 + tl.arange(0, 8)[None, :]
+    tile = rows[None, :, None] * 8 + within()
     return first, rows, tile, tile < N - first, rows * 8 < N - first
+
+
+@jit
+def within():
+    """The numbers of the eight neurons of a byte."""
+    return tl.arange(0, 2)[:, None, None] * 4 + tl.arange(0, 4)[None, None, :]
+
+
+@jit
+def total(tile):
+    """The sum of a tile for each byte."""
+    return tl.reduce(
+        tl.reduce(tile, 2, tl.standard._sum_combine), 0, tl.standard._sum_combine
+    )
 
 
 @jit
@@ -108,17 +124,16 @@ def parameters(
 
 
 @jit
-def packed(fired, ROWS: tl.constexpr):
-    """A tile of ones and zeros to a column of bytes, lowest bit first."""
-    shifted = fired.to(tl.int32) << tl.arange(0, 8)[None, :]
-    return tl.reduce(shifted, 1, tl.standard._sum_combine).to(tl.uint8)
+def packed(fired):
+    """A tile of ones and zeros to bytes, lowest bit first."""
+    return total(fired.to(tl.int32) << within()).to(tl.uint8)
 
 
 @jit
 def unpacked(pointer, rows, mask):
-    """A column of bytes in memory to a tile of ones and zeros."""
+    """Bytes in memory to a tile of ones and zeros."""
     octets = tl.load(pointer + rows, mask=mask, other=0).to(tl.int32)
-    return ((octets[:, None] >> tl.arange(0, 8)[None, :]) & 1).to(tl.float32)
+    return ((octets[None, :, None] >> within()) & 1).to(tl.float32)
 
 
 @jit
@@ -138,7 +153,7 @@ def store_total(pointer, first, tile, mask, value, EACH: tl.constexpr):
     if EACH:
         tl.store(pointer + first + tile, value, mask=mask)
     else:
-        rows = tl.reduce(tl.where(mask, value, 0.0), 1, tl.standard._sum_combine)
+        rows = total(tl.where(mask, value, 0.0))
         tl.store(pointer + tl.program_id(0), tl.reduce(rows, 0, tl.standard._sum_combine))
 
 

@@ -69,7 +69,7 @@ def forward_kernel(
             store(spikes_ptr, tile, given, mask)
             spikes_ptr += N
         if bits_ptr is not None:
-            tl.store(bits_ptr + rows, packed(tl.where(mask, s, 0.0), ROWS), mask=row_mask)
+            tl.store(bits_ptr + rows, packed(tl.where(mask, s, 0.0)), mask=row_mask)
             bits_ptr += (N + 7) // 8
         if charged_ptr is not None:
             store(charged_ptr, tile, h, mask)
@@ -144,7 +144,7 @@ def step_backward_kernel(
         decay, threshold, factor, inner, size, v_reset, rest, first, tile, mask, NEURON, WIDE
     )
 
-    zero = tl.full((ROWS, 8), 0.0, tl.float32)
+    zero = tl.full((2, ROWS, 4), 0.0, tl.float32)
     grad_spikes, grad, h, x, s, r, v = zero, zero, zero, zero, zero, zero, zero
     if grad_spikes_ptr is not None:
         grad_spikes = load(grad_spikes_ptr + first, tile, mask)
@@ -227,7 +227,7 @@ def sequence_backward_kernel(
     )
     start = load(start_ptr + first, tile, mask)
     first_signal = fires(above(start, theta, NEURON.difference_before, NEURON), NEURON)
-    zero = tl.full((ROWS, 8), 0.0, tl.float32)
+    zero = tl.full((2, ROWS, 4), 0.0, tl.float32)
 
     if x_ptr is not None:
         v, r = start, first_signal
@@ -300,7 +300,7 @@ def pack_kernel(fired_ptr, bits_ptr, N, ROWS: tl.constexpr):
     """Zeros and ones of any dtype [N] to bits."""
     first, rows, tile, mask, row_mask = tile_of(N, ROWS)
     fired = tl.load(fired_ptr + first + tile, mask=mask, other=0) != 0
-    tl.store(bits_ptr + first // 8 + rows, packed(fired, ROWS), mask=row_mask)
+    tl.store(bits_ptr + first // 8 + rows, packed(fired), mask=row_mask)
 
 
 @jit
