@@ -3,7 +3,9 @@ that are looked into."""
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,6 +16,8 @@ from torch import Tensor
 from snn_revplugin import use_settings
 from snn_revplugin.kernels import launch
 
+STATIC = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "kernels_static.py"))
+NoDevice = STATIC["NoDevice"]
 DEVICES = [
     pytest.param("cpu", id="interpreter", marks=pytest.mark.interpreter),
     pytest.param("cuda", id="gpu", marks=pytest.mark.gpu),
@@ -70,7 +74,7 @@ class Launch(NamedTuple):
     def kind(self) -> tuple:
         return (
             self.kernel,
-            *(self.constants.get(name) for name in ("PART", "FROM_AFTER", "WHOLE")),
+            *(self.constants.get(name) for name in ("PART", "FROM_AFTER", "WHOLE", "SEVERAL")),
             *(value is None for value in self.arguments.values()),
         )
 
@@ -89,21 +93,3 @@ def launches(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> dict
     monkeypatch.setattr(interpreted, "run", spy)
     run()
     return seen
-
-
-class NoDevice:
-    """All that Triton asks of a device when it compiles for one."""
-
-    def __init__(self, capability: int) -> None:
-        self.capability = capability
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", self.capability, 32)
-
-    def get_current_device(self) -> int:
-        return self.capability  # what is compiled is remembered by device
-
-    def get_current_stream(self, device: int) -> int:
-        return 0

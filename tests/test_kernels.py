@@ -468,6 +468,10 @@ def whole(
             (5, (3, 3), True, True),
             (11, (1,), True, False),
             (2, (1025,), False, False),
+            (launch.AT_ONCE, (8,), True, False),
+            (launch.AT_ONCE + 3, (8,), True, True),
+            (3 * launch.STRETCH, (3,), True, False),
+            (launch.AT_ONCE + 1, (8,), False, False),
         ],
     ),
     ids=str,
@@ -552,7 +556,13 @@ def norms_read(monkeypatch: pytest.MonkeyPatch) -> list[Normed]:
     ("name", "sizes"),
     cases_and(
         (name for name in IN_SEQUENCES if "vectors" not in name),
-        [(1, (2, 4, 6)), (2, (2, 3, 4)), (5, (2, 4, 5)), (11, (4, 2, 1)), (4, (1, 3, 5))],
+        [
+            (1, (2, 4, 6)),
+            (2, (2, 3, 4)),
+            (5, (2, 4, 5)),
+            (launch.AT_ONCE + 3, (4, 2, 4)),
+            (4, (1, 3, 5)),
+        ],
     ),
     ids=str,
 )
@@ -903,6 +913,8 @@ def test_compiling_ahead_of_time(
             trained(whole(neuron, 2, (2, 8), "cpu", dtype=dtype, with_path=True), "triton")
         if name in IN_SEQUENCES and dtype is torch.float32:
             trained(normed(neuron, 2, (3, 2, 8), "cpu"), "triton")
+        if name == "LIF hard -0.3":  # in several stretches
+            trained(whole(neuron, launch.AT_ONCE + 1, (2, 8), "cpu", dtype=dtype), "triton")
         if name in IN_SEQUENCES and "vectors" not in name:  # bits that fill no whole bytes
             trained(whole(neuron, 2, (3, 3), "cpu", dtype=dtype), "triton")
         code = launch.kernels(True)

@@ -176,6 +176,53 @@ def test_an_exception_of_the_step_goes_through_and_stops_the_counting():
         assert live.now() == kept.nbytes
 
 
+class Allocator:
+    """The statistics that torch keeps of a CUDA device, of memory that is counted here."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, peak: int) -> None:
+        self.allocated, self.peak = 100, peak
+        for name, read in {
+            "is_initialized": lambda: True,
+            "device_count": lambda: 1,
+            "synchronize": lambda index: None,
+            "empty_cache": lambda: None,
+            "memory_allocated": lambda index: self.allocated,
+            "memory_reserved": lambda index: self.allocated,
+            "max_memory_allocated": lambda index: self.peak,
+            "max_memory_reserved": lambda index: self.peak,
+            "reset_peak_memory_stats": self.refuse,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, read)
+
+    def refuse(self, *_: object) -> None:
+        raise AssertionError("the user's peak was reset")
+
+    def hold(self, size: int, scratch: int = 0) -> None:
+        self.allocated += size
+        self.peak = max(self.peak, self.allocated + scratch)
+
+
+@pytest.mark.parametrize(("before", "peak"), [(100, 90), (1000, 80)])
+def test_the_peak_of_the_users_statistics_stays(
+    before: int, peak: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Where a step is the most that the user ever held, scratch memory inside operations is seen;
+    else what was held after each of them."""
+    device, weight = Allocator(monkeypatch, before), torch.ones(3, requires_grad=True)
+
+    def step() -> torch.Tensor:
+        device.hold(50)
+        loss = weight.sum()
+        device.hold(30, scratch=10)
+        loss = loss * 2
+        device.hold(-40)
+        return loss
+
+    report = memory_report(step, device="cuda:0")
+    assert (report.retained, report.peak, report.left) == (40, peak, 40)
+    assert device.peak == max(before, 190)
+
+
 @pytest.mark.gpu
 def test_a_report_of_a_cuda_device():
     weight = torch.ones(2**20, device="cuda", requires_grad=True)

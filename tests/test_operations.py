@@ -30,7 +30,7 @@ from snn_revplugin.adapters.spikingjelly import RevIFNode, RevLIFNode
 from snn_revplugin.bptt.record import NeuronRecord
 from snn_revplugin.replay import FIRED, OPERATIONS, HeldTensor, attach_recipes
 from snn_revplugin.report.memory import LiveBytes
-from snn_revplugin.torch_internals import graph
+from snn_revplugin.torch_internals import graph, saved_tensors
 
 pytestmark = pytest.mark.usefixtures("recompute_everything")
 
@@ -891,6 +891,12 @@ KNOWN = [
         (4, 32, 10),
         of(lambda s: F.dropout(s * 2, 0.3, inplace=True)),
         "Mul",
+    ),
+    Row(
+        "dropout as on CUDA, packed mask",
+        (4, 32, 10),
+        of(lambda s: torch.native_dropout(s * 2, 0.3, True)[0]),
+        "Mul NativeDropout",
     ),
     Row("dropout, shared mask", (4, 32, 10), lambda: SharedMask((32, 10)), "Mul"),
     Row("dropout of nothing", FEATURES, of(lambda s: F.dropout(s * 2, 0.0)), "Mul"),
@@ -1849,8 +1855,19 @@ def test_values_come_back_bit_for_bit(row: Row, dtype: torch.dtype) -> None:
 
 def test_every_known_operation_has_a_row() -> None:
     """Operations that only a GPU has are tested there."""
-    only_on_cuda = {"CudnnBatchNorm", "NativeDropout", "FusedRmsNorm"}
+    only_on_cuda = {"CudnnBatchNorm", "FusedRmsNorm"}
     covered = {name for each in KNOWN for name in each.replayed.split()} | (
         {"CopySlices", "AsStrided"} if OLDER_TORCH else set()
     )
     assert names(dict.fromkeys(OPERATIONS, 0)) - covered - only_on_cuda == set()
+
+
+def test_the_mask_of_a_dropout_on_cuda_is_kept_as_bits() -> None:
+    """Its node keeps bools; here a CPU's, which has the same."""
+    below, above = RevLIFNode(step_mode="m"), RevLIFNode(step_mode="m")
+    spikes = below(torch.rand(4, 8, 64, requires_grad=True) * 3)
+    dropped, mask = torch.native_dropout(spikes, 0.3, True)
+    above(dropped)
+    unpack = saved_tensors.replacement_of(dropped.grad_fn, "result1")
+    assert torch.equal(unpack(), mask)
+    assert unpack.__self__.nbytes == mask.numel() // 8

@@ -118,7 +118,12 @@ def test_a_kernel_whose_spikes_differ_is_not_taken(
             )
 
     mistaken(monkeypatch, higher_threshold)
-    assert "spikes or potentials differ" in failure(NEURONS[name](), *tensors())
+    with pytest.warns(
+        RuntimeWarning, match="plain torch code.*spikes or potentials differ"
+    ) as said:
+        assert "spikes or potentials differ" in failure(NEURONS[name](), *tensors())
+        assert "spikes or potentials differ" in failure(NEURONS[name](), *tensors())
+    assert len(said) == 1, "the second call warns again"
 
 
 @pytest.mark.parametrize("name", NEURONS)
@@ -129,7 +134,8 @@ def test_a_kernel_whose_gradients_differ_is_not_taken(
         kernels._constants = (kernels._constants[0] * 1.01, *kernels._constants[1:])
 
     mistaken(monkeypatch, steeper_surrogate)
-    assert "gradients differ" in failure(NEURONS[name](), *tensors())
+    with pytest.warns(RuntimeWarning, match="gradients differ"):
+        assert "gradients differ" in failure(NEURONS[name](), *tensors())
 
 
 def test_a_kernel_that_fails_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,10 +143,11 @@ def test_a_kernel_that_fails_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> No
         raise OSError("no compiler for this device\nand a long trace")
 
     monkeypatch.setattr("snn_revplugin.kernels.triton_neuron.launch", failing)
-    assert (
-        failure(plif(), *tensors())
-        == "the kernel failed on cpu: OSError: no compiler for this device"
-    )
+    with pytest.warns(RuntimeWarning, match="OSError: no compiler for this device$"):
+        assert (
+            failure(plif(), *tensors())
+            == "the kernel failed on cpu: OSError: no compiler for this device"
+        )
 
 
 def test_a_neuron_is_tested_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +199,8 @@ def test_the_decision_runs_the_self_test(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(Leaky, "why_no_kernel", lambda *_: None)
-    assert record.backend.select(neuron, OnCuda(), (OnCuda(),)) is neuron
+    with pytest.warns(RuntimeWarning, match="the kernel failed on cuda:0: "):
+        assert record.backend.select(neuron, OnCuda(), (OnCuda(),)) is neuron
     assert record.statistics.backend.startswith("torch code: the kernel failed on cuda:0: ")
 
 
@@ -209,13 +217,15 @@ def test_packing_that_is_right() -> None:
 def test_packing_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     pack = launch.pack
     monkeypatch.setattr(launch, "pack", lambda code, fired, bits: pack(code, ~fired, bits))
-    assert "packed spikes differ" in packing_failure(CPU)
+    with pytest.warns(RuntimeWarning, match="packed spikes differ"):
+        assert "packed spikes differ" in packing_failure(CPU)
 
 
 def test_unpacking_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     unpack = launch.unpack
     monkeypatch.setattr(launch, "unpack", lambda *given: 1 - unpack(*given))
-    assert "packed spikes differ" in packing_failure(CPU)
+    with pytest.warns(RuntimeWarning, match="packed spikes differ"):
+        assert "packed spikes differ" in packing_failure(CPU)
 
 
 def test_the_environment_is_not_written_into(monkeypatch: pytest.MonkeyPatch) -> None:

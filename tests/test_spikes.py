@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from snn_revplugin.packed.codec import BITS, CHUNK
-from snn_revplugin.packed.spikes import PackedSpikes
+from snn_revplugin.packed.codec import BITS, CHUNK, TorchCodec
+from snn_revplugin.packed.spikes import Block, PackedSpikes
+from snn_revplugin.report.memory import LiveBytes
 
 SHAPES = [
     (),
@@ -201,3 +202,41 @@ def test_zeros_and_ones_are_packed_as_bools_are(dtype: torch.dtype, strides: str
     assert torch.equal(packed.bits, PackedSpikes(fired).bits)
     assert torch.equal(packed.fired(), fired)
     assert torch.equal(packed.binary(), fired.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, *DTYPES], ids=str)
+@pytest.mark.parametrize("count", [1, 63 * BITS, 64 * BITS, 64 * BITS + 1, 1000])
+def test_torch_packs_and_unpacks_in_chunks(
+    count: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """... with bits that fill no chunk, and no byte."""
+    monkeypatch.setattr(TorchCodec, "CHUNK", 64)
+    fired, codec = random_bits((count,)), TorchCodec()
+    bits = torch.full((-(-count // BITS),), 0xA5, dtype=torch.uint8)
+    codec.pack(fired, bits)
+    assert torch.equal(bits, PackedSpikes(fired).bits)
+    ones = codec.unpack(bits, count, dtype)
+    assert ones.dtype is dtype and torch.equal(ones, fired.to(dtype))
+
+
+def test_torch_needs_little_memory_beside_spikes_and_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TorchCodec, "CHUNK", 1 << 10)
+    fired, codec = random_bits((1 << 20,)), TorchCodec()
+    bits = torch.empty(fired.numel() // BITS, dtype=torch.uint8)
+    in_chunk = TorchCodec.CHUNK * BITS
+    with LiveBytes() as live:
+        codec.pack(fired, bits)
+        assert live.peak() <= 3 * in_chunk
+        ones = codec.unpack(bits, fired.numel(), torch.float32)
+    assert live.peak() <= ones.nbytes + 3 * in_chunk
+
+
+def test_small_rows_fill_what_the_allocator_of_a_device_gives() -> None:
+    """... which is 512 bytes on CUDA. (No memory is allocated here.)"""
+    device, block = torch.device("meta"), None
+    for row in range(300):
+        before, block = block, Block.after(block, 4, device)
+        assert (block is before) == (row % 128 != 0)
+        block.take()
+    assert Block.after(None, 5000, device).rows == 1
+    assert Block.after(None, 4, torch.device("cpu")).rows == 1

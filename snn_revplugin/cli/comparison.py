@@ -17,7 +17,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..report.memory import MemoryReport, memory_report
+from ..report.memory import MemoryReport, memory_report, reset_peaks
 from .workloads import HOST, NEURONS, OURS, Batch, Workload
 
 SIDES = (HOST, OURS)
@@ -134,6 +134,7 @@ def compare(
                 net, batch
             ).backward()  # libraries allocate their workspaces when they are first used
             net.zero_grad(set_to_none=True)
+        reset_peaks(setup.device)
         memory[whose] = memory_report(lambda net=net: setup.loss(net, batch), device=setup.device)
         steps[whose] = _step(setup, net, batch)
         on_step()

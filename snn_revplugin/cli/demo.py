@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from ..report.memory import MIB, MemoryReport, memory_report, mib
+from ..report.memory import MIB, MemoryReport, memory_report, mib, reset_peaks
 from .bench import progress
 from .comparison import SIDES, Comparison, Setup, compare, rows_of, steps_of, take_turns, write_csv
 from .workloads import HOST, OURS, WORKLOADS, Batch, digits
@@ -152,6 +152,7 @@ def _memory_over_time_steps(
                 seed=setup.seed,
             )
             net = sized.net(whose)
+            reset_peaks(setup.device)
             memory[whose][time_steps] = memory_report(
                 lambda net=net, sized=sized: sized.loss(net, batch), device=setup.device
             )

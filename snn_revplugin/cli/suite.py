@@ -22,7 +22,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..report.memory import MIB, memory_report, mib
+from ..report.memory import MIB, memory_report, mib, reset_peaks
 from ..settings import use_settings
 from .comparison import Row, Setup, write_csv
 from .workloads import (
@@ -180,6 +180,7 @@ def measure_work(case: Case) -> dict[str, Any]:
     for _ in range(WARM_UPS):
         forward().backward()
     net.zero_grad(set_to_none=True)
+    reset_peaks(case.device)
     report = memory_report(forward, device=case.device)
     found = {
         "retained": report.retained,
@@ -308,6 +309,7 @@ def measure_fit(case: Case) -> dict[str, Any]:
     """Whether a training step fits: without running out of memory, or below the limit."""
     setup, net = case.setup, net_of(case)
     batch = setup.data()
+    reset_peaks(case.device)
     peak = memory_report(lambda: setup.loss(net, batch), device=case.device).peak
     return {"fits": case.limit is None or peak <= case.limit}
 

@@ -27,21 +27,23 @@ from .jit import jit
 
 
 @jit
+def place_of(pair, half, WIDE: tl.constexpr):
+    """The offset of the first neuron of a pair."""
+    if not WIDE:
+        pair = pair.to(tl.int32)
+    return pair + pair // half * half
+
+
+@jit
 def pairs_of(N, half, ROWS: tl.constexpr, BITS: tl.constexpr, WIDE: tl.constexpr):
-    """This program's pairs of neurons: the offsets of the first of each pair and of the bytes of
-    their rows, and the masks of both."""
-    first, rows, tile, mask, row_mask = tile_of(N // 2, ROWS)
-    if BITS:  # the eight of a row stand in a row of memory
-        pair = first + rows * 8
-        if not WIDE:
-            pair = pair.to(tl.int32)
-        start = tl.multiple_of(pair + pair // half * half, 8)
-        return start[:, None] + tl.arange(0, 8)[None, :], start // 8, mask, row_mask
+    """This program's pairs of neurons: the offsets of the first of each pair and of their rows, and
+    the masks of both."""
+    first, rows, tile, mask, row_mask = tile_of(N // 2, ROWS, 2)
+    if BITS:  # the eight of a byte stand in a row of memory
+        start = tl.multiple_of(place_of(first + rows, half, WIDE), 4)
+        return start[:, None] + tl.arange(0, 4)[None, :], start, mask, row_mask
     else:
-        pair = first + tile
-        if not WIDE:
-            pair = pair.to(tl.int32)
-        place = pair + pair // half * half
+        place = place_of(first + tile, half, WIDE)
         return place, place, mask, mask
 
 
@@ -54,11 +56,16 @@ def load_fired(pointer, rows, mask, BITS: tl.constexpr):
 
 
 @jit
-def store_fired(pointer, rows, s, there, mask, ROWS: tl.constexpr, BITS: tl.constexpr):
+def store_fired(
+    pointer, rows, s, there, N, half, ROWS: tl.constexpr, BITS: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
     if BITS:
-        tl.store(pointer + rows, packed(tl.where(there, s, 0.0), ROWS), mask=mask)
+        first = tl.program_id(0).to(tl.int64) * (ROWS * 8) + tl.arange(0, ROWS) * 8
+        octets = place_of(first, half, WIDE) // 8
+        bits = packed(tl.where(there, s, 0.0), rows, ROWS)
+        tl.store(pointer + octets, bits, mask=first < N // 2)
     else:
-        tl.store(pointer + rows, s.to(tl.uint8), mask=mask)
+        tl.store(pointer + rows, s.to(tl.uint8), mask=there)
 
 
 @jit
@@ -172,8 +179,8 @@ def forward_kernel(
             s2 = fires(above(m2, threshold, NEURON.charged, NEURON), NEURON)
             store(y_ptr, place, y1, mask)
             store(y_ptr + half, place, s2 + passed, mask)
-            store_fired(fired_ptr, rows, s1, mask, row_mask, ROWS, BITS)
-            store_fired(fired_ptr + half_rows, rows, s2, mask, row_mask, ROWS, BITS)
+            store_fired(fired_ptr, rows, s1, mask, N, half, ROWS, BITS, WIDE)
+            store_fired(fired_ptr + half_rows, rows, s2, mask, N, half, ROWS, BITS, WIDE)
             y_ptr += N
         v2 = after(m2, s2, v1_before, alpha, threshold, v_reset, NEURON)
         given_ptr += N
@@ -274,7 +281,7 @@ def backward_kernel(
         y_ptr += N
     tl.debug_barrier()  # a thread may read below what another one of its block wrote
 
-    zero = tl.full((ROWS, 8), 0.0, tl.float32)
+    zero = tl.full((2 * ROWS, 4), 0.0, tl.float32)
     grad_v1, grad_v2 = zero, zero
     if grad_last_ptr is not None:
         grad_v1, grad_v2 = load(grad_last_ptr, place, mask), load(grad_last_ptr + half, place, mask)

@@ -1,9 +1,13 @@
 """What the kernels are made of: tiles of neurons in memory, rounding, and the equations of
 :mod:`..neurons` on them, forward and backward.
 
-A kernel processes a flat stretch of N neurons in tiles of ``ROWS`` by 8, so that a row of a tile is
-one byte of packed spikes. ``NEURON``, a :class:`..neurons.kernel_spec.KernelSpec`, says which
-equations a neuron has: branches on it are decided when the kernel is compiled.
+A kernel processes a flat stretch of N neurons in tiles of [HALVES * ROWS, 4]. Triton gives a thread
+one row of each half, and loads its four neurons as a vector of 16 bytes. With two ``HALVES`` row
+``i`` of either half is the first or the last four neurons of byte ``i`` of packed spikes: packing
+exchanges nothing between threads, through no shared memory and no barrier. With one, the rows
+follow each other: for kernels that pack nothing, with half the registers. ``NEURON``, a
+:class:`..neurons.kernel_spec.KernelSpec`, says which equations a neuron has: branches on it are
+decided when the kernel is compiled.
 
 Arithmetic is in float32, in the host's order of operations; after every operation that torch would
 round to a shorter dtype, :func:`rounded` rounds to it. A scalar that meets a shorter dtype is
@@ -23,13 +27,14 @@ from .jit import jit
 
 
 @jit
-def tile_of(N, ROWS: tl.constexpr):
-    """This program's part of N neurons: the first of them, the rows of its tile, the tile, and the
-    masks of the tile and of its rows."""
-    first = tl.program_id(0).to(tl.int64) * (ROWS * 8)
-    rows = tl.arange(0, ROWS)
-    tile = rows[:, None] * 8 + tl.arange(0, 8)[None, :]
-    return first, rows, tile, tile < N - first, rows * 8 < N - first
+def tile_of(N, ROWS: tl.constexpr, HALVES: tl.constexpr):
+    """This program's part of N neurons: the first of them, where the rows of its tile start, the
+    tile, and the masks of the tile and of its rows."""
+    first = tl.program_id(0).to(tl.int64) * (ROWS * HALVES * 4)
+    row = tl.arange(0, HALVES * ROWS)
+    rows = row % ROWS * (HALVES * 4) + row // ROWS * 4
+    tile = rows[:, None] + tl.arange(0, 4)[None, :]
+    return first, rows, tile, tile < N - first, rows < N - first
 
 
 @jit
@@ -108,28 +113,38 @@ def parameters(
 
 
 @jit
-def packed(fired, ROWS: tl.constexpr):
-    """A tile of ones and zeros to a column of bytes, lowest bit first."""
-    shifted = fired.to(tl.int32) << tl.arange(0, 8)[None, :]
-    return tl.reduce(shifted, 1, tl.standard._sum_combine).to(tl.uint8)
+def packed(fired, rows, ROWS: tl.constexpr):
+    """A tile of ones and zeros, of two halves, to bytes, lowest bit first."""
+    shifted = fired.to(tl.int32) << (rows % 8)[:, None] + tl.arange(0, 4)[None, :]
+    halves = tl.reshape(tl.reduce(shifted, 1, tl.standard._sum_combine), (2, ROWS))
+    return tl.reduce(halves, 0, tl.standard._sum_combine).to(tl.uint8)
 
 
 @jit
 def unpacked(pointer, rows, mask):
-    """A column of bytes in memory to a tile of ones and zeros."""
-    octets = tl.load(pointer + rows, mask=mask, other=0).to(tl.int32)
-    return ((octets[:, None] >> tl.arange(0, 8)[None, :]) & 1).to(tl.float32)
+    """A tile of ones and zeros from bits that start at a whole byte."""
+    return spikes_in(octets_of(pointer, 0, rows, rows, mask, mask, True), True)
 
 
 @jit
-def unpacked_of_step(pointer, at, rows, tile, row_mask, mask, WHOLE: tl.constexpr):
-    """The tile of ones and zeros that starts at bit ``at``, a multiple of 8 where ``WHOLE``."""
+def octets_of(pointer, at, rows, tile, row_mask, mask, WHOLE: tl.constexpr):
+    """The spikes of the tile that starts at bit ``at``, in as few registers as may be: for each row
+    where ``WHOLE`` (``at`` is a multiple of 8), else for each neuron."""
     if WHOLE:
-        return unpacked(pointer + at // 8, rows, row_mask)
+        octets = tl.load(pointer + at // 8 + rows // 8, mask=row_mask, other=0)
+        return octets.to(tl.int32) >> (rows % 8).to(tl.int32)
     else:
         bit = at + tile
         octets = tl.load(pointer + bit // 8, mask=mask, other=0).to(tl.int32)
-        return ((octets >> (bit % 8).to(tl.int32)) & 1).to(tl.float32)
+        return (octets >> (bit % 8).to(tl.int32)) & 1
+
+
+@jit
+def spikes_in(octets, WHOLE: tl.constexpr):
+    """A tile of ones and zeros, from :func:`octets_of`."""
+    if WHOLE:
+        octets = (octets[:, None] >> tl.arange(0, 4)[None, :]) & 1
+    return octets.to(tl.float32)
 
 
 @jit
@@ -356,10 +371,10 @@ def gradient_of_charge(grad_h, r, decay, NEURON: tl.constexpr):
     elif NEURON.charge == "integrate":
         return grad_h, grad_h
     else:
+        rate = decay
         if NEURON.divides:
-            leaked = tl.div_rn(grad_h, decay)
-        else:
-            leaked = grad_h * decay
+            rate = 1 / decay  # once: a product is as good as a quotient, but for its last bit
+        leaked = grad_h * rate
         if NEURON.charge == "decay_input":
             return leaked, grad_h - leaked
         else:

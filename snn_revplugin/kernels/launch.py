@@ -24,9 +24,13 @@ from torch import Tensor
 from ..neurons.kernel_spec import KernelNumbers, KernelSpec
 
 INTERPRETED, COMPILED = "interpreted", "compiled"  # packages of kernels, see :mod:`.jit`
-ROWS = 128  # bytes of spikes that one program takes, so eight times as many neurons
-WARPS = 4
-BITS = 8
+BITS, HALF = 8, 4  # neurons of a thread, see :mod:`.equations`: of a byte of spikes, or half of one
+# Threads of a program: many, if that leaves every multiprocessor programs to switch between.
+MANY, FEW, WARP = 128, 32, 32
+PROGRAMS = 4
+# Time steps whose charged potentials a program holds in registers: of a sequence of up to AT_ONCE
+# steps all of them; of a longer one STRETCH at a time.
+AT_ONCE, STRETCH = 16, 8
 Layout = tuple[int, ...]
 
 
@@ -41,9 +45,22 @@ def kernels(interpreted: bool, name: str = "neuron") -> ModuleType:
     return importlib.import_module(f"{package}.{name}")
 
 
-def blocks(count: int) -> int:
+def threads_for(count: int, per_thread: int, device: torch.device) -> int:
+    """The threads of a program, of a launch over so many neurons."""
+    wanted = PROGRAMS * _multiprocessors(device)
+    return MANY if count >= wanted * per_thread * MANY else FEW
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1  # the interpreter's programs run one after the other
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def blocks(count: int, per_thread: int, device: torch.device) -> int:
     """The programs of a launch over so many neurons."""
-    return -(-count // (BITS * ROWS))
+    return -(-count // (per_thread * threads_for(count, per_thread, device)))
 
 
 def launch(
@@ -52,18 +69,20 @@ def launch(
     *arguments: Any,
     like: Tensor,
     spec: KernelSpec | None = None,
+    per_thread: int = BITS,
     **constants: Any,
 ) -> None:
-    """Launch a kernel over ``count`` neurons on the device of ``like``.
+    """Launch a kernel over ``count`` neurons, so many for each thread, on the device of ``like``.
 
     Multiplications and additions are not fused: a potential on its threshold must round as the
     host's does.
     """
+    threads = threads_for(count, per_thread, like.device)
     if spec is not None:
-        constants = {"NEURON": _for_triton(spec), "WIDE": count + BITS * ROWS >= 2**31} | constants
+        constants = {"NEURON": _for_triton(spec), "WIDE": count + BITS * MANY >= 2**31} | constants
     with _surroundings(like):
-        kernel[(blocks(count),)](
-            *arguments, **constants, ROWS=ROWS, num_warps=WARPS, enable_fp_fusion=False
+        kernel[(blocks(count, per_thread, like.device),)](
+            *arguments, **constants, ROWS=threads, num_warps=threads // WARP, enable_fp_fusion=False
         )
 
 
@@ -185,7 +204,8 @@ class Totals:
             elif held == "each":
                 self.memory.append(empty(shape, layout, torch.float32, like))
             else:
-                self.memory.append(empty((blocks(math.prod(shape)),), (1,), torch.float32, like))
+                programs = blocks(math.prod(shape), HALF, like.device)
+                self.memory.append(empty((programs,), (1,), torch.float32, like))
 
     def sums(self, numbers: KernelNumbers) -> list[Tensor | None]:
         """The gradients, each of its number's shape."""

@@ -18,15 +18,16 @@ from .equations import (
     index_of_parameter,
     invert_charge,
     load,
+    octets_of,
     packed,
     parameters,
     reset,
+    spikes_in,
     still_due,
     store,
     store_total,
     tile_of,
     unpacked,
-    unpacked_of_step,
 )
 from .jit import jit
 
@@ -40,7 +41,7 @@ def forward_kernel(
     """T time steps: ``x`` [T, N] and ``v`` [N] to spikes, their bits, ``h`` and ``v'`` of each
     step, and the last ``v'``. The bits of each step start at a whole byte.
     """
-    first, rows, tile, mask, row_mask = tile_of(N, ROWS)
+    first, rows, tile, mask, _ = tile_of(N, ROWS, 2)
     a, theta, f, v_reset, rest = parameters(
         decay, threshold, factor, inner, size, v_reset, rest, first, tile, mask, NEURON, WIDE
     )
@@ -55,13 +56,17 @@ def forward_kernel(
         charged_ptr += first
     if path_ptr is not None:
         path_ptr += first
-    for _ in range(T):
-        x = load(x_ptr, tile, mask)
+    octets = tl.arange(0, ROWS)
+    octet_mask = octets * 8 < N - first
+    x = load(x_ptr, tile, mask)
+    for t in range(T):
+        x_ptr += N
+        ahead = load(x_ptr, tile, mask & (t + 1 < T))  # under way while this step is computed
         r = fires(above(v, theta, NEURON.difference_before, NEURON), NEURON)
         h = charge(x, v, r, a, theta, rest, NEURON)
         s = fires(above(h, theta, NEURON.difference, NEURON), NEURON)
         v = reset(h, s, r, theta, f, v_reset, NEURON)
-        x_ptr += N
+        x = ahead
         if spikes_ptr is not None:
             given = s
             if NEURON.graded:
@@ -69,7 +74,8 @@ def forward_kernel(
             store(spikes_ptr, tile, given, mask)
             spikes_ptr += N
         if bits_ptr is not None:
-            tl.store(bits_ptr + rows, packed(tl.where(mask, s, 0.0), ROWS), mask=row_mask)
+            bits = packed(tl.where(mask, s, 0.0), rows, ROWS)
+            tl.store(bits_ptr + octets, bits, mask=octet_mask)
             bits_ptr += (N + 7) // 8
         if charged_ptr is not None:
             store(charged_ptr, tile, h, mask)
@@ -139,12 +145,12 @@ def step_backward_kernel(
     With ``before_out`` the charge is inverted too, from ``h``, ``x`` and the signal; otherwise
     ``before`` is ``v``, where a gradient reads it.
     """
-    first, rows, tile, mask, row_mask = tile_of(N, ROWS)
+    first, rows, tile, mask, row_mask = tile_of(N, ROWS, 1)
     a, theta, f, v_reset, rest = parameters(
         decay, threshold, factor, inner, size, v_reset, rest, first, tile, mask, NEURON, WIDE
     )
 
-    zero = tl.full((ROWS, 8), 0.0, tl.float32)
+    zero = tl.full((ROWS, 4), 0.0, tl.float32)
     grad_spikes, grad, h, x, s, r, v = zero, zero, zero, zero, zero, zero, zero
     if grad_spikes_ptr is not None:
         grad_spikes = load(grad_spikes_ptr + first, tile, mask)
@@ -203,91 +209,153 @@ def step_backward_kernel(
     )  # fmt: skip
 
 
+@jit
+def current(x_ptr, at, tile, mask, mean, scale, bias, NORMED: tl.constexpr):
+    """The current of a step, itself or from the input of a batch norm."""
+    x = load(x_ptr + at, tile, mask)
+    if NORMED:
+        x = (x - mean) * scale + bias
+    return x
+
+
 @jit(do_not_specialize=["T"])
 def sequence_backward_kernel(
-    x_ptr, mean_ptr, scale_ptr, bias_ptr, channel, channels, bits_ptr, h_ptr, start_ptr,
+    x_ptr, mean_ptr, scale_ptr, bias_ptr, channel, channels, bits_ptr, h_ptr, states_ptr, start_ptr,
     grad_spikes_ptr, grad_last_ptr, grad_path_ptr,
     decay, threshold, factor, inner, size, v_reset, rest, c0, c1, c2,
     grad_x_ptr, grad_start_ptr, grad_decay_ptr, grad_threshold_ptr, grad_factor_ptr,
-    T, N, WHOLE: tl.constexpr, NEURON: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
+    T, N, STRETCH: tl.constexpr, SEVERAL: tl.constexpr, ROWWISE: tl.constexpr,
+    OVERWRITES: tl.constexpr, WHOLE: tl.constexpr, NEURON: tl.constexpr, WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    """T time steps backward: forward once more to the charged potentials, written to ``h`` [T, N],
-    and back to the gradients.
+    """T time steps backward, a stretch of ``STRETCH`` steps at a time: forward once more to its
+    charged potentials, which stay in registers, and back to the gradients.
 
-    ``h`` may be ``x`` itself, unless the gradient of the decay reads the current; ``grad_x`` may be
-    ``h``. With ``x`` None, ``h`` holds the charged potentials already.
+    T is one stretch, or ``SEVERAL``, of which the last may be shorter. Then the potentials after
+    each but the last go to ``states`` [stretches - 1, N] first. With ``x`` None, ``h`` [T, N] holds
+    the charged potentials, and nothing is computed again. ``OVERWRITES``: ``grad_x`` is ``x``.
 
     With ``mean`` the current is ``(x - mean) scale + bias`` for each of ``channels`` channels;
-    ``channel`` neurons in a row belong to one. It may differ from that of forward in rounding, and
-    ``bits``, the spikes [T, N], decide. ``WHOLE``: each step's bits start at a whole byte.
+    ``channel`` neurons in a row belong to one, which fill whole rows where ``ROWWISE``. It may
+    differ from that of forward in rounding, and ``bits``, the spikes [T, N], decide. ``WHOLE``:
+    each step's bits start at a whole byte.
     """
-    first, rows, tile, mask, row_mask = tile_of(N, ROWS)
+    first, rows, tile, mask, row_mask = tile_of(N, ROWS, 1)
     a, theta, f, v_reset, rest = parameters(
         decay, threshold, factor, inner, size, v_reset, rest, first, tile, mask, NEURON, WIDE
     )
     start = load(start_ptr + first, tile, mask)
     first_signal = fires(above(start, theta, NEURON.difference_before, NEURON), NEURON)
-    zero = tl.full((ROWS, 8), 0.0, tl.float32)
-
-    if x_ptr is not None:
-        v, r = start, first_signal
-        up = first
-        if mean_ptr is not None:
+    zero = tl.full((ROWS, 4), 0.0, tl.float32)
+    mean, scale, bias = zero, zero, zero
+    NORMED: tl.constexpr = mean_ptr is not None
+    if NORMED:
+        if ROWWISE:
+            index = index_of_parameter(first, rows, channel, channels, WIDE)
+            mean = load(mean_ptr, index, row_mask)[:, None]
+            scale = load(scale_ptr, index, row_mask)[:, None]
+            bias = load(bias_ptr, index, row_mask)[:, None]
+        else:
             index = index_of_parameter(first, tile, channel, channels, WIDE)
             mean, scale = load(mean_ptr, index, mask), load(scale_ptr, index, mask)
             bias = load(bias_ptr, index, mask)
-        for _ in range(T):
-            x = load(x_ptr + up, tile, mask)
-            if mean_ptr is not None:
-                x = (x - mean) * scale + bias
-            h = charge(x, v, r, a, theta, rest, NEURON)
-            store(h_ptr + up, tile, h, mask)
-            s = unpacked_of_step(bits_ptr, up, rows, tile, row_mask, mask, WHOLE)
-            v = reset(h, s, r, theta, f, v_reset, NEURON)
-            r = s
-            up += N
+
+    stretches = 1
+    if SEVERAL:
+        stretches = (T + STRETCH - 1) // STRETCH
+    if SEVERAL and x_ptr is not None:
+        v, r, up, kept = start, first_signal, first, first
+        for _ in range(stretches - 1):
+            for _i in tl.static_range(STRETCH):
+                x = current(x_ptr, up, tile, mask, mean, scale, bias, NORMED)
+                h = charge(x, v, r, a, theta, rest, NEURON)
+                r = spikes_in(octets_of(bits_ptr, up, rows, tile, row_mask, mask, WHOLE), WHOLE)
+                v = reset(h, r, zero, theta, f, v_reset, NEURON)
+                up += N
+            store(states_ptr + kept, tile, v, mask)
+            kept += N
         tl.debug_barrier()  # a thread may read below what another one of its block wrote
 
     grad = zero
     if grad_last_ptr is not None:
         grad = load(grad_last_ptr + first, tile, mask)
     of_decay, of_threshold, of_factor = zero, zero, zero
-    down = first + (tl.cast(T, tl.int64) - 1) * N
-    h = load(h_ptr + down, tile, mask)
-    for _ in range(T):
-        if grad_path_ptr is not None:
-            grad += load(grad_path_ptr + down, tile, mask)
-        grad_spikes = zero
-        if grad_spikes_ptr is not None:
-            grad_spikes = load(grad_spikes_ptr + down, tile, mask)
-        z = above(h, theta, NEURON.difference, NEURON)
-        s = unpacked_of_step(bits_ptr, down, rows, tile, row_mask, mask, WHOLE)
-        more = down >= N  # there is a step before; if not, this step's row is read for nothing
-        below = tl.where(more, down - N, down)
-        h_before = load(h_ptr + below, tile, mask)
-        s_before = unpacked_of_step(bits_ptr, below, rows, tile, row_mask, mask, WHOLE)
-        v = tl.where(more, reset(h_before, s_before, zero, theta, f, v_reset, NEURON), start)
-        r = tl.where(more, s_before, first_signal)
-        grad_h, grad_z = gradient_of_step(
-            grad_spikes, grad, h, z, s, theta, f, v_reset, c0, c1, c2, NEURON
-        )
-        grad_x, grad = gradient_of_charge(grad_h, r, a, NEURON)
-        store(grad_x_ptr + down, tile, grad_x, mask)
-        if grad_decay_ptr is not None:
-            x = zero
-            if NEURON.charge == "decay_input":
-                x = load(x_ptr + down, tile, mask)
-                if mean_ptr is not None:
-                    x = (x - mean) * scale + bias
-            of_decay += grad_h * decay_of(v, r, x, rest, NEURON)
-        if grad_threshold_ptr is not None:
-            of_threshold -= grad_z
-            if NEURON.reset == "subtract":
-                of_threshold -= grad_h * r
-        if grad_factor_ptr is not None:
-            of_factor += grad_spikes * s
-        h = h_before
-        down -= N
+    for done in range(stretches):
+        stretch = stretches - 1 - done
+        begin = stretch * STRETCH
+        bottom = first + tl.cast(begin, tl.int64) * N
+        v_bottom, r_bottom = start, first_signal
+        if SEVERAL:
+            above_start = stretch > 0  # if not, the rows of this stretch are read for nothing
+            below = tl.where(above_start, bottom - N, bottom)
+            r = spikes_in(octets_of(bits_ptr, below, rows, tile, row_mask, mask, WHOLE), WHOLE)
+            if x_ptr is not None:
+                kept = first + tl.cast(tl.where(above_start, stretch - 1, 0), tl.int64) * N
+                v = load(states_ptr + kept, tile, mask)
+            else:
+                v = reset(load(h_ptr + below, tile, mask), r, zero, theta, f, v_reset, NEURON)
+            v_bottom = tl.where(above_start, v, start)
+            r_bottom = tl.where(above_start, r, first_signal)
+
+        potentials, fired = (), ()
+        v, r, at = v_bottom, r_bottom, bottom
+        for i in tl.static_range(STRETCH):
+            there, row_there = mask, row_mask
+            if SEVERAL:  # the last stretch may be shorter
+                there, row_there = mask & (begin + i < T), row_mask & (begin + i < T)
+            octets = octets_of(bits_ptr, at, rows, tile, row_there, there, WHOLE)
+            if x_ptr is not None:
+                x = current(x_ptr, at, tile, there, mean, scale, bias, NORMED)
+                h = charge(x, v, r, a, theta, rest, NEURON)
+                r = spikes_in(octets, WHOLE)
+                v = reset(h, r, zero, theta, f, v_reset, NEURON)
+            else:
+                h = load(h_ptr + at, tile, there)
+            potentials = potentials + (h,)  # noqa: RUF005, kernels unpack no tuple
+            fired = fired + (octets,)  # noqa: RUF005
+            at += N
+        if OVERWRITES:
+            tl.debug_barrier()  # before a thread writes over what another one may read
+
+        at -= N
+        for i in tl.static_range(STRETCH - 1, -1, -1):
+            there = mask
+            if SEVERAL:
+                there = mask & (begin + i < T)
+            if grad_path_ptr is not None:
+                grad += load(grad_path_ptr + at, tile, there)
+            grad_spikes = zero
+            if grad_spikes_ptr is not None:
+                grad_spikes = load(grad_spikes_ptr + at, tile, there)
+            h, s = potentials[i], spikes_in(fired[i], WHOLE)
+            if i == 0:
+                v, r = v_bottom, r_bottom
+            else:
+                r = spikes_in(fired[i - 1], WHOLE)
+                v = reset(potentials[i - 1], r, zero, theta, f, v_reset, NEURON)
+            z = above(h, theta, NEURON.difference, NEURON)
+            grad_h, grad_z = gradient_of_step(
+                grad_spikes, grad, h, z, s, theta, f, v_reset, c0, c1, c2, NEURON
+            )
+            if SEVERAL:
+                grad_h, grad_z = tl.where(there, grad_h, 0.0), tl.where(there, grad_z, 0.0)
+            grad_x, grad_before = gradient_of_charge(grad_h, r, a, NEURON)
+            if SEVERAL:
+                grad_before = tl.where(there, grad_before, grad)
+            if grad_decay_ptr is not None:
+                x = zero
+                if NEURON.charge == "decay_input":
+                    x = current(x_ptr, at, tile, there, mean, scale, bias, NORMED)
+                of_decay += grad_h * decay_of(v, r, x, rest, NEURON)
+            if grad_threshold_ptr is not None:
+                of_threshold -= grad_z
+                if NEURON.reset == "subtract":
+                    of_threshold -= grad_h * r
+            if grad_factor_ptr is not None:
+                of_factor += grad_spikes * s
+            store(grad_x_ptr + at, tile, grad_x, there)
+            grad = grad_before
+            at -= N
     store(grad_start_ptr + first, tile, grad, mask)
     store_totals(
         grad_decay_ptr, grad_threshold_ptr, grad_factor_ptr, of_decay, of_threshold, of_factor,
@@ -298,14 +366,16 @@ def sequence_backward_kernel(
 @jit
 def pack_kernel(fired_ptr, bits_ptr, N, ROWS: tl.constexpr):
     """Zeros and ones of any dtype [N] to bits."""
-    first, rows, tile, mask, row_mask = tile_of(N, ROWS)
+    first, rows, tile, mask, _ = tile_of(N, ROWS, 2)
     fired = tl.load(fired_ptr + first + tile, mask=mask, other=0) != 0
-    tl.store(bits_ptr + first // 8 + rows, packed(fired, ROWS), mask=row_mask)
+    octets = tl.arange(0, ROWS)
+    bits = packed(fired, rows, ROWS)
+    tl.store(bits_ptr + first // 8 + octets, bits, mask=octets * 8 < N - first)
 
 
 @jit
 def unpack_kernel(bits_ptr, ones_ptr, N, ROWS: tl.constexpr):
     """Bits to zeros and ones of any dtype [N]."""
-    first, rows, tile, mask, row_mask = tile_of(N, ROWS)
+    first, rows, tile, mask, row_mask = tile_of(N, ROWS, 2)
     ones = unpacked(bits_ptr + first // 8, rows, row_mask)
     tl.store(ones_ptr + first + tile, ones.to(ones_ptr.dtype.element_ty), mask=mask)

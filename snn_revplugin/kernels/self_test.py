@@ -3,12 +3,13 @@ be used, before they are used.
 
 Spikes and potentials must have the same bits, gradients must agree to rounding. This is done once
 in a process for each :class:`..neurons.kernel_spec.KernelSpec` and device, at the first call of
-such a neuron. Where kernels fail, the plain code computes.
+such a neuron. Where kernels fail, the plain code computes, and a warning says so.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,8 +28,10 @@ from ..neurons.transition import (
     Transition,
 )
 from ..packed.spikes import PackedSpikes
+from .launch import AT_ONCE
 
 STEPS = 5
+LONG = AT_ONCE + 3  # more steps than a program takes at once
 COLUMNS = 38  # even, but no multiple of the bits of a byte
 ROWS = 29  # times COLUMNS: more neurons than one program takes
 ROUNDING = {torch.float32: 1e-4}  # largest error of a gradient, relative to its largest element
@@ -37,6 +40,10 @@ ROUNDING_OF_SHORT = 0.1
 CAPTURING = (
     "a CUDA graph is being captured, and its kernel has not been tested yet: take a training step"
     " before"
+)
+PLAIN_CODE = (
+    "snn_revplugin computes a neuron in plain torch code, which launches many small kernels at"
+    " every time step, because its fused kernel did not pass its self-test: {}"
 )
 
 _verdicts: dict[tuple[KernelSpec | str, torch.device], str | None] = {}
@@ -73,6 +80,8 @@ def _verdict(
         except Exception as error:
             message = str(error).partition("\n")[0]
             _verdicts[key] = f"the kernel failed on {device}: {type(error).__name__}: {message}"
+        if _verdicts[key] is not None:
+            warnings.warn(PLAIN_CODE.format(_verdicts[key]), RuntimeWarning, stacklevel=2)
     return _verdicts[key]
 
 
@@ -195,13 +204,14 @@ def _compare(
     )
     kernels = fuse(plain, interpreted=device.type != "cuda")
     sample, shape = Sample(device), plain.sample_shape(ROWS, COLUMNS)
-    inputs, start = sample.draw((STEPS, *shape), x), (sample.draw(shape, state),)
+    inputs, start = sample.draw((LONG, *shape), x), (sample.draw(shape, state),)
     rounding = ROUNDING.get(x, ROUNDING_OF_SHORT) if x == state else ROUNDING_OF_SHORT
-    what = _difference_of_steps(plain, kernels, inputs, start, sample, rounding)
+    what = _difference_of_steps(plain, kernels, inputs[:STEPS], start, sample, rounding)
     where = "single steps"
-    if what is None and not plain.single_steps_only:
-        what = _difference_of_sequences(plain, kernels, inputs, start, sample, rounding)
-        where = "a sequence"
+    for steps in () if plain.single_steps_only else (STEPS, LONG):
+        if what is None:
+            given = inputs[:steps], start, sample, rounding
+            what, where = _difference_of_sequences(plain, kernels, *given), "a sequence"
     return None if what is None else f"{what} differ from the plain code's on {device} ({where})"
 
 

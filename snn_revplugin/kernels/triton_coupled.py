@@ -22,7 +22,7 @@ from ..neurons.transition import (
     StepView,
 )
 from ..packed.spikes import PackedSpikes, contiguous
-from .launch import BITS, ROWS, Layout, arranged, empty, launch
+from .launch import BITS, MANY, Layout, arranged, empty, launch
 from .triton_transition import TritonTransition
 
 
@@ -194,7 +194,7 @@ class TritonCoupled(TritonTransition):
         launch(
             kernel, frames.count // 2, *arguments, frames.steps, frames.count, frames.half,
             like=like, spec=spec, BITS=frames.has_bits,
-            WIDE=frames.count + 2 * BITS * ROWS >= 2**31, **constants,
+            WIDE=frames.count + 2 * BITS * MANY >= 2**31, **constants,
         )  # fmt: skip
 
 

@@ -31,7 +31,20 @@ from ..neurons.transition import (
 )
 from ..packed.spikes import PackedSpikes, contiguous
 from ..replay import Normed, normed
-from .launch import BITS, Layout, Parameters, Totals, arranged, empty, launch, parameters_in, unpack
+from .launch import (
+    AT_ONCE,
+    BITS,
+    HALF,
+    STRETCH,
+    Layout,
+    Parameters,
+    Totals,
+    arranged,
+    empty,
+    launch,
+    parameters_in,
+    unpack,
+)
 from .triton_transition import TritonTransition
 
 Wanted = tuple[bool, bool, bool]  # which gradients are needed, of decay, threshold and factor
@@ -261,7 +274,7 @@ class TritonNeuron(TritonTransition):
         launch(
             self.code.step_backward_kernel, like.numel(), *given.arguments(layout),
             *self.arguments(spec, like.shape, layout), *self._constants, *given.outputs,
-            *totals.memory, like.numel(), like=like, spec=spec, PART=part,
+            *totals.memory, like.numel(), like=like, spec=spec, per_thread=HALF, PART=part,
             FROM_AFTER=given.from_after,
         )  # fmt: skip
         return self.plain.gradients_from_kernel(totals.sums(self._numbers(spec)))
@@ -337,32 +350,37 @@ class TritonNeuron(TritonTransition):
         wanted = _wanted(needed)
         if gradients.outputs is None:  # nothing comes through the spikes: no gradient, not zero
             wanted = wanted[0], wanted[1] and self._reset == "subtract", False
-        reads_current = wanted[0] and spec.charge == "decay_input"
-        x, h, channels = self._potentials(kept, spec, all_flat, reads_current)
-        reuses = x is not None and h.dtype == kept.dtype
-        grad_x = h if reuses else empty(packed.shape, all_flat, kept.dtype, start)
+        x, h, channels, owned = self._potentials(kept, all_flat)
+        # What a gradient reads a second time must not be overwritten.
+        overwrites = owned and not (wanted[0] and spec.charge == "decay_input")
+        grad_x = x if overwrites else empty(packed.shape, all_flat, kept.dtype, start)
         grad_start, (grad_last,) = empty(shape, flat, spec.after, start), gradients.states
+        stretch = steps if steps <= AT_ONCE else STRETCH
+        between, states = (steps - 1) // stretch, None
+        if between and x is not None:
+            states = empty((between, count), (count, 1), spec.after, start)
         totals = Totals(spec, wanted, shape, flat, start)
         launch(
             self.code.sequence_backward_kernel, count, x, *channels, _bits_in(packed, all_flat), h,
-            arranged(start, flat), _arranged(gradients.outputs, all_flat),
+            states, arranged(start, flat), _arranged(gradients.outputs, all_flat),
             _arranged(grad_last, flat), _arranged(gradients.path, all_flat),
             *self.arguments(spec, shape, flat), *self._constants, grad_x, grad_start,
-            *totals.memory, steps, count, like=start, spec=spec,
-            WHOLE=steps == 1 or count % BITS == 0,
+            *totals.memory, steps, count, like=start, spec=spec, per_thread=HALF,
+            STRETCH=stretch, SEVERAL=between > 0, OVERWRITES=overwrites,
+            ROWWISE=channels[-2] % HALF == 0, WHOLE=steps == 1 or count % BITS == 0,
         )  # fmt: skip
         grads = self.plain.gradients_from_kernel(totals.sums(self._numbers(spec)))
         return grad_x, (grad_start,), grads
 
     def _potentials(
-        self, kept: KeptSequence, spec: KernelSpec, layout: Layout, reads_current: bool
-    ) -> tuple[Tensor | None, Tensor, tuple]:
-        """The inputs, memory for the charged potentials (that of the inputs, where it may be
-        overwritten), and the mean, scale and bias of a batch norm that gives out the inputs, with
-        their geometry. If the charged potentials are kept: None, and these."""
+        self, kept: KeptSequence, layout: Layout
+    ) -> tuple[Tensor | None, Tensor | None, tuple, bool]:
+        """The inputs, or None and the charged potentials, where these are kept; the mean, scale and
+        bias of a batch norm that gives out the inputs, with their geometry; and whether the inputs
+        may be overwritten with their gradient."""
         shape, no_norm = kept.packed.shape, (None, None, None, 1, 1)
         if kept.inputs is None:
-            return None, arranged(kept.charged, layout), no_norm
+            return None, arranged(kept.charged, layout), no_norm, False
         if isinstance(kept.inputs, Normed):
             channels = (each.contiguous() for each in kept.inputs.channels())
             channels = (*channels, *kept.inputs.geometry)
@@ -371,9 +389,7 @@ class TritonNeuron(TritonTransition):
             channels, (given, owned) = no_norm, kept.inputs.consume()
         x = arranged(given, layout)
         owned = owned or x.data_ptr() != given.data_ptr()
-        if owned and x.dtype == spec.charged and not reads_current:
-            return x, x, channels
-        return x, empty(shape, layout, spec.charged, x), channels
+        return x, None, channels, owned and x.dtype == kept.dtype
 
     # --------------------------------------------------------------------------------- details
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -237,8 +238,8 @@ class LeakyIntegrateAndFire(IntegrateAndFire):
             "charge": "decay_input" if self.decay_input else "decay",
             "rests": bool(self.rest),
             # torch divides by a number on a CPU; on CUDA it multiplies with the reciprocal, where
-            # :meth:`leak` lets it.
-            "divides": not on_cuda or self._divides_on_cuda(x),
+            # :meth:`leak` lets it. For a power of two, the product has the quotient's bits.
+            "divides": (not on_cuda or self._divides_on_cuda(x)) and math.frexp(self.tau)[0] != 0.5,
         }
 
     def _rate_of_kernel(self, spec: KernelSpec) -> Tensor | float:

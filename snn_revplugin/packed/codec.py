@@ -69,19 +69,32 @@ class NumpyCodec:
 
 
 class TorchCodec:
-    """For every device, by torch operations."""
+    """For every device, by torch operations, of which each makes a tensor of a byte per element: a
+    chunk at a time."""
+
+    CHUNK = 1 << 19  # bytes of bits: few calls for a large tensor, and little beside it
 
     def takes(self, tensor: Tensor) -> bool:
         return True
 
     def pack(self, fired: Tensor, bits: Tensor) -> None:
-        octets = torch.nn.functional.pad(fired.to(torch.uint8), (0, -fired.numel() % BITS)).view(
-            -1, BITS
-        )
-        torch.sum(octets << _shifts(fired.device), 1, dtype=torch.uint8, out=bits)
+        fired, shifts = fired.view(torch.uint8), _shifts(fired.device)
+        for start in range(0, bits.numel(), self.CHUNK):
+            octets = fired[start * BITS : (start + self.CHUNK) * BITS]
+            if octets.numel() % BITS:
+                octets = torch.nn.functional.pad(octets, (0, -octets.numel() % BITS))
+            packed = bits[start : start + self.CHUNK]
+            torch.sum(octets.view(-1, BITS) << shifts, 1, dtype=torch.uint8, out=packed)
 
     def unpack(self, bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-        return unpack_bits(bits, count, dtype)
+        if bits.numel() <= self.CHUNK:
+            return unpack_bits(bits, count, dtype)
+        flat, shifts = torch.empty(count, dtype=dtype, device=bits.device), _shifts(bits.device)
+        for start in range(0, bits.numel(), self.CHUNK):
+            octets = bits[start : start + self.CHUNK].unsqueeze(1) >> shifts
+            part = flat[start * BITS : (start + self.CHUNK) * BITS]
+            part.copy_(octets.bitwise_and_(1).view(-1)[: part.numel()])
+        return flat
 
 
 NUMPY = NumpyCodec()

@@ -20,7 +20,9 @@ class Block:
     """The bits of many time steps in one allocation, one row per step.
 
     Small allocations that stay, between large ones that come and go, would fragment the memory of
-    the process. The number of rows doubles from block to block of a chain, up to ``MOST_ROWS``.
+    the process. The number of rows doubles from block to block of a chain, up to ``MOST_ROWS``. On
+    a device whose allocator rounds up to ``ROUNDED_TO`` bytes, as CUDA's does, the rows of a block
+    fill as much at least.
 
     Args:
         bits: uint8 of [rows, bytes a row].
@@ -29,6 +31,7 @@ class Block:
     __slots__ = ("array", "bits", "codec", "nbytes", "rows", "used")
 
     MOST_ROWS = 16
+    ROUNDED_TO = 512
 
     def __init__(self, bits: Tensor) -> None:
         self.bits, self.used = bits, 0
@@ -46,6 +49,8 @@ class Block:
             if before.used < before.rows:
                 return before
             rows = min(2 * before.rows, cls.MOST_ROWS)
+        if device.type != "cpu":
+            rows = max(rows, cls.ROUNDED_TO // max(nbytes, 1))
         return cls(torch.empty((rows, nbytes), dtype=torch.uint8, device=device))
 
     @classmethod

@@ -2,8 +2,9 @@
 
 On CPU there are no statistics of torch's to read, so :class:`LiveBytes` watches every operation and
 counts the bytes of the tensors that are born and die. Operations free their own scratch memory
-before they return; that is not seen. On CUDA the allocator's statistics are read, of what was
-allocated and of what was reserved.
+before they return; that is not seen. On CUDA the allocator's statistics are read after every
+operation, of what was allocated and of what was reserved. Its peaks are the user's and are not
+reset; they tell the scratch memory inside operations where they rise.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class LiveBytes:
 
     Args:
         at_first_backward: called, if given, when the first backward pass inside the block begins.
+        after_each: called, if given, after every operation.
 
     >>> import torch
     >>> with LiveBytes() as live:
@@ -86,11 +88,15 @@ class LiveBytes:
     (4096, 8192)
     """
 
-    def __init__(self, at_first_backward: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        at_first_backward: Callable[[], None] | None = None,
+        after_each: Callable[[], None] | None = None,
+    ) -> None:
         self._now: Counter[str] = Counter()
         self._peak: Counter[str] = Counter()
         self._retained: Counter[str] | None = None  # what was alive when the first backward began
-        self._at_first_backward = at_first_backward
+        self._at_first_backward, self._after_each = at_first_backward, after_each
         self._sizes: dict[
             int, int
         ] = {}  # of every storage that is known, by id; 0 for those from before
@@ -142,6 +148,8 @@ class LiveBytes:
             elif self._sizes[key] and self._sizes[key] != size:  # resized in place
                 self._grow(device, size - self._sizes[key])
                 self._sizes[key] = size
+        if self._after_each is not None:
+            self._after_each()
 
     def _watch(self, storage: torch.UntypedStorage, device: str, size: int) -> None:
         key = id(storage)
@@ -167,8 +175,10 @@ def memory_report(
     """Run one training step and measure the memory that it holds.
 
     On CUDA, run the step once before: libraries allocate their workspaces when they are first used.
-    The peak statistics of ``torch.cuda`` are reset. Gradients that are there already are added to
-    and cost nothing; for those of a fresh step call ``zero_grad(set_to_none=True)`` first.
+    ``peak`` contains the scratch memory inside its operations where it is a new peak of
+    ``torch.cuda``: call :func:`torch.cuda.reset_peak_memory_stats` before to be sure. Gradients
+    that are there already are added to and cost nothing; for those of a fresh step call
+    ``zero_grad(set_to_none=True)`` first.
 
     Args:
         step_fn: runs a forward and returns the loss, a scalar, whose backward is then run here; or
@@ -195,7 +205,8 @@ def memory_report(
     observers = [each.first_backward for each in allocators.values()]
     if at_first_backward is not None:
         observers.append(at_first_backward)
-    with LiveBytes(lambda: [observe() for observe in observers]) as live:
+    look = (lambda: [each.look() for each in allocators.values()]) if allocators else None
+    with LiveBytes(lambda: [observe() for observe in observers], look) as live:
         result = step_fn()
         if live.retained() is None:
             _check_loss(result)
@@ -207,6 +218,12 @@ def memory_report(
     return MemoryReport(where, live.retained(where), live.peak(where), live.now(where))
 
 
+def reset_peaks(device: torch.device | str) -> None:
+    """Reset torch's peak statistics of a CUDA device, in a program that is there to measure."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 class _Allocator:
     """The statistics of one CUDA device, from the moment this is made."""
 
@@ -214,25 +231,37 @@ class _Allocator:
         self.index, self.name = index, f"cuda:{index}"
         torch.cuda.synchronize(index)
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(index)
-        self.start = self._now()
-        self.retained = 0, 0
+        self.start, self.peaks_before = self._now(), self._peaks()
+        self.most, self.retained = self.start, (0, 0)
 
     def _now(self) -> tuple[int, int]:
         return torch.cuda.memory_allocated(self.index), torch.cuda.memory_reserved(self.index)
 
-    def _since_start(self, figures: tuple[int, int]) -> tuple[int, int]:
-        return figures[0] - self.start[0], figures[1] - self.start[1]
+    def _peaks(self) -> tuple[int, int]:
+        """The user's, of whatever ran before."""
+        return (
+            torch.cuda.max_memory_allocated(self.index),
+            torch.cuda.max_memory_reserved(self.index),
+        )
+
+    def _since_start(self, figures: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(now - start for now, start in zip(figures, self.start, strict=True))
+
+    def look(self) -> None:
+        self.most = tuple(map(max, self.most, self._now()))
 
     def first_backward(self) -> None:
         self.retained = self._since_start(self._now())
 
     def report(self) -> MemoryReport:
         torch.cuda.synchronize(self.index)
+        self.look()
         peak = self._since_start(
-            (
-                torch.cuda.max_memory_allocated(self.index),
-                torch.cuda.max_memory_reserved(self.index),
+            tuple(
+                peak if peak > before else most
+                for peak, before, most in zip(
+                    self._peaks(), self.peaks_before, self.most, strict=True
+                )
             )
         )
         left, _ = self._since_start(self._now())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from ...packed.spikes import PackedSpikes
 from ...torch_internals import capture
 from ...torch_internals.graph import Node, attribute_of, name_of, type_of_output
-from ...torch_internals.saved_tensors import saved_by
+from ...torch_internals.saved_tensors import replace_saved, replacement_of, saved_by
 from ..kind import COPY, ELEMENTWISE
 from ..recipe import Replay
 from .operation import ONE, DecidedBy, Operation, register
@@ -31,11 +31,24 @@ def _cast(node: Node) -> Replay:
     return partial(Tensor.to, device=device, dtype=dtype)
 
 
-def _native_dropout(node: Node) -> Replay:
-    """The node keeps the mask, one byte per element; the scale is the one that the kernel used."""
-    p, mask = attribute_of(node, "p"), saved_by(node, "result1")
+def _native_dropout(node: Node) -> Replay | None:
+    """The node keeps its mask at one byte per element, here at one bit; the scale is the one that
+    the kernel used."""
+    p, mask = attribute_of(node, "p"), _mask_of(node)
+    if mask is None:
+        return None
     scale = 0.0 if p == 1 else 1.0 / (1.0 - p)
-    return lambda x: x * mask * scale
+    return lambda x: x * mask() * scale
+
+
+def _mask_of(node: Node) -> Callable[[], Tensor] | None:
+    """The mask of a dropout, packed in the place where its node saved it; None where another tool's
+    hooks are on it."""
+    mask, saved = replacement_of(node, "result1"), saved_by(node, "result1")
+    if mask is None and saved is not None:
+        mask = PackedSpikes(saved, saved.dtype).binary
+        replace_saved(node, "result1", mask)
+    return mask
 
 
 def solve_constant(node: Node, x: Tensor, output: Tensor) -> Replay | None:
