@@ -102,6 +102,12 @@ def _surrogate_key(function: Any) -> tuple:
     return function, getattr(function, "spiking", None), *_Transitions.parameters_of(function)
 
 
+def _is_widened(parameter: Tensor, x: Tensor) -> bool:
+    """Whether the host computes with a parameter in another dtype than its own: the kernels for
+    float32 do."""
+    return x.dtype is torch.float32 and parameter.dtype in (torch.float16, torch.bfloat16)
+
+
 class _NotesOperators(ReversibleNeuron):
     """Says of a compiled call what its operator keeps: not in the pure transitions, which a
     checkpoint may run."""
@@ -254,8 +260,8 @@ class _ReversibleNode(_Transitions, _NotesOperators):
             reason = "the state has another dtype than the input"
         if reason is None and any(isinstance(each, Tensor) for each in self._constants()):
             reason = "a threshold, reset or time constant is a tensor"
-        if reason is None and any(each.dtype != x.dtype for each in self._learned()):
-            reason = "the learned time constant has another dtype than the input"
+        if reason is None and any(_is_widened(each, x) for each in self._learned()):
+            reason = "the learned time constant has a shorter dtype than its float32 input"
         if reason is None:
             surrogate = _surrogate_key(self.surrogate_function)
             arithmetic = tuple(self._reset_arithmetic().values())

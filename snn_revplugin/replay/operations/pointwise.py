@@ -20,8 +20,8 @@ def _scaled(function: Replay) -> DecidedBy:
     return DecidedBy(lambda alpha: partial(function, alpha=alpha), "alpha")
 
 
-def _cast(node: Node) -> Replay:
-    dtype, device = type_of_output(node)
+def _cast(kind: tuple[torch.dtype, torch.device]) -> Replay:
+    dtype, device = kind
     return partial(Tensor.to, device=device, dtype=dtype)
 
 
@@ -92,6 +92,6 @@ register(
     Operation("DivBackward0", ELEMENTWISE, BOTH, lambda _: torch.div),
     Operation("NegBackward0", ELEMENTWISE, ONE, lambda _: torch.neg),
     Operation("NativeDropoutBackward0", ELEMENTWISE, ONE, _native_dropout),
-    Operation("ToCopyBackward0", COPY, ONE, _cast),
+    Operation("ToCopyBackward0", COPY, ONE, DecidedBy(_cast, read=type_of_output)),
     Operation("CloneBackward0", COPY, ONE, lambda _: torch.clone),
 )
