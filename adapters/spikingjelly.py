@@ -43,6 +43,14 @@ except ImportError as error:
         " 'snn-revplugin[spikingjelly]'"
     ) from error
 
+try:
+    from spikingjelly._ops.surrogate import _surrogate_spec
+except ImportError:  # 0.0.0.0.14 has no such kernels
+
+    def _surrogate_spec(function: Any) -> None:
+        return None
+
+
 from . import spikingjelly_any  # noqa: F401  (registers every other neuron)
 
 NO_STEP = "the surrogate is not a Heaviside step forward, or learns parameters of its own"
@@ -181,7 +189,7 @@ class _PureTransitions:
             spikes, (v,), _ = sequence(transition, inputs[0].unsqueeze(0), states[:1], self.record)
             return (spikes[0],), (v, *states[1:])
         spikes, (v,) = step(transition, inputs[0], states[:1], self.record)
-        if not spikes.is_contiguous():
+        if not spikes.is_contiguous() and not transition.plain.runs_fused(inputs[0]):
             spikes = torch.stack([spikes])[0]  # the host takes a sequence of one step: its strides
         return (spikes,), (v, *states[1:])
 
@@ -226,7 +234,11 @@ class _PureTransitions:
 
     def _charge_arithmetic(self) -> dict[str, bool]:
         """Arguments of the equations for a release that rounds the charge in another way."""
-        return {}
+        return {"fused": self._is_fused()}
+
+    def _is_fused(self) -> bool:
+        """Whether the host has kernels for the surrogate."""
+        return _surrogate_spec(self.surrogate_function) is not None
 
     def _why_host(self, x: Tensor, v: Tensor) -> str | None:
         return (
@@ -297,6 +309,8 @@ class _ReversibleNode(_Transitions, _NotesOperators):
             return None
         if self._neuron_precision is not None or not self.takes_operators(x, v, *self._learned()):
             return None
+        if x.is_cuda and not self._is_fused():
+            return None  # the operators' kernels divide by tau, the host's torch code does not
         kind, tau, variant = self._kind()
         reset = "soft" if self.v_reset is None else "hard"
         id = equations_id(kind, reset, "detached" if self.detach_reset else "", variant)
@@ -324,7 +338,9 @@ class RevIFNode(_ReversibleNode, neuron.IFNode):
     scripted_charge = False
 
     def _equations(self, surrogate: AnySurrogate) -> Transition:
-        return IntegrateAndFire(surrogate, *self._constants(), **self._reset_arithmetic())
+        return IntegrateAndFire(
+            surrogate, *self._constants(), fused=self._is_fused(), **self._reset_arithmetic()
+        )
 
     def _kind(self) -> tuple[str, float, str]:
         return "if", 1.0, ""

@@ -11,17 +11,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn as nn
 from hosts import PURE
+from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.function import BackwardCFunction
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from snn_revplugin.adapters.spikingjelly import RevLIFNode
 from snn_revplugin.cli.comparison import Setup
 from snn_revplugin.cli.workloads import HOST, Workload
 from snn_revplugin.replay import OPERATIONS, operation_of
+from snn_revplugin.replay.operations.pointwise import dropout_scale
 
 pytestmark = pytest.mark.skipif(
     not PURE or torch.version.cuda is None,
@@ -167,3 +172,71 @@ def test_attention_with_dropout_is_a_boundary(kind: str) -> None:
         bias = () if kind == "Flash" else (None, True)
         node = function(x, x, x, *bias, 0.1)[0].grad_fn
         assert operation_of(node).replay(node) is None
+
+
+SURROGATES = {
+    "ATan": surrogate.ATan, "Sigmoid": surrogate.Sigmoid, "Erf": surrogate.Erf,
+    "Rect": surrogate.Rect, "S2NN": surrogate.S2NN, "LeakyKReLU": surrogate.LeakyKReLU,
+}  # fmt: skip
+
+
+class Divisions(TorchDispatchMode):
+    """Counts divisions by a Python number, which torch computes on CUDA as products with its
+    reciprocal, and those by a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_number = self.by_tensor = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func.overloadpacket is torch.ops.aten.div:
+            is_number = not isinstance(args[1], Tensor)
+            self.by_number, self.by_tensor = (
+                self.by_number + is_number,
+                self.by_tensor + (not is_number),
+            )
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("name", SURROGATES)
+def test_a_leak_divides_where_the_hosts_does(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "fake")
+    options = {"tau": 3.0, "surrogate_function": SURROGATES[name](), "step_mode": "m"}
+    ours = RevLIFNode(**options)._build()
+    with fake_cuda():
+        x = torch.rand(2, 4, 6, dtype=dtype, requires_grad=True)
+        host = type(neuron.LIFNode(**options)(x).grad_fn).__name__
+        runs_fused = host.startswith("GeneratedBackwardFor_sj_lif")
+        with Divisions() as divisions, torch.no_grad():
+            ours.charge(x[0], torch.zeros_like(x[0]))
+    assert (divisions.by_tensor, divisions.by_number) == (runs_fused, not runs_fused)
+    assert ours.kernel_spec(dtype, dtype, on_cuda=True).divides == runs_fused
+
+
+def test_spikes_keep_the_strides_that_the_hosts_have() -> None:
+    """Its kernels keep those of the currents; its torch code stacks the steps' spikes."""
+    with fake_cuda():
+        x = torch.rand(3, 2, 5, 6, 4).permute(0, 1, 4, 2, 3)  # channels_last in each step
+        contiguous = torch.empty(x.shape)
+        for name, keeps in (("ATan", True), ("Rect", False)):
+            options = {"surrogate_function": SURROGATES[name](), "step_mode": "m"}
+            laid_out = RevLIFNode(**options)._build().laid_out(contiguous, x)
+            expected = neuron.LIFNode(**options)(x) if keeps else contiguous
+            assert laid_out.stride() == expected.stride()
+            assert (laid_out.stride() == x.stride()) == keeps
+
+
+def test_the_scale_of_a_dropout_is_the_kernels() -> None:
+    """One ulp of every current at 15 of 99 rates, otherwise."""
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    rates = [i / 100 for i in range(1, 100)]
+    kernels = [float(np.float32(1) / np.float32(1 - p)) for p in rates]
+    assert [dropout_scale(p, torch.float32, cuda) for p in rates] == kernels
+    on_cpu = [np.float32(dropout_scale(p, torch.float32, cpu)) for p in rates]
+    assert sum(a != np.float32(b) for a, b in zip(on_cpu, kernels, strict=True)) == 15
+    assert dropout_scale(0.3, torch.float64, cuda) == 1 / (1 - 0.3)

@@ -28,8 +28,18 @@ def _cast(kind: tuple[torch.dtype, torch.device]) -> Replay:
 def _native_dropout(node: Node) -> Replay:
     """The node keeps the mask, one byte per element; the scale is the one that the kernel used."""
     p, mask = attribute_of(node, "p"), saved_by(node, "result1")
-    scale = 0.0 if p == 1 else 1.0 / (1.0 - p)
+    scale = dropout_scale(p, *type_of_output(node))
     return lambda x: x * mask * scale
+
+
+def dropout_scale(p: float, dtype: torch.dtype, device: torch.device) -> float:
+    """What dropout multiplies the elements with that it keeps. The kernel on CUDA rounds to float32
+    before it divides, where the numbers are not float64."""
+    if p == 1:
+        return 0.0
+    if device.type == "cuda" and dtype is not torch.float64:
+        return (1.0 / torch.tensor(1.0 - p, dtype=torch.float32, device="cpu")).item()
+    return 1.0 / (1.0 - p)
 
 
 def solve_constant(node: Node, x: Tensor, output: Tensor) -> Replay | None:
