@@ -21,6 +21,7 @@ from spikingjelly.activation_based import neuron
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from snn_revplugin import use_settings
 from snn_revplugin.adapters.snntorch import CoupledLeaky, RevLeaky
 from snn_revplugin.adapters.spikingjelly import CoupledLIFNode, RevLIFNode, RevParametricLIFNode
 from snn_revplugin.torch_internals import capture
@@ -122,6 +123,56 @@ def test_nothing_asks_for_a_value(kind: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(capture, "may_synchronise", lambda tensor: False)
     with NoValues():
         outputs = step(ours, x)
+    expected = Observed({"spikes": step(host, x).detach()}).see_gradients(host)
+    assert_agree(expected, Observed({"spikes": outputs.detach()}).see_gradients(ours))
+
+
+class Rounded(torch.autograd.Function):
+    """A weight that the user quantises, by a Function that the table does not know."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        return (weight * 8).round() / 8
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class Quantised(nn.Module):
+    """A computed weight, which time steps share if it is equal, and a batch norm without a bias,
+    which is recognised by its output."""
+
+    def __init__(self, make: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(6, 8), nn.Linear(8, 8)])
+        self.scale = nn.Parameter(torch.ones(8))
+        self.neurons = nn.ModuleList([make(beta=0.9) for _ in range(2)])
+
+    def forward(self, x_seq: Tensor) -> Tensor:
+        spikes, (first, second) = [], self.neurons
+        a = b = torch.zeros(x_seq.shape[1], 8)
+        for x in x_seq:
+            s, a = first(self.layers[0](x), a)
+            current = nn.functional.linear(s, Rounded.apply(self.layers[1].weight))
+            normed = nn.functional.batch_norm(current, None, None, self.scale, None, True)
+            s, b = second(normed, b)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+
+def test_nothing_asks_for_the_value_of_a_weight_or_a_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for make in (snn.Leaky, RevLeaky):
+        torch.manual_seed(0)
+        made.append(Quantised(make))
+    host, ours = made
+    x = 2 * torch.randn(T, 4, 6)
+    with use_settings(recompute_min_bytes=0):
+        step(ours, x)
+        monkeypatch.setattr(capture, "may_synchronise", lambda tensor: False)
+        with NoValues():
+            outputs = step(ours, x)
     expected = Observed({"spikes": step(host, x).detach()}).see_gradients(host)
     assert_agree(expected, Observed({"spikes": outputs.detach()}).see_gradients(ours))
 
