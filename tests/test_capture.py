@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from snn_revplugin import use_settings
 from snn_revplugin.adapters.snntorch import CoupledLeaky, RevLeaky
 from snn_revplugin.adapters.spikingjelly import CoupledLIFNode, RevLIFNode, RevParametricLIFNode
+from snn_revplugin.kernels import triton_neuron
 from snn_revplugin.torch_internals import capture
 
 T = 15  # more than a stretch between anchors
@@ -175,6 +176,33 @@ def test_nothing_asks_for_the_value_of_a_weight_or_a_norm(monkeypatch: pytest.Mo
             outputs = step(ours, x)
     expected = Observed({"spikes": step(host, x).detach()}).see_gradients(host)
     assert_agree(expected, Observed({"spikes": outputs.detach()}).see_gradients(ours))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("kind", ["Leaky", "LIF m"])
+def test_a_capture_needs_no_kernel_that_the_warm_up_did_not(
+    kind: str, kernels_on: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A form of a kernel that is first needed inside of a capture would be compiled there."""
+    _, ours, x = nets(kind, "cpu")
+    forms: set[tuple] = set()
+
+    def launch_and_note(kernel: Any, count: int, *arguments: Any, **options: Any) -> None:
+        kinds = [each.dtype if isinstance(each, Tensor) else type(each) for each in arguments]
+        constants = [each for each in sorted(options.items()) if each[0] != "like"]
+        forms.add((id(kernel), tuple(kinds), str(constants)))
+        launch_kernel(kernel, count, *arguments, **options)
+
+    launch_kernel = triton_neuron.launch
+    monkeypatch.setattr(triton_neuron, "launch", launch_and_note)
+    with use_settings(backend="triton"):
+        with use_settings(capturable=True):
+            step(ours, x)
+        warmed_up = set(forms)
+        assert warmed_up
+        monkeypatch.setattr(capture, "may_synchronise", lambda tensor: False)
+        step(ours, x)
+    assert forms == warmed_up
 
 
 def test_values_are_asked_for_elsewhere() -> None:
