@@ -44,6 +44,14 @@ except ImportError as error:
         " 'snn-revplugin[spikingjelly]'"
     ) from error
 
+try:
+    from spikingjelly._ops.surrogate import _surrogate_spec
+except ImportError:  # 0.0.0.0.14 has no such kernels
+
+    def _surrogate_spec(function: Any) -> None:
+        return None
+
+
 from . import spikingjelly_any  # noqa: F401  (registers every other neuron)
 
 NO_STEP = "the surrogate is not a Heaviside step forward, or learns parameters of its own"
@@ -101,6 +109,12 @@ def _to_compile(function: Any) -> tuple[str, list[float]] | None:
 
 def _surrogate_key(function: Any) -> tuple:
     return function, getattr(function, "spiking", None), *_Transitions.parameters_of(function)
+
+
+def _is_widened(parameter: Tensor, x: Tensor) -> bool:
+    """Whether the host computes with a parameter in another dtype than its own: the kernels for
+    float32 do."""
+    return x.dtype is torch.float32 and parameter.dtype in (torch.float16, torch.bfloat16)
 
 
 class _NotesOperators(ReversibleNeuron):
@@ -176,7 +190,7 @@ class _PureTransitions:
             spikes, (v,), _ = sequence(transition, inputs[0].unsqueeze(0), states[:1], self.record)
             return (spikes[0],), (v, *states[1:])
         spikes, (v,) = step(transition, inputs[0], states[:1], self.record)
-        if not spikes.is_contiguous():
+        if not spikes.is_contiguous() and not transition.plain.runs_fused(inputs[0]):
             spikes = torch.stack([spikes])[0]  # the host takes a sequence of one step: its strides
         return (spikes,), (v, *states[1:])
 
@@ -221,7 +235,11 @@ class _PureTransitions:
 
     def _charge_arithmetic(self) -> dict[str, bool]:
         """Arguments of the equations for a release that rounds the charge in another way."""
-        return {}
+        return {"fused": self._is_fused()}
+
+    def _is_fused(self) -> bool:
+        """Whether the host has kernels for the surrogate."""
+        return _surrogate_spec(self.surrogate_function) is not None
 
     def _why_host(self, x: Tensor, v: Tensor) -> str | None:
         return (
@@ -255,8 +273,8 @@ class _KnownNeuron(ReversibleNeuron):
             reason = "the state has another dtype than the input"
         if reason is None and any(isinstance(each, Tensor) for each in self._constants()):
             reason = "a threshold, reset or time constant is a tensor"
-        if reason is None and any(each.dtype != x.dtype for each in self._learned()):
-            reason = "the learned time constant has another dtype than the input"
+        if reason is None and any(_is_widened(each, x) for each in self._learned()):
+            reason = "the learned time constant has a shorter dtype than its float32 input"
         if reason is None:
             surrogate = _surrogate_key(self.surrogate_function)
             arithmetic = tuple(self._reset_arithmetic().values())
@@ -306,6 +324,8 @@ class _ReversibleNode(_Transitions, _KnownNeuron, _NotesOperators):
             return None
         if self._neuron_precision is not None or not self.takes_operators(x, v, *self._learned()):
             return None
+        if x.is_cuda and not self._is_fused():
+            return None  # the operators' kernels divide by tau, the host's torch code does not
         kind, tau, variant = self._kind()
         reset = "soft" if self.v_reset is None else "hard"
         id = equations_id(kind, reset, "detached" if self.detach_reset else "", variant)
@@ -323,7 +343,9 @@ class RevIFNode(_ReversibleNode, neuron.IFNode):
     scripted_charge = False
 
     def _equations(self, surrogate: AnySurrogate) -> Transition:
-        return IntegrateAndFire(surrogate, *self._constants(), **self._reset_arithmetic())
+        return IntegrateAndFire(
+            surrogate, *self._constants(), fused=self._is_fused(), **self._reset_arithmetic()
+        )
 
     def _kind(self) -> tuple[str, float, str]:
         return "if", 1.0, ""
@@ -457,7 +479,7 @@ if hasattr(neuron, "SimpleBaseNode"):
                 surrogate,
                 *self._constants(),
                 **self._reset_arithmetic(),
-                divides_on_cuda=False,
+                fused=False,
             )
 
         def _why_host(self, x: Tensor, v: Tensor) -> str | None:

@@ -110,7 +110,10 @@ class StatefulTransitions:
         return {"nodes": GraphNodes.RESET if resets else GraphNodes.ONE}
 
     def _charge_arithmetic(self) -> dict[str, bool]:
-        return {"by_factor": True}
+        return {"by_factor": True, "fused": False}
+
+    def _is_fused(self) -> bool:
+        return False
 
     def _why_host(self, x: Tensor, v: Tensor) -> str | None:
         if self.scripted_in_eval and not self.training:

@@ -46,6 +46,9 @@ class Settings:
             With False a layer that receives the same data at every time step is differentiated
             once, spikes reach a convolution's backward in the memory format that is fastest, and
             several time steps of a small layer are recomputed in one call.
+        capturable: with True everything is decided without looking at values, as while a CUDA graph
+            is captured. Warm up under it: then the warm-up takes the decisions, and loads the
+            kernels, of the capture.
 
     Raises:
         ValueError: a number is out of range, or the backend is unknown.
@@ -59,6 +62,7 @@ class Settings:
     recompute_min_bytes: int = 1024
     memory_budget: float | str = LEAST
     match_host_order: bool = False
+    capturable: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.lost_bits <= 5:

@@ -21,8 +21,10 @@ from spikingjelly.activation_based import neuron
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from snn_revplugin import use_settings
 from snn_revplugin.adapters.snntorch import CoupledLeaky, RevLeaky
 from snn_revplugin.adapters.spikingjelly import CoupledLIFNode, RevLIFNode, RevParametricLIFNode
+from snn_revplugin.kernels import triton_neuron
 from snn_revplugin.torch_internals import capture
 
 T = 15  # more than a stretch between anchors
@@ -124,6 +126,83 @@ def test_nothing_asks_for_a_value(kind: str, monkeypatch: pytest.MonkeyPatch) ->
         outputs = step(ours, x)
     expected = Observed({"spikes": step(host, x).detach()}).see_gradients(host)
     assert_agree(expected, Observed({"spikes": outputs.detach()}).see_gradients(ours))
+
+
+class Rounded(torch.autograd.Function):
+    """A weight that the user quantises, by a Function that the table does not know."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        return (weight * 8).round() / 8
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class Quantised(nn.Module):
+    """A computed weight, which time steps share if it is equal, and a batch norm without a bias,
+    which is recognised by its output."""
+
+    def __init__(self, make: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(6, 8), nn.Linear(8, 8)])
+        self.scale = nn.Parameter(torch.ones(8))
+        self.neurons = nn.ModuleList([make(beta=0.9) for _ in range(2)])
+
+    def forward(self, x_seq: Tensor) -> Tensor:
+        spikes, (first, second) = [], self.neurons
+        a = b = torch.zeros(x_seq.shape[1], 8)
+        for x in x_seq:
+            s, a = first(self.layers[0](x), a)
+            current = nn.functional.linear(s, Rounded.apply(self.layers[1].weight))
+            normed = nn.functional.batch_norm(current, None, None, self.scale, None, True)
+            s, b = second(normed, b)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+
+def test_nothing_asks_for_the_value_of_a_weight_or_a_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for make in (snn.Leaky, RevLeaky):
+        torch.manual_seed(0)
+        made.append(Quantised(make))
+    host, ours = made
+    x = 2 * torch.randn(T, 4, 6)
+    with use_settings(recompute_min_bytes=0):
+        step(ours, x)
+        monkeypatch.setattr(capture, "may_synchronise", lambda tensor: False)
+        with NoValues():
+            outputs = step(ours, x)
+    expected = Observed({"spikes": step(host, x).detach()}).see_gradients(host)
+    assert_agree(expected, Observed({"spikes": outputs.detach()}).see_gradients(ours))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("kind", ["Leaky", "LIF m"])
+def test_a_capture_needs_no_kernel_that_the_warm_up_did_not(
+    kind: str, kernels_on: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A form of a kernel that is first needed inside of a capture would be compiled there."""
+    _, ours, x = nets(kind, "cpu")
+    forms: set[tuple] = set()
+
+    def launch_and_note(kernel: Any, count: int, *arguments: Any, **options: Any) -> None:
+        kinds = [each.dtype if isinstance(each, Tensor) else type(each) for each in arguments]
+        constants = [each for each in sorted(options.items()) if each[0] != "like"]
+        forms.add((id(kernel), tuple(kinds), str(constants)))
+        launch_kernel(kernel, count, *arguments, **options)
+
+    launch_kernel = triton_neuron.launch
+    monkeypatch.setattr(triton_neuron, "launch", launch_and_note)
+    with use_settings(backend="triton"):
+        with use_settings(capturable=True):
+            step(ours, x)
+        warmed_up = set(forms)
+        assert warmed_up
+        monkeypatch.setattr(capture, "may_synchronise", lambda tensor: False)
+        step(ours, x)
+    assert forms == warmed_up
 
 
 def test_values_are_asked_for_elsewhere() -> None:

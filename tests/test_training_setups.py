@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.nn as nn
 from compare import MakeNeuron, Observed, agree, assert_agree
+from hosts import PURE
 from nets import BATCH, EVERY_KIND, KINDS, OF_SNNTORCH, Net, T, check, path_inside_hooks
 from spikingjelly.activation_based import functional, layer, memopt, neuron, surrogate
 from torch import Tensor
@@ -80,7 +81,9 @@ def test_autocast_with_a_scaled_loss(dtype: torch.dtype, kind: str, device: str)
         }
         return observed
 
-    check(kind, program, path="any" if "PLIF" in kind else "reversible", tolerance=2e-2)
+    # SpikingJelly 0.0.0.0.14 changes the dtype of PLIF's potential with the first reset.
+    path = "any" if "PLIF" in kind and not PURE else "reversible"
+    check(kind, program, path=path, tolerance=2e-2)
 
 
 # ----------------------------------------------------------------- accumulating, clipping, stepping

@@ -5,6 +5,10 @@ stands every few steps (:func:`steps_between_anchors`). Where the reset can be i
 is a :class:`Residue`: the reversed potential is nearly right, so the last 16 bits of the right one
 are enough to correct it. Elsewhere an anchor is the potential itself, and the potentials above it
 are rebuilt forward.
+
+A residue assumes that currents are recomputed as they were. On a GPU they may not be (another
+algorithm of cuDNN's, TF32), and to find out would mean waiting for the device: an anchor is the
+potential itself there. On a CPU each correction is checked.
 """
 
 from __future__ import annotations
@@ -24,6 +28,9 @@ from ..torch_internals import capture
 # Thresholds of a layer, and a threshold and the layer's largest potential, may differ by this much.
 SMALLEST_ON_GRID = 16.0
 LARGEST_REVERSED = 128.0  # in thresholds: beyond it a rounding error could outgrow a residue
+# Grid points that rounding explains. A larger error has another cause, and modulo 2**16 it could be
+# taken for a smaller one.
+LARGEST_ERROR = 2**12
 # The steepness of the surrogate derivative, in units of 1 / threshold, up to which the error of
 # reversed potentials changes a gradient by about 2e-5 (measured in float32, at 4 lost bits; 3e-5 in
 # the worst of 12 random nets). A batch norm subtracts most of the gradient, and so magnifies the
@@ -78,9 +85,8 @@ class Residue:
     nearly right.
 
     The grid is the spacing of floating-point numbers just above the threshold. In the few steps
-    between two anchors a rounding error stays below 2**15 grid points for potentials up to
-    ``LARGEST_REVERSED`` thresholds, so of all numbers with these 16 last bits the right one is the
-    nearest. What is left of the error is half a grid point.
+    between two anchors a rounding error stays far below 2**15 grid points, so of all numbers with
+    these 16 last bits the right one is the nearest. What is left of the error is half a grid point.
     """
 
     __slots__ = ("bits", "grid")
@@ -89,10 +95,13 @@ class Residue:
         self.grid = 2.0 ** math.floor(math.log2(threshold)) * torch.finfo(potential.dtype).eps
         self.bits = self._points(potential).to(torch.int16)
 
-    def corrected(self, potential: Tensor) -> Tensor:
-        """The potential whose residue this is, given one that is nearly it."""
+    def corrected(self, potential: Tensor) -> Tensor | None:
+        """The potential whose residue this is, given one that is nearly it; None if some element is
+        further off than rounding explains."""
         points = self._points(potential)
-        error = (self.bits - points.to(torch.int16)).to(points.dtype)  # modulo 2**16
+        error = self.bits - points.to(torch.int16)  # modulo 2**16
+        if error.numel() and _reaches(error, LARGEST_ERROR):
+            return None
         return points.add_(error).to(potential.dtype).mul_(self.grid)
 
     def _points(self, potential: Tensor) -> Tensor:
@@ -108,7 +117,9 @@ def is_moderate(states: States, transition: Transition) -> bool:
 
 def residues_of(states: States, transition: Transition) -> tuple[Residue, ...] | None:
     """The residues of some states; None where the threshold's grid is too coarse for them, or too
-    fine for their errors."""
+    fine for their errors, and where a correction could not be checked at once."""
+    if not all(capture.may_compare(each) for each in states):
+        return None
     least, most = transition.thresholds
     if not (math.isfinite(most) and 0 < most <= SMALLEST_ON_GRID * least):
         return None
@@ -116,6 +127,11 @@ def residues_of(states: States, transition: Transition) -> tuple[Residue, ...] |
         if not most / SMALLEST_ON_GRID <= _magnitude(each) <= LARGEST_REVERSED * most:
             return None
     return tuple(Residue(each, most) for each in states)
+
+
+def _reaches(error: Tensor, limit: int) -> bool:
+    least, most = error.aminmax()
+    return least.item() <= -limit or most.item() >= limit
 
 
 def _magnitude(state: Tensor) -> float:

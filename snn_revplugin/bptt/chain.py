@@ -266,6 +266,14 @@ class ChainLink:
             return view.left_states
         return self.transition.states_of(view.charged, view)
 
+    def give_up_reversal(self) -> None:
+        """The inputs above are not recomputed as they were: the states from here down are rebuilt
+        forward, where an error fades with the decay instead of growing."""
+        link: ChainLink | None = self
+        while link is not None:
+            link.anchoring = link.anchoring._replace(is_reversed=False)
+            link = link.before
+
     def _rebuild(self) -> None:
         """Repeat the steps that lead here, from the nearest available states below.
 
@@ -487,7 +495,11 @@ class StepView:
         states = self.transition.invert(self)
         if before.residues is None:
             return states
-        return tuple(r.corrected(v) for r, v in zip(before.residues, states, strict=True))
+        corrected = tuple(r.corrected(v) for r, v in zip(before.residues, states, strict=True))
+        if any(each is None for each in corrected):
+            before.give_up_reversal()
+            return before.states()
+        return corrected
 
     @property
     def packed_signal(self) -> PackedSpikes | None:

@@ -172,6 +172,7 @@ class _Sequence(torch.autograd.Function):
         keeps_inputs = transition.from_outputs or transition.reads_input
         keep_charged = call.inputs is None and not keeps_inputs
         scan = transition.scan(currents, states, keep_charged, call.with_path)
+        scan = scan._replace(outputs=transition.plain.laid_out(scan.outputs, currents))
         if call.inputs is not None:
             call.inputs.add_reader()
         if not transition.spikes_carry_gradient:

@@ -29,13 +29,15 @@ class IntegrateAndFire(OneStateNeuron):
 
     with ``H(0) = 1``. ``detach_reset`` keeps the gradient from flowing through the ``s`` of the
     reset. ``nodes`` is ``GraphNodes.RESET`` where the potential that the host gives out is computed
-    from the spikes that it gives out.
+    from the spikes that it gives out. ``fused`` says that the host has a kernel of its own for the
+    surrogate, which it takes for float32 on CUDA.
     """
 
     threshold: float
     v_reset: float | None
     detach_reset: bool = False
     nodes: GraphNodes = field(default=GraphNodes.ONE, kw_only=True)
+    fused: bool = field(default=True, kw_only=True)
 
     decay = 1.0
 
@@ -52,6 +54,16 @@ class IntegrateAndFire(OneStateNeuron):
     def rest(self) -> float:
         """The potential that a leak decays to."""
         return 0.0 if self.v_reset is None else self.v_reset
+
+    def runs_fused(self, x: Tensor) -> bool:
+        """Whether the host takes its own kernel for an input."""
+        return self.fused and x.device.type == "cuda" and x.dtype is torch.float32
+
+    def laid_out(self, outputs: Tensor, inputs: Tensor) -> Tensor:
+        if not self.runs_fused(inputs) or inputs.is_contiguous():
+            return outputs
+        spikes = torch.empty_like(inputs, dtype=outputs.dtype)  # as the host's kernel does
+        return outputs if spikes.stride() == outputs.stride() else spikes.copy_(outputs)
 
     def charge(
         self, x: Tensor, v: Tensor, signal: None = None, out: Tensor | None = None
@@ -166,16 +178,11 @@ class LeakyIntegrateAndFire(IntegrateAndFire):
 
     with ``v_rest = v_reset``, or 0 for a soft reset; fire and reset as in
     :class:`IntegrateAndFire`. The second and the third differ in their rounding alone.
-
-    Args:
-        divides_on_cuda: whether the host divides by tau there in float32, by a kernel of its own;
-            torch multiplies with the rounded reciprocal of a Python number.
     """
 
     tau: float = 2.0
     decay_input: bool = True
     by_factor: bool = field(default=False, kw_only=True)
-    divides_on_cuda: bool = field(default=True, kw_only=True)
 
     @property
     def decay(self) -> float:
@@ -183,13 +190,12 @@ class LeakyIntegrateAndFire(IntegrateAndFire):
 
     def leak(self, difference: Tensor, out: Tensor | None = None) -> Tensor:
         """A difference of potentials, times the rate at which it decays."""
-        if difference.is_cuda and self._divides_on_cuda(difference.dtype):
+        if self.runs_fused(difference):
+            # The host's kernel divides; torch multiplies with the rounded reciprocal of a Python
+            # number, on CUDA.
             tau = torch.full((), self.tau, device=difference.device)
             return torch.div(difference, tau, out=out)
         return torch.div(difference, self.tau, out=out)
-
-    def _divides_on_cuda(self, dtype: torch.dtype) -> bool:
-        return self.divides_on_cuda and dtype is torch.float32
 
     def charge(
         self, x: Tensor, v: Tensor, signal: None = None, out: Tensor | None = None
@@ -239,7 +245,10 @@ class LeakyIntegrateAndFire(IntegrateAndFire):
             "rests": bool(self.rest),
             # torch divides by a number on a CPU; on CUDA it multiplies with the reciprocal, where
             # :meth:`leak` lets it. For a power of two, the product has the quotient's bits.
-            "divides": (not on_cuda or self._divides_on_cuda(x)) and math.frexp(self.tau)[0] != 0.5,
+            "divides": (
+                (not on_cuda or (self.fused and x is torch.float32))
+                and math.frexp(self.tau)[0] != 0.5
+            ),
         }
 
     def _rate_of_kernel(self, spec: KernelSpec) -> Tensor | float:

@@ -365,6 +365,11 @@ class Transition:
         """T time steps from inputs ``[T, ...]``."""
         raise NotImplementedError
 
+    def laid_out(self, outputs: Tensor, inputs: Tensor) -> Tensor:
+        """The outputs of :meth:`scan` in the memory format that the host gives out for the inputs
+        ``[T, ...]``."""
+        return outputs
+
     def vjp_of_scan(
         self, kept: KeptSequence, gradients: SequenceGradients, needed: Needed
     ) -> Derivative:

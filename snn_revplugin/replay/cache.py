@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from ..torch_internals import capture
 from ..torch_internals.tensors import storage_of
 from .keeping import PlannedStep
 from .operations.operation import Operation
@@ -78,7 +79,8 @@ class RecipeCache:
             place: which operand of which operation it is.
 
         Returns:
-            None if ``MAX_ALIKE`` others hold different numbers.
+            None if ``MAX_ALIKE`` others hold different numbers, or numbers that may not be compared
+            now.
         """
         alike = *place, tensor.shape, tensor.stride(), tensor.dtype, tensor.device
         for i in range(MAX_ALIKE):
@@ -86,7 +88,9 @@ class RecipeCache:
             if earlier is None or not earlier.held.unchanged():
                 self._shared[alike, i] = held = self.held(tensor)
                 return held
-            if earlier.held.tensor is tensor or torch.equal(earlier.value(), tensor.detach()):
+            if earlier.held.tensor is tensor:
+                return earlier
+            if capture.may_synchronise(tensor) and torch.equal(earlier.value(), tensor.detach()):
                 return earlier
         return None
 

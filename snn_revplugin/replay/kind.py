@@ -37,8 +37,8 @@ class Kind:
 VIEW = Kind("view", is_view=True, light=True)
 # several views of the same memory
 SPLIT = Kind("split", is_view=True, light=True, multiple_outputs=True)
-# the same elements in another dtype or memory format
-COPY = Kind("copy", light=True, chooses_layout=True)
+# the same elements in another dtype or memory format; of a weight, too, as autocast makes one
+COPY = Kind("copy", light=True, chooses_layout=True, recompute_always=True)
 # a function of one element of each operand
 ELEMENTWISE = Kind("elementwise", is_elementwise=True, light=True, recompute_always=True)
 # whose first operand is an activation: a weight layer, a normalisation, pooling

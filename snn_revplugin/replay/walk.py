@@ -547,7 +547,7 @@ class Walk:
         if function is None:
             return None
         if operation.kind.chooses_layout and place.strides is not None:
-            function = _laid_out(function, place.strides)
+            function = partial(_laid_out, function, place.strides)
         recipe = self.cache.recipe(function, tuple(values), operation)
         return None if recipe.depth > DEEPEST else recipe
 
@@ -846,16 +846,13 @@ def _remember(node: Node, operation: Operation | None, outcome: Outcome) -> None
         node.metadata[MEMO] = outcome if outcome.missing else weakref.ref(outcome)
 
 
-def _laid_out(function: Replay, strides: tuple[int, ...]) -> Replay:
-    def replay(x: Tensor) -> Tensor:
-        result = function(x)
-        if result.stride() == strides:
-            return result
-        return torch.empty_strided(
-            result.shape, strides, dtype=result.dtype, device=result.device
-        ).copy_(result)
-
-    return replay
+def _laid_out(function: Replay, strides: tuple[int, ...], x: Tensor) -> Tensor:
+    result = function(x)
+    if result.stride() == strides:
+        return result
+    return torch.empty_strided(
+        result.shape, strides, dtype=result.dtype, device=result.device
+    ).copy_(result)
 
 
 def _replace(node: Node, name: str | int, value: Recomputable) -> bool:

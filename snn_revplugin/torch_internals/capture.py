@@ -4,13 +4,16 @@ device.
 A training step whose kernels are captured (``torch.cuda.graph``) replays them without any Python.
 What the library decides by looking at values is decided without them then, the larger way:
 potentials are kept at anchors and rebuilt forward, not reversed, and an operation that is
-recognised by its values is a boundary.
+recognised by its values is a boundary. The setting ``capturable`` takes the same decisions without
+a capture: in the warm-up, so that the capture needs no kernel that was not loaded before.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from ..settings import get_settings
 
 
 def may_compare(tensor: Tensor) -> bool:
@@ -21,4 +24,6 @@ def may_compare(tensor: Tensor) -> bool:
 
 def may_synchronise(tensor: Tensor) -> bool:
     """Whether the values of a tensor may be looked at here."""
+    if get_settings().capturable:
+        return False
     return not tensor.is_cuda or not torch.cuda.is_current_stream_capturing()

@@ -3,6 +3,7 @@
 from . import (  # noqa: F401  (each fills the table)
     activation,
     attention,
+    attention_on_cuda,
     fourier,
     in_place,
     linear,

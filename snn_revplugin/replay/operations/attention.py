@@ -1,5 +1,5 @@
-"""Attention: the softmax of the scores, and torch's own fused function. Its matrix products are in
-:mod:`.linear`."""
+"""Attention: the softmax of the scores, and torch's own fused function as a CPU has it. Those that
+CUDA has are in :mod:`.attention_on_cuda`, the matrix products in :mod:`.linear`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,7 @@ def _softmax(function: Replay) -> Callable[[Node], Replay]:
 
 def _scaled_dot_product(node: Node) -> Replay:
     """``torch.nn.functional.scaled_dot_product_attention`` as a CPU computes it, with the logarithm
-    of each row's sum.
-
-    On a GPU the fused kernels differ between devices, so there it is a boundary.
-    """
+    of each row's sum."""
     p, causal, scale = (attribute_of(node, name) for name in ("dropout_p", "is_causal", "scale"))
     mask = saved_by(node, "attn_mask")
     return partial(_attend, p, causal, scale, mask if mask is None else Versioned(mask))

@@ -55,7 +55,7 @@ def _without_bias(replay: Callable[[Node], Replay]) -> Callable[[Node, Tensor], 
 
     def without(node: Node, output: Tensor) -> Replay | None:
         x, weight, function = saved_by(node, "input"), saved_by(node, "weight"), replay(node)
-        if x is None:
+        if x is None or not capture.may_synchronise(output):
             return None
         with torch.no_grad():
             return function if torch.equal(function(x, weight, None), output) else None

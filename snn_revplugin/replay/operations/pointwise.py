@@ -26,18 +26,18 @@ def _with_value(function: Replay) -> DecidedBy:
     return DecidedBy(lambda value: partial(function, value=value), "value")
 
 
-def _cast(node: Node) -> Replay:
-    dtype, device = type_of_output(node)
+def _cast(kind: tuple[torch.dtype, torch.device]) -> Replay:
+    dtype, device = kind
     return partial(Tensor.to, device=device, dtype=dtype)
 
 
 def _native_dropout(node: Node) -> Replay | None:
     """The node keeps its mask at one byte per element, here at one bit; the scale is the one that
     the kernel used."""
-    p, mask = attribute_of(node, "p"), _mask_of(node)
+    mask = _mask_of(node)
     if mask is None:
         return None
-    scale = 0.0 if p == 1 else 1.0 / (1.0 - p)
+    scale = dropout_scale(attribute_of(node, "p"), *type_of_output(node))
     return lambda x: x * mask() * scale
 
 
@@ -49,6 +49,16 @@ def _mask_of(node: Node) -> Callable[[], Tensor] | None:
         mask = PackedSpikes(saved, saved.dtype).binary
         replace_saved(node, "result1", mask)
     return mask
+
+
+def dropout_scale(p: float, dtype: torch.dtype, device: torch.device) -> float:
+    """What dropout multiplies the elements with that it keeps. The kernel on CUDA rounds to float32
+    before it divides, where the numbers are not float64."""
+    if p == 1:
+        return 0.0
+    if device.type == "cuda" and dtype is not torch.float64:
+        return (1.0 / torch.tensor(1.0 - p, dtype=torch.float32, device="cpu")).item()
+    return 1.0 / (1.0 - p)
 
 
 def solve_constant(node: Node, x: Tensor, output: Tensor) -> Replay | None:
@@ -164,6 +174,6 @@ register(
     ),
     Operation("NegBackward0", ELEMENTWISE, ONE, lambda _: torch.neg),
     Operation("NativeDropoutBackward0", ELEMENTWISE, ONE, _native_dropout),
-    Operation("ToCopyBackward0", COPY, ONE, _cast),
+    Operation("ToCopyBackward0", COPY, ONE, DecidedBy(_cast, read=type_of_output)),
     Operation("CloneBackward0", COPY, ONE, lambda _: torch.clone),
 )
