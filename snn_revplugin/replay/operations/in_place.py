@@ -4,9 +4,9 @@ For example ``out += identity``, where ``out`` is a view, of shape [T, batch, ..
 shape [T * batch, ...], as in the residual sum of a ResNet in step mode 'm'.
 
 Autograd records the write as ``CopySlices`` on the viewed tensor, around the operation that wrote,
-and makes a new view of that, ``as_strided``. Neither node says which elements the view has. So each
-is called with the elements' numbers as a gradient. Anything but all elements in their order is a
-boundary.
+and makes a new view of that, ``as_strided``. What a node takes of its tensor is told by the strides
+that its backward uses, see :func:`...torch_internals.graph.strided_by`. Anything but all elements
+in their order is a boundary.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from torch import Tensor
 
 from ...torch_internals.graph import (
     Node,
+    Strided,
     attribute_of,
-    gradient_through,
     name_of,
     shape_of_output,
+    strided_by,
     wrapped_node,
 )
 from ..kind import PLAIN, VIEW
@@ -33,8 +34,7 @@ WRITES = {"AddBackward0": torch.add, "SubBackward0": torch.sub}
 
 def _view_again(node: Node) -> Replay | None:
     shape, below = tuple(shape_of_output(node)), tuple(shape_of_output(*node.next_functions[0]))
-    in_order = _in_order(gradient_through(node, _numbers(shape))[0], below)
-    return partial(Tensor.reshape, shape=shape) if in_order else None
+    return partial(Tensor.reshape, shape=shape) if _in_order(node, below, shape) else None
 
 
 def _written(node: Node) -> Replay | None:
@@ -46,10 +46,7 @@ def _written(node: Node) -> Replay | None:
     operand, output = node.next_functions[1]
     if operand is None or tuple(shape_of_output(operand, output)) != part:
         return None
-    # The gradient at what was written is the gradient at the view's elements.
-    numbers = gradient_through(node, _numbers(whole))[1]
-    in_order = _in_order(numbers if function is torch.add else -numbers, part)
-    return partial(_write, function, part) if in_order else None
+    return partial(_write, function, part) if _in_order(node, whole, part) else None
 
 
 def _write(function: Replay, part: tuple[int, ...], whole: Tensor, operand: Tensor) -> Tensor:
@@ -59,16 +56,16 @@ def _write(function: Replay, part: tuple[int, ...], whole: Tensor, operand: Tens
     return result
 
 
-def _numbers(shape: tuple[int, ...]) -> Tensor:
-    """A number for each element, from 1."""
-    count = torch.Size(shape).numel()
-    return torch.arange(1, count + 1, dtype=torch.int32 if count < 1 << 31 else torch.int64).view(
-        shape
-    )
+def _in_order(node: Node, whole: tuple[int, ...], part: tuple[int, ...]) -> bool:
+    """Whether a node takes of a tensor of the shape ``whole`` all elements, in their order, as a
+    view of the shape ``part``."""
+    geometry = strided_by(node)
+    return geometry is not None and set(geometry) == {_dense(whole), _dense(part)}
 
 
-def _in_order(numbers: Tensor | None, shape: tuple[int, ...]) -> bool:
-    return numbers is not None and numbers.shape == shape and torch.equal(numbers, _numbers(shape))
+def _dense(shape: tuple[int, ...]) -> Strided:
+    """A tensor without gaps and offset; the strides of dimensions of size one say nothing."""
+    return Strided(shape, torch.empty(shape, device="meta").stride(), 0).normal()
 
 
 register(

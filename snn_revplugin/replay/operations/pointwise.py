@@ -16,6 +16,9 @@ from ..recipe import Replay
 from .operation import ONE, DecidedBy, Operation, register
 
 
+LONG = torch.float32, torch.float64  # in shorter dtypes torch computes with a longer number
+
+
 def _scaled(function: Replay) -> DecidedBy:
     return DecidedBy(lambda alpha: partial(function, alpha=alpha), "alpha")
 
@@ -47,7 +50,11 @@ def solve_constant(node: Node, x: Tensor, output: Tensor) -> Replay | None:
     name = name_of(node)
     alpha = attribute_of(node, "alpha")
     with torch.no_grad():
-        if x.numel() == 0 or x.shape != output.shape or not capture.may_synchronise(x):
+        if x.numel() == 0 or x.shape != output.shape:
+            return None
+        if name == "RsubBackward1" and not capture.may_compare(x) and x.dtype in LONG:
+            return _less_than_a_number(alpha, x, output)
+        if not capture.may_synchronise(x):
             return None
         at = x.abs().argmin()  # where x is zero the output is the constant
         x_there, output_there = x.reshape(-1)[at].item(), output.reshape(-1)[at].item()
@@ -60,6 +67,15 @@ def solve_constant(node: Node, x: Tensor, output: Tensor) -> Replay | None:
             function = torch.add if sign == 1 else torch.sub
             replay = lambda x: function(x, c, alpha=alpha)  # noqa: E731
         return replay if torch.equal(replay(x), output) else None
+
+
+def _less_than_a_number(alpha: float, x: Tensor, output: Tensor) -> Replay:
+    """``c - alpha x`` on a device that is not asked for values. The node stands for a number alone,
+    so nothing is to be compared, and the number stays on the device."""
+    at = x.abs().argmin().reshape(1)  # an index that is no tensor of one dimension would be read
+    x_there, output_there = (each.reshape(-1).index_select(0, at) for each in (x, output))
+    c = (output_there + alpha * x_there).reshape(())
+    return lambda x: torch.rsub(x, c, alpha=alpha)
 
 
 def packed_mask(mask: Tensor) -> PackedSpikes | None:
