@@ -29,6 +29,7 @@ from snn_revplugin.swap.module import ReversibleNeuron
 from snn_revplugin.swap.table import Swap, register_swap
 from snn_revplugin.torch_internals import capture
 from snn_revplugin.torch_internals.distributed import is_overwritten_by_ddp
+from snn_revplugin.torch_internals.uniform import note_uniform
 
 from .snntorch_tools import NIR_REFUSAL
 
@@ -143,7 +144,7 @@ class RevLeaky(_HoldsMem, snntorch.Leaky):
             return super().forward(input_, mem)
 
         if held.shape != input_.shape:
-            held = torch.zeros_like(input_, device=held.device)
+            held = note_uniform(torch.zeros_like(input_, device=held.device))
         spk, (potential,) = step(transition, input_, (held,), self.record)
         if "mem" in buffers:
             buffers["mem"] = potential
@@ -239,9 +240,7 @@ class RevLeaky(_HoldsMem, snntorch.Leaky):
     ) -> Transition | None:
         factor = parameters[2]
         # Asking a CUDA tensor for its value would stall the time loop.
-        known = (
-            factor.device.type == "cpu" and factor.dim() == 0 and capture.may_synchronise(factor)
-        )
+        known = factor.dim() == 0 and capture.may_compare(factor)
         graded = factor.requires_grad or not known or factor.item() != 1.0
         kind, surrogate = RESETS.get(charge), surrogate_from(self.spike_grad)
         if surrogate is None or kind is None:

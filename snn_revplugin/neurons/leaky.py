@@ -86,8 +86,7 @@ class Leaky(OneStateNeuron):
     @cached_property
     def thresholds(self) -> tuple[float, float]:
         """The smallest and the largest threshold of any neuron, as magnitudes."""
-        least, most = self.threshold.detach().abs().aminmax()
-        return least.item(), most.item()
+        return self._bounds[:2]
 
     @property
     def decays(self) -> Tensor:
@@ -99,13 +98,22 @@ class Leaky(OneStateNeuron):
         beta = self.beta.detach()
         clamped = beta.clamp(0, 1)
         # On another device the comparison would wait for it.
-        compares = beta.device.type == "cpu" and capture.may_synchronise(beta)
-        return beta if compares and (beta == clamped).all() else clamped
+        return beta if capture.may_compare(beta) and (beta == clamped).all() else clamped
 
     @cached_property
     def decay(self) -> float:
         """The smallest decay of any neuron."""
-        return self.clamped_beta.min().item()
+        return self._bounds[2]
+
+    @cached_property
+    def _bounds(self) -> tuple[float, float, float]:
+        """The smallest and the largest threshold, and the smallest decay. They are read at once:
+        another device than a CPU is waited for once."""
+        least, most = self.threshold.detach().abs().aminmax()
+        bounds = least, most, self.clamped_beta.min()
+        dtype = torch.promote_types(self.threshold.dtype, self.beta.dtype)
+        device = self.beta.device
+        return tuple(capture.numbers(torch.stack([each.to(device, dtype) for each in bounds])))
 
     def spikes(self, fired: Tensor) -> Tensor:
         return fired * self.factor if self.graded else fired

@@ -19,6 +19,11 @@ def may_compare(tensor: Tensor) -> bool:
     return tensor.is_cpu and may_synchronise(tensor)
 
 
+def numbers(tensor: Tensor) -> list[float]:
+    """The values of a tensor of one dimension. Waits for the device."""
+    return tensor.tolist()
+
+
 def may_synchronise(tensor: Tensor) -> bool:
     """Whether the values of a tensor may be looked at here."""
     return not tensor.is_cuda or not torch.cuda.is_current_stream_capturing()

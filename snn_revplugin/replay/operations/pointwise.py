@@ -15,7 +15,6 @@ from ..kind import COPY, ELEMENTWISE
 from ..recipe import Replay
 from .operation import ONE, DecidedBy, Operation, register
 
-
 LONG = torch.float32, torch.float64  # in shorter dtypes torch computes with a longer number
 
 
