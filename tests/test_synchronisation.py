@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 import snntorch as snn
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from compare import Observed, assert_agree
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import Tensor
@@ -27,6 +29,8 @@ import snn_revplugin
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevLIFNode, RevParametricLIFNode
 from snn_revplugin.bptt import chain, sequence
+from snn_revplugin.bptt.record import NeuronRecord
+from snn_revplugin.replay import HeldTensor, attach_recipes
 from snn_revplugin.report.memory import memory_report
 from snn_revplugin.torch_internals import capture
 from snn_revplugin.torch_internals.late import Largest, Late
@@ -117,6 +121,22 @@ NETS: dict[str, tuple[Callable[..., nn.Module], type, type, tuple[int, ...], int
 }
 
 
+@dataclass(frozen=True)
+class _Row:
+    function: Callable[[Tensor], Tensor]
+    questions: int
+
+
+CONSTANTS = {
+    "1 - x": _Row(lambda x: 1.0 - x, 0),
+    "0.3 - 2 x": _Row(lambda x: torch.rsub(x, 0.3, alpha=2), 0),
+    "x + 0.3": _Row(lambda x: x + 0.3, 1),
+    "x - 0.7": _Row(lambda x: x - 0.7, 1),
+    "padded with a number": _Row(lambda x: F.pad(x, (1, 2, 1, 0), value=0.7), 0),
+    "cut and padded": _Row(lambda x: F.pad(x, (-1, 2)), 0),
+}
+
+
 class Questions(TorchDispatchMode):
     """Counts the operations that hand a tensor's value to Python."""
 
@@ -183,6 +203,26 @@ def test_a_steady_loop_asks_for_no_value(kind: str, questions: Questions) -> Non
     assert asked[1:] == [later, later], asked
 
 
+@pytest.mark.usefixtures("recompute_everything")
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_a_constant_stays_on_the_device(name: str, questions: Questions) -> None:
+    """The recomputed current has the first bits."""
+    row, x = CONSTANTS[name], 2 * torch.rand(T, 8, 12)
+    spikes = RevLeaky(beta=0.9)(x.requires_grad_(), torch.zeros(T, 8, 12))[0]
+    questions.count = 0
+    with questions:
+        current = row.function(spikes)
+        value = attach_recipes(current, NeuronRecord())
+    assert value is not None and not isinstance(value, HeldTensor)
+    assert questions.count == row.questions
+    assert torch.equal(value.compute(), current)
+
+
+def test_no_sum_with_a_tensor_is_taken_for_one_with_a_constant(questions: Questions) -> None:
+    spikes = RevLeaky(beta=0.9)(torch.rand(8, 64).requires_grad_(), torch.zeros(8, 64))[0]
+    assert attach_recipes(spikes + torch.rand(8, 64), NeuronRecord()) is None
+
+
 @pytest.mark.parametrize("kind", ["loop", "LIF s", "LIF m"])
 def test_a_reset_state_is_known_to_be_uniform(
     kind: str, questions: Questions, monkeypatch: pytest.MonkeyPatch
@@ -215,6 +255,38 @@ def test_anchors_are_let_go_one_anchor_late(questions: Questions) -> None:
                 held[compares] = memory_report(lambda: net(x).sum(), device="cpu").retained
     anchor = 4 * BATCH * FEATURES
     assert held[False] - held[True] <= 3 * (anchor + 8 * (T + 8))  # and a number a step
+
+
+def test_numbers_that_do_not_come_in_time(
+    questions: Questions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that is behind: anchors hold their potentials, and nothing else changes."""
+    monkeypatch.setattr(Late, "read", lambda self: None)
+    x = torch.rand(NETS["loop"][3])
+    host, ours = made("loop", snn.Leaky), made("loop", RevLeaky)
+    for _ in range(2):
+        assert_agree(train(host, x), train(ours, x))
+
+
+def test_an_anchor_that_is_written_into_before_it_is_judged(questions: Questions) -> None:
+    """It is rebuilt from below. The host raises an error there, so it does not write."""
+    x = torch.rand(NETS["loop"][3])
+
+    def run(make: type, writes: bool) -> Observed:
+        torch.manual_seed(0)
+        linear, leaky = nn.Linear(FEATURES, FEATURES), make(beta=0.9)
+        mem, total, old = leaky.reset_mem(), torch.zeros(()), []
+        for t, each in enumerate(x):
+            spikes, mem = leaky(linear(each), mem)
+            old.append(mem)
+            if writes and t > 1:
+                with torch.no_grad():
+                    old[t - 2].mul_(0.5)  # which no step reads any more
+            total = total + spikes.sum()
+        (total + (mem**2).sum()).backward()
+        return Observed({"mem": mem.detach()}).see_gradients(linear)
+
+    assert_agree(run(snn.Leaky, writes=False), run(RevLeaky, writes=True))
 
 
 class TestLargest:
@@ -283,8 +355,8 @@ MAY_ASK = {
     "packed/integers.py": "a neuron whose outputs are numbers",
     "replay/cache.py": "what a boundary computed from parameters",
     "replay/operations/normalisation.py": "a norm's eps, once",
-    "replay/operations/pointwise.py": "a sum with a number, and dropout's mask on a CPU",
-    "replay/operations/resampling.py": "padding with a number",
+    "replay/operations/pointwise.py": "x + c and x - c, once each; a dropout mask, on a CPU",
+    "replay/operations/resampling.py": "on a CPU",
     "replay/walk.py": "a tensor that was written into",
     "torch_internals/capture.py": "the door",
     "torch_internals/late.py": "numbers that have come",

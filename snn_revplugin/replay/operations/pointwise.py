@@ -51,8 +51,13 @@ def solve_constant(node: Node, x: Tensor, output: Tensor) -> Replay | None:
     with torch.no_grad():
         if x.numel() == 0 or x.shape != output.shape:
             return None
-        if name == "RsubBackward1" and not capture.may_compare(x) and x.dtype in LONG:
-            return _less_than_a_number(alpha, x, output)
+        if not capture.may_compare(x) and x.dtype in LONG:
+            replay = _with_a_number_there(name, alpha, x, output)
+            # The node of ``c - x`` stands for a number alone.
+            known = name == "RsubBackward1" or (
+                capture.may_synchronise(x) and torch.equal(replay(x), output)
+            )
+            return replay if known else None
         if not capture.may_synchronise(x):
             return None
         at = x.abs().argmin()  # where x is zero the output is the constant
@@ -68,13 +73,17 @@ def solve_constant(node: Node, x: Tensor, output: Tensor) -> Replay | None:
         return replay if torch.equal(replay(x), output) else None
 
 
-def _less_than_a_number(alpha: float, x: Tensor, output: Tensor) -> Replay:
-    """``c - alpha x`` on a device that is not asked for values. The node stands for a number alone,
-    so nothing is to be compared, and the number stays on the device."""
-    at = x.abs().argmin().reshape(1)  # an index that is no tensor of one dimension would be read
+def _with_a_number_there(name: str, alpha: float, x: Tensor, output: Tensor) -> Replay:
+    """The sum with a constant on a device that is not asked for values: the constant stays
+    there."""
+    at = x.abs().argmin().reshape(1)  # an index without a dimension would be read
     x_there, output_there = (each.reshape(-1).index_select(0, at) for each in (x, output))
-    c = (output_there + alpha * x_there).reshape(())
-    return lambda x: torch.rsub(x, c, alpha=alpha)
+    if name == "RsubBackward1":
+        c = (output_there + alpha * x_there).reshape(())
+        return lambda x: torch.rsub(x, c, alpha=alpha)
+    sign, function = (1, torch.add) if name == "AddBackward0" else (-1, torch.sub)
+    c = (sign * (output_there - x_there) / alpha).reshape(())
+    return lambda x: function(x, c, alpha=alpha)
 
 
 def packed_mask(mask: Tensor) -> PackedSpikes | None:
