@@ -103,6 +103,11 @@ class _HoldsMem(ReversibleNeuron):
         self.mem = potential
         self.forward(current)
 
+    def reset_mem(self) -> Tensor:
+        """Zeros in the place of ``mem``, as the host's."""
+        mem = super().reset_mem()
+        return mem if torch.compiler.is_compiling() else note_uniform(mem)
+
 
 class RevLeaky(_HoldsMem, snntorch.Leaky):
     """``snntorch.Leaky`` with the same spikes, membranes and gradients, and a fraction of the

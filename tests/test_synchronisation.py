@@ -237,15 +237,17 @@ def test_a_reset_state_is_known_to_be_uniform(
     for room in (chain, sequence):
         monkeypatch.setattr(room, "initial", noted)
     _, _, our_neuron, shape, *_ = NETS[kind]
-    train(made(kind, our_neuron), torch.rand(shape))
+    net = made(kind, our_neuron)
+    for _ in range(2):  # the second time the host's reset gives zeros of the shape of the state
+        train(net, torch.rand(shape))
     assert starts and all(not any(each.stride()) for each in starts)
 
 
-def test_anchors_are_let_go_one_anchor_late(questions: Questions) -> None:
-    """What is held without a question is what is held with them, but for one anchor a layer."""
-    x = torch.rand(NETS["loop"][3])
+def test_anchors_hold_their_potentials(questions: Questions) -> None:
+    """What is held without a question is what is held with them, but for two anchors a layer whose
+    potentials are not 16 bits long."""
+    x, held = torch.rand(NETS["loop"][3]), {}
     net = made("loop", RevLeaky)
-    held = {}
     for compares in (True, False):
         with pytest.MonkeyPatch.context() as patch:
             if compares:
@@ -253,40 +255,8 @@ def test_anchors_are_let_go_one_anchor_late(questions: Questions) -> None:
             for _ in range(2):
                 net.zero_grad(set_to_none=True)
                 held[compares] = memory_report(lambda: net(x).sum(), device="cpu").retained
-    anchor = 4 * BATCH * FEATURES
-    assert held[False] - held[True] <= 3 * (anchor + 8 * (T + 8))  # and a number a step
-
-
-def test_numbers_that_do_not_come_in_time(
-    questions: Questions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A GPU that is behind: anchors hold their potentials, and nothing else changes."""
-    monkeypatch.setattr(Late, "read", lambda self: None)
-    x = torch.rand(NETS["loop"][3])
-    host, ours = made("loop", snn.Leaky), made("loop", RevLeaky)
-    for _ in range(2):
-        assert_agree(train(host, x), train(ours, x))
-
-
-def test_an_anchor_that_is_written_into_before_it_is_judged(questions: Questions) -> None:
-    """It is rebuilt from below. The host raises an error there, so it does not write."""
-    x = torch.rand(NETS["loop"][3])
-
-    def run(make: type, writes: bool) -> Observed:
-        torch.manual_seed(0)
-        linear, leaky = nn.Linear(FEATURES, FEATURES), make(beta=0.9)
-        mem, total, old = leaky.reset_mem(), torch.zeros(()), []
-        for t, each in enumerate(x):
-            spikes, mem = leaky(linear(each), mem)
-            old.append(mem)
-            if writes and t > 1:
-                with torch.no_grad():
-                    old[t - 2].mul_(0.5)  # which no step reads any more
-            total = total + spikes.sum()
-        (total + (mem**2).sum()).backward()
-        return Observed({"mem": mem.detach()}).see_gradients(linear)
-
-    assert_agree(run(snn.Leaky, writes=False), run(RevLeaky, writes=True))
+    a_number_each_step = 4 * T
+    assert held[False] - held[True] <= 3 * 2 * 2 * BATCH * FEATURES + a_number_each_step
 
 
 class TestLargest:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -21,7 +20,6 @@ from torch import Tensor
 from ..neurons.transition import States, Transition
 from ..settings import Settings, get_settings
 from ..torch_internals import capture
-from ..torch_internals.late import magnitudes_of
 
 # Thresholds of a layer, and a threshold and the layer's largest potential, may differ by this much.
 SMALLEST_ON_GRID = 16.0
@@ -107,24 +105,26 @@ def is_moderate(states: States, transition: Transition) -> bool:
     limit = LARGEST_REVERSED * transition.thresholds[1]
     if not capture.may_compare(states[0]):
         return transition.plain.largest.stays_below(limit, states)
-    return all(each <= limit for each in magnitudes_of(states).tolist())
+    return all(_magnitude(each) <= limit for each in states)
 
 
-def residues_of(
-    states: States, magnitudes: Sequence[float], transition: Transition
-) -> tuple[Residue, ...] | None:
+def residues_of(states: States, transition: Transition) -> tuple[Residue, ...] | None:
     """The residues of some states; None where the threshold's grid is too coarse for them, or too
-    fine for their errors.
-
-    Args:
-        magnitudes: the largest magnitude of each state.
-    """
+    fine for their errors, and on another device than a CPU, which would have to tell their
+    magnitudes."""
+    if not all(capture.may_compare(each) for each in states):
+        return None
     least, most = transition.thresholds
     if not (math.isfinite(most) and 0 < most <= SMALLEST_ON_GRID * least):
         return None
-    if not all(most / SMALLEST_ON_GRID <= each <= LARGEST_REVERSED * most for each in magnitudes):
-        return None
+    for each in states:
+        if not most / SMALLEST_ON_GRID <= _magnitude(each) <= LARGEST_REVERSED * most:
+            return None
     return tuple(Residue(each, most) for each in states)
+
+
+def _magnitude(state: Tensor) -> float:
+    return state.abs().max().item() if state.numel() else 0.0
 
 
 def is_gentle(transition: Transition) -> bool:

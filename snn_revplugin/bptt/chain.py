@@ -29,7 +29,6 @@ from ..packed.spikes import PackedSpikes
 from ..replay import HeldTensor, Recomputable, read_together
 from ..settings import Settings
 from ..torch_internals import capture
-from ..torch_internals.late import Late, magnitudes_of
 from ..torch_internals.pass_cache import pass_cache
 from ..torch_internals.uniform import is_uniform
 from ..torch_internals.versioned import Versioned
@@ -70,14 +69,11 @@ class ChainLink:
         can_be_repeated: whether the step can be taken once more, in backward.
         parts: the step under way, between its graph nodes.
         repeats: whether the step is sure to have seen the input of the step before.
-        undecided: anchors of the chain whose magnitudes a device has yet to tell; all links of a
-            chain share the list.
     """
 
     __slots__ = (
         "__weakref__",
         "_held",
-        "_magnitudes",
         "_sums",
         "_versions",
         "anchoring",
@@ -94,7 +90,6 @@ class ChainLink:
         "reset_signal",
         "residues",
         "transition",
-        "undecided",
     )
 
     def __init__(
@@ -117,8 +112,6 @@ class ChainLink:
         self.repeats = False
         self.residues: tuple[Residue, ...] | None = None
         self._held: tuple[Versioned, ...] | None = None
-        self._magnitudes: Late | None = None
-        self.undecided: list[weakref.ref[ChainLink]] = [] if before is None else before.undecided
         self.kept_charged: Tensor | None = None
         self._versions: tuple[int, ...] = ()
         self._sums: Sums = None
@@ -184,43 +177,15 @@ class ChainLink:
     def continue_with(self, link: ChainLink) -> None:
         """The step of ``link`` starts from here: from now on only an anchor is needed, if backward
         can come back over that step."""
-        if self.undecided:
-            self._decide()
         if self._held is None or not link.can_be_repeated:
             return
-        if not self.is_anchor:
-            self._held = None
-        elif self.current is not None and self.anchoring.is_reversed:
-            states = tuple(each.tensor for each in self._held)
-            if capture.may_compare(states[0]):
-                self._become_residues(magnitudes_of(states).tolist())
-            elif self._magnitudes is None and capture.may_synchronise(states[0]):
-                self._magnitudes = Late(magnitudes_of(states))
-                self.undecided.append(weakref.ref(self))
-
-    def _decide(self) -> None:
-        """Let the anchors go whose magnitudes have come. Until then they hold their states."""
-        waiting = []
-        for reference in self.undecided:
-            anchor = reference()
-            magnitudes = None if anchor is None else anchor._magnitudes.read()
-            if magnitudes is not None:
-                anchor._become_residues(magnitudes)
-            elif anchor is not None:
-                waiting.append(reference)
-        self.undecided[:] = waiting
-
-    def _become_residues(self, magnitudes: list[float]) -> None:
-        """Keep the states of an anchor as residues, if their magnitudes allow it and nothing was
-        written into them."""
-        held = self._held
-        if held is None or not all(each.unchanged() for each in held):
-            return
-        self.residues = residues_of(
-            tuple(each.tensor for each in held), magnitudes, self.transition
-        )
-        if self.residues is not None:
-            self._held = None
+        if self.is_anchor:
+            if self.current is None or not self.anchoring.is_reversed:
+                return
+            self.residues = residues_of(tuple(h.tensor for h in self._held), self.transition)
+            if self.residues is None:
+                return
+        self._held = None
 
     @property
     def kept_bytes(self) -> int:

@@ -47,18 +47,6 @@ class Late:
         return self._here.tolist()
 
 
-def magnitudes_of(tensors: tuple[Tensor, ...]) -> Tensor:
-    """The largest magnitude of each of some tensors; 0 for an empty one."""
-    return torch.stack(
-        [
-            each.abs().max().to(tensors[0].dtype)
-            if each.numel()
-            else torch.zeros((), dtype=tensors[0].dtype, device=each.device)
-            for each in tensors
-        ]
-    )
-
-
 class Largest:
     """The largest magnitude of tensors of one kind, watched from one look to the next."""
 
@@ -75,7 +63,10 @@ class Largest:
         The device is asked, and waited for, at the first look and where the numbers came near the
         limit. Elsewhere the last numbers that have come answer.
         """
-        magnitudes, before = magnitudes_of(tensors), self._known
+        present = [each.abs().max() for each in tensors if each.numel()]
+        if not present:
+            return True
+        magnitudes, before = torch.stack(present), self._known
         come = None if self._coming is None else self._coming.read()
         if come is not None:
             self._known, self._coming = max(come), None
