@@ -2,6 +2,7 @@
 # make test         lint and the whole test suite
 # make demo         trains on digits with the host's neurons and with ours
 # make bench        measures the networks of the README
+# make accept       the acceptance of a GPU in small, on a CPU, to see that it runs
 # make docs         builds the documentation in out/docs; a warning is an error
 # make test-matrix  runs the suite with each set of releases in tests/matrix, one after another:
 #                   about 6 GB per set; make test-matrix-oldest runs one of them
@@ -13,7 +14,7 @@ INSTALLED := $(VENV)/installed
 
 MATRIX := $(basename $(notdir $(wildcard tests/matrix/*.txt)))
 
-.PHONY: test lint demo bench docs clean test-matrix $(MATRIX:%=test-matrix-%)
+.PHONY: test lint demo bench accept docs clean test-matrix $(MATRIX:%=test-matrix-%)
 
 # Two processes of one thread each: on two cores, more threads would only wait for each other.
 test: lint
@@ -44,6 +45,9 @@ demo: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/work.py
+
+accept: $(INSTALLED)
+	$(BIN)/snn-revplugin accept --device cpu --quick
 
 docs: $(INSTALLED)
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs out/docs

@@ -32,6 +32,7 @@ from snn_revplugin.swap.module import ReversibleNeuron
 from snn_revplugin.swap.table import Swap, register_swap
 from snn_revplugin.torch_internals import capture
 from snn_revplugin.torch_internals.distributed import is_overwritten_by_ddp
+from snn_revplugin.torch_internals.uniform import note_uniform
 
 from .snntorch_tools import NIR_REFUSAL
 
@@ -100,6 +101,11 @@ class _HoldsMem(ReversibleNeuron):
         self.mem = potential
         self.forward(current)
 
+    def reset_mem(self) -> Tensor:
+        """Zeros in the place of ``mem``, as the host's."""
+        mem = super().reset_mem()
+        return mem if torch.compiler.is_compiling() else note_uniform(mem)
+
 
 def _resets(kind: type[nn.Module], zero: str) -> dict[Callable, str]:
     """The reset by the method that a class of the host binds for it.
@@ -154,7 +160,8 @@ class _KnownNeuron(_HoldsMem):
 
         shape = input_.shape
         states = tuple(
-            v if v.shape == shape else torch.zeros_like(input_, device=v.device) for v in states
+            v if v.shape == shape else note_uniform(torch.zeros_like(input_, device=v.device))
+            for v in states
         )
         spk, after = step(transition, input_, states, self.record)
         for name, each in zip(self._state_names, after, strict=True):

@@ -31,6 +31,7 @@ from snn_revplugin.swap.hosts import Host, register_host
 from snn_revplugin.swap.module import ReversibleNeuron
 from snn_revplugin.swap.table import Swap, register_swap
 from snn_revplugin.torch_internals.saved_tensors import saved_tensor_hooks_active
+from snn_revplugin.torch_internals.uniform import note_uniform
 
 from .spikingjelly_0_0_0_0_14 import StatefulTransitions
 from .spikingjelly_tools import patches_for, register_in_vision, why_counted
@@ -165,6 +166,15 @@ class _PureTransitions:
     other_surrogates = ()
     has_operators = True
     saves_through_hooks = True
+
+    def materialize_states(
+        self, inputs: tuple[Tensor, ...], states: tuple[object, ...], step_mode: str
+    ) -> tuple[object, ...]:
+        """The host's; it makes a tensor of equal elements of a potential that is a number."""
+        made = super().materialize_states(inputs, states, step_mode)
+        if isinstance(states[0], float) and not torch.compiler.is_compiling():
+            note_uniform(made[0])
+        return made
 
     @staticmethod
     def parameters_of(function: Any) -> tuple:

@@ -17,6 +17,7 @@ from torch import Tensor
 from snn_revplugin.bptt.sequence import sequence
 from snn_revplugin.bptt.step import step
 from snn_revplugin.neurons.transition import GraphNodes
+from snn_revplugin.torch_internals.uniform import note_uniform
 
 HALVES = torch.float16, torch.bfloat16
 
@@ -33,7 +34,7 @@ def parameters_of(function: Any) -> tuple:
 def state_for(node: Any, x: Tensor) -> Any:
     """The potential that a step on ``x`` starts from, as the host's ``v_float_to_tensor`` makes
     it."""
-    return torch.full_like(x.data, node.v) if isinstance(node.v, float) else node.v
+    return note_uniform(torch.full_like(x.data, node.v)) if isinstance(node.v, float) else node.v
 
 
 class StatefulCoupled:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from snn_revplugin import explain
 from snn_revplugin.cli.comparison import Setup, compare, versions
-from snn_revplugin.cli.workloads import HOST, OURS, Workload
+from snn_revplugin.cli.workloads import HOST, OURS, OverTime, Workload
 from snn_revplugin.report.memory import mib
 
 COLUMNS = (
@@ -55,37 +55,6 @@ COLUMNS = (
 
 # SpikingJelly
 # ------------------------------------------------------------
-
-
-class OverTime(nn.Module):
-    """A model of SpikingJelly that starts from rest and runs T time steps, to ``[N, classes]``.
-
-    Args:
-        net: the model.
-        mode: "s" (in a loop), "m", or "own" if the model itself repeats the image.
-    """
-
-    def __init__(self, net: nn.Module, mode: str) -> None:
-        super().__init__()
-        from spikingjelly.activation_based import functional
-
-        self.net, self.mode = net, mode
-        if mode != "own":
-            functional.set_step_mode(net, mode)
-        # so that neurons fire, and no residual branch is multiplied by zero
-        for each in net.modules():
-            if isinstance(each, nn.modules.batchnorm._BatchNorm):
-                nn.init.uniform_(each.weight, 0.5, 1.5)
-
-    def forward(self, images: Tensor, time_steps: int) -> Tensor:
-        from spikingjelly.activation_based import functional
-
-        functional.reset_net(self.net)
-        torch.manual_seed(0)  # for dropout
-        if self.mode == "s":
-            return torch.stack([self.net(images) for _ in range(time_steps)]).mean(0)
-        outputs = self.net(images.expand(time_steps, *images.shape) if self.mode == "m" else images)
-        return outputs if outputs.dim() == 2 else outputs.mean(0)
 
 
 def spikingjelly(

@@ -428,5 +428,5 @@ def test_the_command_is_installed():
         [Path(sys.executable).parent / "snn-revplugin", "--help"], capture_output=True, text=True
     )
     assert result.returncode == 0
-    for command in ("demo", "bench", "doctor", "run"):
+    for command in ("demo", "bench", "accept", "doctor", "run"):
         assert command in result.stdout

@@ -112,12 +112,15 @@ class Residue:
 def is_moderate(states: States, transition: Transition) -> bool:
     """Whether no state is so large, or NaN, that rounding has swallowed those before it."""
     limit = LARGEST_REVERSED * transition.thresholds[1]
+    if not capture.may_compare(states[0]):
+        return transition.plain.largest.stays_below(limit, states)
     return all(_magnitude(each) <= limit for each in states)
 
 
 def residues_of(states: States, transition: Transition) -> tuple[Residue, ...] | None:
     """The residues of some states; None where the threshold's grid is too coarse for them, or too
-    fine for their errors, and where a correction could not be checked at once."""
+    fine for their errors, and on another device than a CPU, which would have to tell their
+    magnitudes and whether a correction can be trusted."""
     if not all(capture.may_compare(each) for each in states):
         return None
     least, most = transition.thresholds

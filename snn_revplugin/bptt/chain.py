@@ -30,6 +30,7 @@ from ..replay import HeldTensor, Recomputable, TrainingStep, read_together
 from ..settings import Settings
 from ..torch_internals import capture
 from ..torch_internals.pass_cache import pass_cache
+from ..torch_internals.uniform import is_uniform
 from ..torch_internals.versioned import Versioned
 from .anchors import Anchoring, Residue, is_moderate, residues_of
 from .surroundings import Surroundings
@@ -45,11 +46,11 @@ Sums = list[float] | None
 
 def initial(state: Tensor) -> Tensor:
     """An alias of a state that a chain starts from; one element where all are equal, as after a
-    reset."""
-    state = state.detach()
-    if state.numel() > 1 and capture.may_synchronise(state):
+    reset. On another device than a CPU that is not found out, but it may be known."""
+    known, state = is_uniform(state), state.detach()
+    if state.numel() > 1 and (known or capture.may_compare(state)):
         first = state[(0,) * state.dim()]
-        if bool((state == first).all()):
+        if known or bool((state == first).all()):
             return first.clone().expand_as(state)
     return state
 

@@ -76,7 +76,10 @@ class NeuronRecord:
         """
         key = self._key
         if key is None or not key.equals(tensors, others, starts):
-            self._key, self._transition = TransitionKey(tensors, others), build()
+            built, earlier = build(), self._transition
+            if built is not None:
+                built.follow(earlier)
+            self._key, self._transition = TransitionKey(tensors, others), built
         return self._transition
 
     def remember(self, transition: Transition) -> None:

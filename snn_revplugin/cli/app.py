@@ -1,4 +1,4 @@
-"""The four commands and their options; what they do is in the files beside this one."""
+"""The five commands and their options; what they do is in the files beside this one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from . import bench as benching
 from . import demo as demonstration
 from . import doctor as examination
 from . import script
-from . import suite as suites
+from .acceptance.parts import PARTS
+from .acceptance.run import run as run_acceptance
 from .comparison import Setup
 from .workloads import WORKLOADS
 
@@ -31,7 +32,7 @@ app = typer.Typer(
 )
 
 Net = StrEnum("Net", {name: name for name in WORKLOADS})
-Suite = StrEnum("Suite", {"gpu": "gpu"})
+Part = StrEnum("Part", {name: name for name in PARTS})
 DType = StrEnum("DType", {name: name for name in ("float32", "float64", "float16", "bfloat16")})
 
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
@@ -67,12 +68,7 @@ def bench(
         int | None, typer.Option("--batch", "-N", min=1, help="Images a step, likewise.")
     ] = None,
     dtype: Annotated[DType, typer.Option(help="Of weights and images.")] = DType.float32,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="Where to compute: cpu, cuda, cuda:1, ...; by default cpu, and cuda for the suite."
-        ),
-    ] = None,
+    device: Device = "cpu",
     repeats: Annotated[
         int, typer.Option(min=1, help="Training steps of each that are timed, in turns.")
     ] = 5,
@@ -80,40 +76,37 @@ def bench(
         Path | None, typer.Option(dir_okay=False, help="Write the figures to this file too.")
     ] = None,
     seed: Seed = 0,
-    suite: Annotated[
-        Suite | None,
-        typer.Option(
-            help="Run all of a suite instead, each case in a fresh process; see docs/benchmarks.md."
-        ),
-    ] = None,
-    out: Annotated[
-        Path, typer.Option(file_okay=False, help="Folder for the suite's CSV and plot.")
-    ] = Path("out"),
-    quick: Annotated[
-        bool, typer.Option("--quick", help="The suite in small, to see that it runs.")
-    ] = False,
 ) -> None:
     """Measure one network's training step with the host's neurons and with ours: memory, time,
     spikes, gradients."""
-    if suite is not None:
-        _run_suite(device or "cuda", out, quick)
-        return
-    device = device or "cpu"
     _check_device(device)
     choices = {"time_steps": time_steps, "batch": batch, "device": device, "seed": seed}
     workload, dtype_ = WORKLOADS[net.value], getattr(torch, dtype.value)
     benching.run(Console(), Setup.usual(workload, dtype=dtype_, **choices), repeats, csv)
 
 
-def _run_suite(device: str, out: Path, quick: bool) -> None:
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise typer.BadParameter(
-            "the suite 'gpu' needs a CUDA device and there is none; --device cpu --quick runs"
-            " it in small",
-            param_hint="--suite",
-        )
+@app.command()
+def accept(
+    part: Annotated[
+        list[Part] | None,
+        typer.Option(
+            help="Run this part alone, or with others: "
+            + "; ".join(f"{name}: {each.title}" for name, each in PARTS.items())
+        ),
+    ] = None,
+    device: Device = "cuda",
+    quick: Annotated[bool, typer.Option("--quick", help="In small, to see that it runs.")] = False,
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="Folder for acceptance.jsonl and acceptance.md.")
+    ] = Path("out"),
+) -> None:
+    """Examine on a device what only the device can show, in at most ten minutes; see
+    docs/accept.md."""
     _check_device(device)
-    suites.run(lambda line: typer.echo(line), device, out, quick)
+    parts = PARTS if part is None else [each.value for each in part]
+    went_well = run_acceptance(typer.echo, device, out, quick, parts)
+    typer.echo(f"results in {out / 'acceptance.jsonl'} and {out / 'acceptance.md'}")
+    raise typer.Exit(0 if went_well else 1)
 
 
 @app.command()

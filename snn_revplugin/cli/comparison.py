@@ -117,14 +117,11 @@ def compare(
     batch = setup.data() if batch is None else setup.place(batch)
     traces, gradients = {}, {}
     for whose in SIDES:
-        net = setup.net(whose)
-        with Trace(net, setup.workload.neuron(HOST)) as traces[whose]:
-            setup.loss(net, batch).backward()
-        gradients[whose] = [each.grad for each in net.parameters() if each.grad is not None]
+        traces[whose], gradients[whose] = observe(setup, whose, batch)
         on_step()
     spikes_equal, potentials_equal = traces[HOST].equals(traces[OURS])
     gradient_error = largest_relative_difference(gradients[HOST], gradients[OURS])
-    del traces, gradients, net
+    del traces, gradients
 
     memory, steps = {}, {}
     for whose in SIDES:
@@ -146,6 +143,14 @@ def compare(
         potentials_equal,
         gradient_error,
     )
+
+
+def observe(setup: Setup, whose: str, batch: Batch) -> tuple[Trace, list[Tensor]]:
+    """What the neurons of a fresh net hand out in one training step, and its gradients."""
+    net = setup.net(whose)
+    with Trace(net, setup.workload.neuron(HOST)) as trace:
+        setup.loss(net, batch).backward()
+    return trace, [each.grad for each in net.parameters() if each.grad is not None]
 
 
 def steps_of(repeats: int) -> int:

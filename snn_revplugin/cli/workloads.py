@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -56,6 +58,8 @@ class Workload:
         loss: takes the outputs and the classes to a scalar.
         image: shape of one image.
         time_steps, batch: the sizes that are used unless others are asked for.
+        in_blocks: takes SpikingJelly's net to the class of its blocks, for what saves memory block
+            by block; it may gather the net's layers in blocks first, in place.
     """
 
     name: str
@@ -66,6 +70,7 @@ class Workload:
     image: tuple[int, int, int]
     time_steps: int
     batch: int
+    in_blocks: Callable[[nn.Module], type[nn.Module]] | None = None
 
     def neuron(self, whose: str) -> type[nn.Module]:
         """The neuron class, of ``HOST``, ``OURS`` or ``COUPLED``.
@@ -222,6 +227,94 @@ def in_blocks(net: ConvBatchNormLIFNet, block: type[Block]) -> ConvBatchNormLIFN
     return net
 
 
+def _gathered(net: ConvBatchNormLIFNet) -> type[Block]:
+    in_blocks(net, Block)
+    return Block
+
+
+def checkpoint_each(net: nn.Module, kind: type[nn.Module]) -> nn.Module:
+    """SpikingJelly's net in step mode 'm', changed in place, with each block of a class under
+    ``torch.utils.checkpoint``; the block's neurons start from rest both times."""
+    for each in net.modules():
+        if isinstance(each, kind):
+            each.forward = partial(_checkpointed, each, each.forward)
+    return net
+
+
+def _checkpointed(block: nn.Module, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    from spikingjelly.activation_based import functional
+
+    def run(*inputs: Tensor) -> Tensor:
+        functional.reset_net(block)
+        return forward(*inputs)
+
+    return checkpoint(run, *inputs, use_reentrant=False)
+
+
+class OverTime(nn.Module):
+    """A model of SpikingJelly that starts from rest and runs T time steps, to ``[N, classes]``.
+
+    Args:
+        net: the model.
+        mode: "s" (in a loop), "m", or "own" if the model itself repeats the image.
+    """
+
+    def __init__(self, net: nn.Module, mode: str) -> None:
+        super().__init__()
+        from spikingjelly.activation_based import functional
+
+        self.net, self.mode = net, mode
+        if mode != "own":
+            functional.set_step_mode(net, mode)
+        # so that neurons fire, and no residual branch is multiplied by zero
+        for each in net.modules():
+            if isinstance(each, nn.modules.batchnorm._BatchNorm):
+                nn.init.uniform_(each.weight, 0.5, 1.5)
+
+    def forward(self, images: Tensor, time_steps: int) -> Tensor:
+        from spikingjelly.activation_based import functional
+
+        functional.reset_net(self.net)
+        torch.manual_seed(0)  # for dropout
+        if self.mode == "s":
+            return torch.stack([self.net(images) for _ in range(time_steps)]).mean(0)
+        outputs = self.net(images.expand(time_steps, *images.shape) if self.mode == "m" else images)
+        return outputs if outputs.dim() == 2 else outputs.mean(0)
+
+
+def _model(name: str, module: str, builder: str, block: str, mode: str, **options: Any) -> Workload:
+    """A model of SpikingJelly.
+
+    Args:
+        module: the module of ``spikingjelly.activation_based.model`` that contains the builder.
+        builder, block: the function that makes the model, and the class of its blocks.
+        mode: of :class:`OverTime`.
+        options: arguments of the builder.
+    """
+
+    def models() -> ModuleType:
+        return importlib.import_module(f"spikingjelly.activation_based.model.{module}")
+
+    def make(neuron: type[nn.Module]) -> nn.Module:
+        from spikingjelly.activation_based import surrogate
+
+        arguments = {"surrogate_function": surrogate.ATan(), "detach_reset": True}
+        build = getattr(models(), builder)
+        return OverTime(build(spiking_neuron=neuron, v_threshold=0.5, **arguments, **options), mode)
+
+    return Workload(
+        name,
+        f"SpikingJelly's {builder}, 32x32 images",
+        "spikingjelly",
+        make,
+        F.cross_entropy,
+        image=(3, 32, 32),
+        time_steps=4,
+        batch=4,
+        in_blocks=lambda _: getattr(models(), block),
+    )
+
+
 def loss_of_every_step(outputs: Tensor, classes: Tensor) -> Tensor:
     """Cross entropy summed over time steps, each with its own say."""
     return sum(F.cross_entropy(output, classes) for output in outputs)
@@ -257,6 +350,7 @@ WORKLOADS = {
             image=(3, 32, 32),
             time_steps=16,
             batch=4,
+            in_blocks=_gathered,
         ),
         Workload(
             "digits-snntorch",
@@ -278,7 +372,26 @@ WORKLOADS = {
             image=(1, 8, 8),
             time_steps=8,
             batch=64,
+            in_blocks=_gathered,
         ),
+        _model(
+            "spiking_resnet18",
+            "spiking_resnet",
+            "spiking_resnet18",
+            "BasicBlock",
+            "m",
+            num_classes=10,
+        ),
+        _model(
+            "sew_resnet18",
+            "sew_resnet",
+            "sew_resnet18",
+            "BasicBlock",
+            "m",
+            cnf="ADD",
+            num_classes=10,
+        ),
+        _model("spikformer", "spikformer", "spikformer_cifar10", "SpikformerBlock", "own", T=4),
     )
 }
 

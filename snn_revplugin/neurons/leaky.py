@@ -85,8 +85,7 @@ class Leaky(OneStateNeuron):
     @cached_property
     def thresholds(self) -> tuple[float, float]:
         """The smallest and the largest threshold of any neuron, as magnitudes."""
-        least, most = self.threshold.detach().abs().aminmax()
-        return least.item(), most.item()
+        return self._bounds[:2]
 
     @property
     def decays(self) -> Tensor:
@@ -100,7 +99,17 @@ class Leaky(OneStateNeuron):
     @cached_property
     def decay(self) -> float:
         """The smallest decay of any neuron."""
-        return self.clamped_beta.min().item()
+        return self._bounds[2]
+
+    @cached_property
+    def _bounds(self) -> tuple[float, float, float]:
+        """The smallest and the largest threshold, and the smallest decay. They are read at once:
+        another device than a CPU is waited for once."""
+        least, most = self.threshold.detach().abs().aminmax()
+        bounds = least, most, self.clamped_beta.min()
+        dtype = torch.promote_types(self.threshold.dtype, self.beta.dtype)
+        device = self.beta.device
+        return tuple(capture.numbers(torch.stack([each.to(device, dtype) for each in bounds])))
 
     def spikes(self, fired: Tensor) -> Tensor:
         return fired * self.factor if self.graded else fired

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from ..torch_internals import capture
 from ..torch_internals.distributed import is_freed
+from ..torch_internals.late import Largest
 from ..torch_internals.versioned import Versioned
 
 if TYPE_CHECKING:
@@ -232,6 +233,17 @@ class Transition:
     def parameters(self) -> tuple[Tensor, ...]:
         """The tensors, learned or not, that :meth:`vjp` gives gradients for."""
         return tuple(getattr(self, name) for name in self.parameter_names)
+
+    @cached_property
+    def largest(self) -> Largest:
+        """The largest potentials that backward has met, on a device that is not to be waited
+        for."""
+        return Largest()
+
+    def follow(self, earlier: Transition | None) -> None:
+        """Go on with what is known of the same neuron under earlier equations."""
+        if earlier is not None:
+            vars(self)["largest"] = earlier.plain.largest
 
     def with_parameters(self, parameters: Sequence[Tensor]) -> Transition:
         """The same neuron with other tensors for its parameters."""

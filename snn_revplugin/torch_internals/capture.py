@@ -22,6 +22,11 @@ def may_compare(tensor: Tensor) -> bool:
     return tensor.is_cpu and may_synchronise(tensor)
 
 
+def numbers(tensor: Tensor) -> list[float]:
+    """The values of a tensor of one dimension. Waits for the device."""
+    return tensor.tolist()
+
+
 def may_synchronise(tensor: Tensor) -> bool:
     """Whether the values of a tensor may be looked at here."""
     if get_settings().capturable:

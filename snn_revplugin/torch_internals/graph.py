@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Node = Any  # torch.autograd.graph.Node, or None at the end of an edge
 Edge = tuple[Node, int]  # the node that made a tensor, and which of its outputs the tensor was
@@ -127,9 +128,48 @@ def wrapped_node(node: Node) -> Node:
     return getattr(node, "_wrapped_node", None)
 
 
-def gradient_through(node: Node, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """What a node of one output makes of a gradient: one for each of its inputs. No hook runs, and
-    nothing is freed."""
-    with torch.no_grad():
-        result = node(gradient)
-    return result if isinstance(result, tuple) else (result,)
+class Strided(NamedTuple):
+    """Which elements of a memory a tensor has."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    def normal(self) -> Strided:
+        """The same with a stride of 0 for each dimension of one element, where it says nothing."""
+        stride = (b if a != 1 else 0 for a, b in zip(self.size, self.stride, strict=True))
+        return Strided(tuple(self.size), tuple(stride), self.offset)
+
+
+class _Strides(TorchDispatchMode):
+    """Notes the tensors that are made by their strides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Strided] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func is torch.ops.aten.as_strided.default:
+            self.found.append(Strided(*args[1:], *([0] * (4 - len(args)))).normal())
+        elif func is torch.ops.aten.new_empty_strided.default:
+            self.found.append(Strided(*args[1:3], 0).normal())
+        return func(*args, **(kwargs or {}))
+
+
+def strided_by(node: Node) -> list[Strided] | None:
+    """The tensors that the backward of a node of one output takes by their strides: what
+    ``AsStridedBackward0`` and ``CopySlices`` know of a view and of the tensor that it views. No
+    element is computed, no hook runs, and nothing is freed.
+
+    Returns:
+        None where the backward cannot run without elements.
+    """
+    gradient = torch.empty(tuple(shape_of_output(node)), device="meta")
+    try:
+        with torch.no_grad(), _Strides() as strides:
+            node(gradient)
+    except (NotImplementedError, RuntimeError):
+        return None
+    return strides.found

@@ -5,9 +5,10 @@ shape [T * batch, ...], as in the residual sum of a ResNet in step mode 'm'; or 
 written into a padded tensor.
 
 Autograd records the write as ``CopySlices`` on the viewed tensor, around the operation that wrote,
-and makes a new view of that, ``as_strided``. Neither node says which elements the view has. So each
-is called with the elements' numbers as a gradient, and these tell. Elements that do not lie in one
-regular pattern are a boundary.
+and makes a new view of that, ``as_strided``. What a node takes of its tensor is told by the strides
+that its backward uses, see :func:`...torch_internals.graph.strided_by`, where these are all
+elements in their order. Otherwise it is called with the elements' numbers as a gradient, and these
+tell. Elements that do not lie in one regular pattern are a boundary.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from torch import Tensor
 from ...torch_internals import capture
 from ...torch_internals.graph import (
     Node,
+    Strided,
     attribute_of,
     gradient_through,
     name_of,
     shape_of_output,
+    strided_by,
     type_of_output,
     wrapped_node,
 )
@@ -57,6 +60,8 @@ class Part(NamedTuple):
 
 def _view_again(node: Node) -> Replay | None:
     shape, below = tuple(shape_of_output(node)), tuple(shape_of_output(*node.next_functions[0]))
+    if _in_order(node, below, shape):
+        return partial(Tensor.reshape, shape=shape)
     found = _numbers_through(node, shape, 0)
     if found is None or found.shape != below:
         return None
@@ -234,8 +239,11 @@ def _part_written(node: Node, write: Node) -> Part | None:
     operand, output = node.next_functions[1]
     if operand is None or tuple(shape_of_output(operand, output)) != shape:
         return None
+    whole = tuple(shape_of_output(node))
+    if _in_order(node, whole, shape):
+        return Part(*_dense(shape))
     # The gradient at what was written is the gradient at the view's elements.
-    numbers = _numbers_through(node, tuple(shape_of_output(node)), 1)
+    numbers = _numbers_through(node, whole, 1)
     if numbers is None or numbers.shape != shape:
         return None
     return _part_of((-numbers if name_of(write) == "SubBackward0" else numbers) - 1, shape)
@@ -283,6 +291,18 @@ def _is_whole(part: Part, shape: tuple[int, ...]) -> bool:
     count = math.prod(part.shape)
     in_order = torch.arange(count).view(part.shape)
     return count == math.prod(shape) and torch.equal(part.of(torch.arange(count)), in_order)
+
+
+def _in_order(node: Node, whole: tuple[int, ...], part: tuple[int, ...]) -> bool:
+    """Whether a node takes of a tensor of the shape ``whole`` all elements, in their order, as a
+    view of the shape ``part``. No element is computed."""
+    geometry = strided_by(node)
+    return geometry is not None and set(geometry) == {_dense(whole), _dense(part)}
+
+
+def _dense(shape: tuple[int, ...]) -> Strided:
+    """A tensor without gaps and offset; the strides of dimensions of size one say nothing."""
+    return Strided(shape, torch.empty(shape, device="meta").stride(), 0).normal()
 
 
 register(

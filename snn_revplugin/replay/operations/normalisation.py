@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from ...torch_internals import capture
-from ...torch_internals.graph import Node, attribute_of
+from ...torch_internals.graph import Node, attribute_of, name_of
 from ...torch_internals.saved_tensors import saved_by
+from ...torch_internals.tensors import storage_of
 from ...torch_internals.versioned import Versioned
 from ..kind import LAYER
 from ..recipe import Replay, identity_of
@@ -161,9 +163,8 @@ def _layer_norm(node: Node) -> Replay | None:
     if x is None or deviation is None:
         return None
     rows, deviations = x.reshape(-1, *shape), deviation.reshape(-1)
-    sample = deviations.argmax() if deviations.numel() else None
     eps = _eps_of(
-        sample,
+        node,
         deviations,
         lambda i, eps: torch.native_layer_norm(rows[i : i + 1], shape, None, None, eps)[2],
     )
@@ -199,10 +200,9 @@ def _group_norm(node: Node) -> Replay | None:
     if x is None or deviation is None:
         return None
     rows, deviations = x.reshape(n * groups, 1, -1), deviation.reshape(-1)
-    sample = deviations.argmax() if deviations.numel() else None
     size = rows.shape[-1]
     eps = _eps_of(
-        sample,
+        node,
         deviations,
         lambda i, eps: torch.native_group_norm(rows[i : i + 1], None, None, 1, 1, size, 1, eps)[2],
     )
@@ -218,19 +218,40 @@ def _normalise_groups(
 USUAL_EPS = (1e-5, 1e-6, 1e-3, 1e-4, 1e-8, 1e-12, 1e-2, 1e-7, 2.0**-23, 2.0**-52)
 
 
-def _eps_of(sample: Tensor | None, deviations: Tensor, deviation_of) -> float | None:
+# The eps of a norm that has a weight, by the weight's memory, on a device that is not to be asked
+# again.
+_known_eps: WeakKeyDictionary[torch.UntypedStorage, dict[str, float]] = WeakKeyDictionary()
+
+
+def _eps_of(
+    node: Node, deviations: Tensor, deviation_of: Callable[[int, float], Tensor]
+) -> float | None:
     """The eps that the norm was called with, which its node does not save.
 
-    It is the one that gives the saved deviation bit for bit, in the row where eps weighs most.
+    It is the one that gives the saved deviation bit for bit, in the row where eps weighs most. On
+    another device than a CPU that is asked for once for each norm with a weight of its own.
 
     Returns:
         None, and so a boundary, if none of the usual ones does.
     """
-    if sample is None:
+    if deviations.numel() == 0:
         return USUAL_EPS[0]
-    if not capture.may_synchronise(sample):
-        return None
-    row = int(sample)
+    if capture.may_compare(deviations):
+        return _solved_eps(deviations, deviation_of)
+    weight = saved_by(node, "weight")
+    is_own = weight is not None and weight.is_leaf and weight.requires_grad
+    storage = storage_of(weight) if is_own else None
+    known = {} if storage is None else _known_eps.setdefault(storage, {})
+    place = f"{name_of(node)} at {0 if weight is None else weight.storage_offset()}"
+    if place not in known and capture.may_synchronise(deviations):
+        eps = _solved_eps(deviations, deviation_of)
+        if eps is not None:
+            known[place] = eps
+    return known.get(place)
+
+
+def _solved_eps(deviations: Tensor, deviation_of: Callable[[int, float], Tensor]) -> float | None:
+    row = int(deviations.argmax())
     with torch.no_grad():
         for eps in USUAL_EPS:
             if torch.equal(deviation_of(row, eps).reshape(-1), deviations[row : row + 1]):

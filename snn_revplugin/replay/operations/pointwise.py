@@ -17,6 +17,8 @@ from ..recipe import Replay
 from .operation import ONE, DecidedBy, Operation, register
 from .shape import applying
 
+LONG = torch.float32, torch.float64  # in shorter dtypes torch computes with a longer number
+
 
 def _scaled(function: Replay) -> DecidedBy:
     return DecidedBy(lambda alpha: partial(function, alpha=alpha), "alpha")
@@ -82,6 +84,11 @@ def solve_constant(node: Node, x: Tensor, output: Tensor) -> Replay | None:
     if x.numel() == 0 or x.shape != output.shape or not capture.may_synchronise(x):
         return None
     with torch.no_grad():
+        if not capture.may_compare(x) and x.dtype in LONG:
+            replay = _with_a_number_there(name_of(node), alpha, x, output)
+            # The node of ``c - x`` stands for a number alone.
+            known = name_of(node) == "RsubBackward1" or torch.equal(replay(x), output)
+            return replay if known else None
         for number in _candidates(x.detach(), of_x, of_number, output.detach()):
             replay = partial(_with_number, function, number, alpha)
             if torch.equal(replay(x), output):
@@ -118,6 +125,19 @@ def _candidates(x: Tensor, of_x: float, of_number: float, output: Tensor) -> Ite
     yield from dict.fromkeys(
         each for each in (*decimals, numbers[-1].item()) if low <= each <= high
     )
+
+
+def _with_a_number_there(name: str, alpha: float, x: Tensor, output: Tensor) -> Replay:
+    """The sum with a constant on a device that is not asked for values: the constant stays
+    there."""
+    at = x.abs().argmin().reshape(1)  # an index without a dimension would be read
+    x_there, output_there = (each.reshape(-1).index_select(0, at) for each in (x, output))
+    if name == "RsubBackward1":
+        c = (output_there + alpha * x_there).reshape(())
+        return lambda x, _=None: torch.rsub(x, c, alpha=alpha)
+    sign, function = (1, torch.add) if name == "AddBackward0" else (-1, torch.sub)
+    c = (sign * (output_there - x_there) / alpha).reshape(())
+    return lambda x, _=None: function(x, c, alpha=alpha)
 
 
 def packed_mask(mask: Tensor) -> PackedSpikes | None:

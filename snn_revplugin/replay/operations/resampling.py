@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ...torch_internals import capture
 from ...torch_internals.graph import Node, attribute_of, shape_of_output
 from ..kind import LAYER, PLAIN
 from ..recipe import Replay
@@ -19,13 +20,17 @@ aten = torch.ops.aten
 
 
 def _padded_with_a_number(node: Node, output: Tensor) -> Replay | None:
-    """The number is not saved; a corner of the output tells it. Borders that were written into
-    since are NaN: then they are so all over, or which number they were is unknown."""
+    """The number is not saved; a corner of the output tells it. On a device that is not asked for
+    values it stays there. Borders that were written into since are NaN: then they are so all over,
+    or which number they were is unknown."""
     pad, corner, number = attribute_of(node, "pad"), [0] * output.dim(), 0.0
     for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
         if (before > 0 or after > 0) and output.numel():
             corner[-1 - i] = 0 if before > 0 else -1
-            number = output[tuple(corner)].item()
+            there = output.detach()[tuple(corner)]
+            if not capture.may_compare(output):
+                return partial(_pad_with_a_number_there, pad, there.clone())
+            number = there.item()
             break
     if math.isnan(number):
         inner = output.new_zeros(tuple(shape_of_output(*node.next_functions[0])))
@@ -37,6 +42,11 @@ def _padded_with_a_number(node: Node, output: Tensor) -> Replay | None:
 
 def _pad(pad: tuple[int, ...], number: float, x: Tensor) -> Tensor:
     return aten.constant_pad_nd(x, pad, number)
+
+
+def _pad_with_a_number_there(pad: tuple[int, ...], number: Tensor, x: Tensor) -> Tensor:
+    is_padding = aten.constant_pad_nd(torch.zeros_like(x, dtype=torch.bool), pad, True)
+    return torch.where(is_padding, number, aten.constant_pad_nd(x, pad))
 
 
 def _pad_from_within(name: str, dimensions: int) -> Operation:
