@@ -28,7 +28,6 @@ FOR_SPIKINGJELLY_2 = [
     "test_spikingjelly_models.py",
     "test_spikingjelly_simple.py",
     "test_spikingjelly_tools.py",
-    "test_suite.py",
     "test_training_setups.py",
 ]
 FOR_SPIKINGJELLY_0 = [

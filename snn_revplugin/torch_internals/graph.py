@@ -173,3 +173,11 @@ def strided_by(node: Node) -> list[Strided] | None:
     except (NotImplementedError, RuntimeError):
         return None
     return strides.found
+
+
+def gradient_through(node: Node, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """What a node of one output makes of a gradient: one for each of its inputs. No hook runs, and
+    nothing is freed."""
+    with torch.no_grad():
+        result = node(gradient)
+    return result if isinstance(result, tuple) else (result,)
