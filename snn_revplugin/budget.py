@@ -24,7 +24,7 @@ UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9} | {
     "MiB": 1 << 20,
     "GiB": 1 << 30,
 }
-AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(%|" + "|".join(UNITS) + ")")
+AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(%|" + "|".join(UNITS) + "|)")
 WRONG = (
     "memory_budget must be 'least', 'peak', 'host', a number of bytes, an amount such as '2 GiB',"
     " or a share of the device's memory such as '60%', got {!r}"
@@ -102,15 +102,15 @@ def bytes_of(budget: float | str, device_bytes: int) -> float | None:
         budget: it; any but ``"least"``.
         device_bytes: the memory of the device, for a share of it.
 
-    >>> [bytes_of(each, device_bytes=1000) for each in (5, "2 KiB", "60%", "host")]
-    [5, 2048.0, 600.0, inf]
+    >>> [bytes_of(each, device_bytes=1000) for each in (5, "7", "2 KiB", "60%", "host")]
+    [5, 7.0, 2048.0, 600.0, inf]
     """
     if not isinstance(budget, str):
         return budget
     if budget in (PEAK, HOST):
         return None if budget == PEAK else float("inf")
     number, unit = AMOUNT.fullmatch(budget).groups()
-    return float(number) * (device_bytes / 100 if unit == "%" else UNITS[unit])
+    return float(number) * (device_bytes / 100 if unit == "%" else UNITS[unit or "B"])
 
 
 def plan_of(units: Sequence[Unit], limit: float | None) -> Plan:

@@ -288,6 +288,19 @@ def test_run_passes_options_on_to_a_module(tmp_path: Path, monkeypatch: pytest.M
     assert result.stdout.strip() == str(["--help", "-x", "--", "--out", "y"])
 
 
+@pytest.mark.parametrize("how", [["budget_of_run.py"], ["-m", "budget_of_run"]], ids=" ".join)
+def test_run_under_a_memory_budget(
+    how: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "from snn_revplugin import get_settings\nprint(get_settings().memory_budget)\n"
+    (tmp_path / "budget_of_run.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    assert invoke("run", "--memory-budget", "2 GiB", *how).stdout.strip() == "2 GiB"
+    result = invoke("run", "--memory-budget", "plenty", *how)
+    assert result.exit_code == 2
+    assert "memory_budget must be" in result.output
+
+
 def test_run_of_a_module_that_does_not_exist():
     result = invoke("run", "-m", "no_such_package.train")
     assert result.exit_code == 1

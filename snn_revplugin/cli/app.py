@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
+from ..budget import LEAST, check_budget
+from ..settings import use_settings
 from . import bench as benching
 from . import demo as demonstration
 from . import doctor as examination
@@ -37,6 +39,23 @@ DType = StrEnum("DType", {name: name for name in ("float32", "float64", "float16
 
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
 Seed = Annotated[int, typer.Option(help="Of weights and data.")]
+
+
+def _budget(value: str) -> str:
+    try:
+        check_budget(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return value
+
+
+MemoryBudget = Annotated[
+    str,
+    typer.Option(
+        callback=_budget,
+        help="What a training step may keep: least, peak, host, or an amount such as '2 GiB'.",
+    ),
+]
 
 
 @app.command()
@@ -76,13 +95,15 @@ def bench(
         Path | None, typer.Option(dir_okay=False, help="Write the figures to this file too.")
     ] = None,
     seed: Seed = 0,
+    memory_budget: MemoryBudget = LEAST,
 ) -> None:
     """Measure one network's training step with the host's neurons and with ours: memory, time,
     spikes, gradients."""
     _check_device(device)
     choices = {"time_steps": time_steps, "batch": batch, "device": device, "seed": seed}
     workload, dtype_ = WORKLOADS[net.value], getattr(torch, dtype.value)
-    benching.run(Console(), Setup.usual(workload, dtype=dtype_, **choices), repeats, csv)
+    with use_settings(memory_budget=memory_budget):
+        benching.run(Console(), Setup.usual(workload, dtype=dtype_, **choices), repeats, csv)
 
 
 @app.command()
@@ -119,8 +140,9 @@ class _LikePython(TyperCommand):
     """A command whose option ``-m MODULE`` ends the options, as Python's does."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
-        if args[:1] == ["-m"]:
-            args = [*args[:2], "--", *args[2:]]
+        at = 2 if args[:1] == ["--memory-budget"] else 0
+        if args[at : at + 1] == ["-m"]:
+            args = [*args[: at + 2], "--", *args[at + 2 :]]
         return super().parse_args(ctx, args)
 
 
@@ -136,6 +158,7 @@ def run(
         str | None,
         typer.Option("-m", metavar="MODULE", help="Run a module in place of SCRIPT, as python -m."),
     ] = None,
+    memory_budget: MemoryBudget = LEAST,
 ) -> None:
     """Run a training script with its supported neurons swapped; at the end, report what each kept
     and why."""
@@ -144,7 +167,8 @@ def run(
         target, arguments = module, arguments if path is None else [path, *arguments]
     else:
         target = _script(path)
-    code, report = script.run(target, arguments, is_module=module is not None)
+    with use_settings(memory_budget=memory_budget):
+        code, report = script.run(target, arguments, is_module=module is not None)
     typer.echo(report, err=True)
     raise typer.Exit(code)
 
