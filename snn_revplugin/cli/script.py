@@ -96,7 +96,7 @@ class SwapOnRegistration:
         """What every neuron kept and why, with the class of its outermost module before its
         name."""
         roots: dict[_Place, str] = {}
-        for place in self._neurons:
+        for place in (*self._neurons, *self._watched):
             root = place.root
             if root not in roots:
                 count = sum(each.kind == root.kind for each in roots)
