@@ -189,7 +189,7 @@ def test_and_less_is_kept_for_it(
 
 
 def test_a_frozen_bias_is_told_from_none() -> None:
-    """It is a boundary, with the host's numbers."""
+    """The module of the weight tells it; the numbers are the host's."""
 
     def program(make: MakeNeuron) -> Observed:
         net = nn.Sequential(
@@ -206,4 +206,5 @@ def test_a_frozen_bias_is_told_from_none() -> None:
         return Observed({"out": out} | dict(net.named_buffers())).see_gradients(net)
 
     _, above = agree(program, neuron.LIFNode, RevLIFNode)
-    assert set(above.record.statistics.boundaries) == {"NativeBatchNormBackward0"}
+    assert not above.record.statistics.boundaries
+    assert "NativeBatchNormBackward0" in above.record.statistics.operations

@@ -151,7 +151,6 @@ ROWS = (
         "LinearRecurrentContainer",
         FEATURES,
         lambda make: layer.LinearRecurrentContainer(make(v_threshold=0.1), 16, 16),
-        boundaries="CatBackward0",
     ),
 )
 CASES = [pytest.param(row, mode, id=f"{row.name}-{mode}") for row in ROWS for mode in row.modes]
