@@ -40,7 +40,11 @@ def pairs_of(N, half, ROWS: tl.constexpr, BITS: tl.constexpr, WIDE: tl.constexpr
     the masks of both."""
     first, rows, tile, mask, row_mask = tile_of(N // 2, ROWS, 2)
     if BITS:  # the eight of a byte stand in a row of memory
-        start = tl.multiple_of(place_of(first + rows, half, WIDE), 4)
+        pair = first + rows
+        if not WIDE:
+            pair = pair.to(tl.int32)
+        # On the sum itself: on what a function returns, the hint would be lost.
+        start = tl.multiple_of(pair + pair // half * half, 4)
         return start[:, None] + tl.arange(0, 4)[None, :], start, mask, row_mask
     else:
         place = place_of(first + tile, half, WIDE)
