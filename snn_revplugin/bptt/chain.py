@@ -48,7 +48,8 @@ def initial(state: Tensor) -> Tensor:
     """An alias of a state that a chain starts from; one element where all are equal, as after a
     reset. On another device than a CPU that is not found out, but it may be known."""
     known, state = is_uniform(state), state.detach()
-    if state.numel() > 1 and (known or capture.may_compare(state)):
+    # A meta tensor has no values: it raises an error here, as where the host mixes devices.
+    if state.numel() > 1 and (known or capture.may_compare(state) or state.is_meta):
         first = state[(0,) * state.dim()]
         if known or bool((state == first).all()):
             return first.clone().expand_as(state)

@@ -107,9 +107,10 @@ class Leaky(OneStateNeuron):
         another device than a CPU is waited for once."""
         least, most = self.threshold.detach().abs().aminmax()
         bounds = least, most, self.clamped_beta.min()
+        if self.threshold.device != self.beta.device:
+            return tuple(each.item() for each in bounds)
         dtype = torch.promote_types(self.threshold.dtype, self.beta.dtype)
-        device = self.beta.device
-        return tuple(capture.numbers(torch.stack([each.to(device, dtype) for each in bounds])))
+        return tuple(capture.numbers(torch.stack([each.to(dtype) for each in bounds])))
 
     def spikes(self, fired: Tensor) -> Tensor:
         return fired * self.factor if self.graded else fired

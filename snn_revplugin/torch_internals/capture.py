@@ -23,8 +23,12 @@ def may_compare(tensor: Tensor) -> bool:
 
 
 def numbers(tensor: Tensor) -> list[float]:
-    """The values of a tensor of one dimension. Waits for the device."""
-    return tensor.tolist()
+    """The values of a tensor of one dimension. Waits for the device.
+
+    Raises:
+        RuntimeError: the tensor is on the meta device, which has no values.
+    """
+    return [tensor[0].item()] if tensor.is_meta else tensor.tolist()
 
 
 def may_synchronise(tensor: Tensor) -> bool:

@@ -13,10 +13,11 @@ def note_uniform(tensor: Tensor) -> Tensor:
     Returns:
         The tensor.
     """
-    setattr(tensor, _MARK, tensor._version)
+    if not tensor.is_inference():  # which has no versions, and no graph
+        setattr(tensor, _MARK, tensor._version)
     return tensor
 
 
 def is_uniform(tensor: Tensor) -> bool:
     """Whether all elements are known to be equal."""
-    return getattr(tensor, _MARK, None) == tensor._version
+    return hasattr(tensor, _MARK) and getattr(tensor, _MARK) == tensor._version
