@@ -101,10 +101,13 @@ class _HoldsMem(ReversibleNeuron):
         self.mem = potential
         self.forward(current)
 
-    def reset_mem(self) -> Tensor:
-        """Zeros in the place of ``mem``, as the host's."""
-        mem = super().reset_mem()
-        return mem if torch.compiler.is_compiling() else note_uniform(mem)
+    def reset_mem(self) -> Tensor | States:
+        """Zeros in the place of the states, as the host's."""
+        states = super().reset_mem()
+        if not torch.compiler.is_compiling():
+            for each in states if isinstance(states, tuple) else (states,):
+                note_uniform(each)
+        return states
 
 
 def _resets(kind: type[nn.Module], zero: str) -> dict[Callable, str]:
@@ -633,7 +636,7 @@ def _packed_reset_signal(neuron: LeakyEquations, held: Tensor) -> PackedSpikes:
 def _is_known_one(number: Tensor) -> bool:
     """Whether a tensor is known to be the constant one. Asking a CUDA tensor for its value would
     stall the time loop."""
-    known = number.device.type == "cpu" and number.dim() == 0 and capture.may_synchronise(number)
+    known = number.dim() == 0 and capture.may_compare(number)
     return known and not number.requires_grad and number.item() == 1
 
 

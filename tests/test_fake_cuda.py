@@ -43,7 +43,6 @@ ONLY_ON_CUDA = {
     "CudnnBatchNormBackward0": lambda x: torch.cudnn_batch_norm(
         x, *torch.ones(4, x.shape[1]), True, 0.1, 1e-5
     ),
-    "NativeDropoutBackward0": lambda x: torch.dropout(x, 0.3, True),
     "ScaledDotProductFlashAttentionBackward0": lambda x: (
         torch.ops.aten._scaled_dot_product_flash_attention(x, x, x)
     ),

@@ -114,11 +114,7 @@ def left(reason: str, *, name: str, **options: Any) -> Any:
 
 
 LEFT = [
-    ("LeakyParallel", lambda: snn.LeakyParallel(3, 4), "has no reversible counterpart"),
-    left("a state of MaskedPSN is neither a tensor nor a number", name="MaskedPSN", k=2, T=4),
-    left("a state of SlidingPSN is neither a tensor nor a number", name="SlidingPSN", k=2),
-    left("has no single time step", name="GatedLIFNode", T=4),
-    left("holds no state", name="DSRIFNode", T=4),
+    left("learns online: no graph connects its steps", name="OTTTLIFNode"),
     ("Counts", Counts, "overrides forward"),
 ]
 

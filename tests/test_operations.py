@@ -1855,7 +1855,8 @@ def test_values_come_back_bit_for_bit(row: Row, dtype: torch.dtype) -> None:
 
 def test_every_known_operation_has_a_row() -> None:
     """Operations that only a GPU has are tested there."""
-    only_on_cuda = {"CudnnBatchNorm", "FusedRmsNorm"}
+    attention = {f"ScaledDotProduct{kind}Attention" for kind in ("Cudnn", "Efficient", "Flash")}
+    only_on_cuda = {"CudnnBatchNorm", "FusedRmsNorm", *attention}
     covered = {name for each in KNOWN for name in each.replayed.split()} | (
         {"CopySlices", "AsStrided"} if OLDER_TORCH else set()
     )

@@ -296,8 +296,7 @@ def clamped(decay: Tensor) -> Tensor:
     decay = decay.detach()
     result = decay.clamp(0, 1)
     # On another device the comparison would wait for it.
-    compares = decay.device.type == "cpu" and capture.may_synchronise(decay)
-    return decay if compares and (decay == result).all() else result
+    return decay if capture.may_compare(decay) and (decay == result).all() else result
 
 
 def slope_of_clamp(decay: Tensor) -> Tensor:

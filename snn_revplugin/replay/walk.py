@@ -771,10 +771,10 @@ def _recorded_writes(node: Node) -> int:
     return writes
 
 
-def _is(spikes: Spikes, tensor: Tensor | None) -> bool:
+def _is(spikes: Recomputable, tensor: Tensor | None) -> bool:
     """Whether a tensor still is what a neuron gave out, such as the copy that ``out *= x``
     saves."""
-    if tensor is None or tensor.shape != spikes.packed.shape:
+    if tensor is None or type(spikes) is not Spikes or tensor.shape != spikes.packed.shape:
         return False
     return capture.may_synchronise(tensor) and torch.equal(spikes.value(), tensor.detach())
 

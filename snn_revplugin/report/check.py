@@ -136,7 +136,7 @@ def _there_and_back(transition: Transition, currents: Tensor) -> Reversibility:
     for name in ("vjp", "vjp_of_charge"):
         object.__setattr__(spy, name, comparing(name))  # equations may be frozen
     record, path = NeuronRecord(), []
-    states = (torch.zeros_like(currents[0]),) * len(transition.cascade)
+    states = (torch.zeros_like(currents[0]),) * (1 + transition.has_synapse)
     currents = currents.clone().requires_grad_()
     for x in currents:
         path.append(tuple(each.detach() for each in states))
