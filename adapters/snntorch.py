@@ -138,6 +138,10 @@ class _KnownNeuron(_HoldsMem):
     _reset_kinds: ClassVar[dict[Callable, str]]
     _always_delayed: ClassVar[bool] = False
 
+    def forward(self, input_: Tensor, mem: Given = None) -> Tensor | tuple[Tensor, ...]:
+        """One time step; arguments and results as in the host's ``forward``."""
+        return self._take_step(input_, mem)
+
     def _take_step(self, input_: Tensor, *given: Given) -> Tensor | tuple[Tensor, ...]:
         """One time step from the states that were given, or those that the neuron holds."""
         if torch.compiler.is_compiling():
@@ -343,10 +347,6 @@ class RevLeaky(_KnownNeuron, snntorch.Leaky):
 
     _reset_kinds = _resets(snntorch.Leaky, zero="zero")
 
-    def forward(self, input_: Tensor, mem: Given = None) -> Tensor | tuple[Tensor, Tensor]:
-        """One time step; arguments and results as in ``snntorch.Leaky.forward``."""
-        return self._take_step(input_, mem)
-
     def _equations(
         self, surrogate: AnySurrogate, options: dict[str, Any], beta: Tensor
     ) -> Transition:
@@ -432,10 +432,6 @@ class RevLapicque(_KnownNeuron, snntorch.Lapicque):
     _parameter_names = ("threshold", "graded_spikes_factor", "R", "C", "time_step")
     _reset_kinds = _resets(snntorch.Lapicque, zero="clear")
     _always_delayed = True
-
-    def forward(self, input_: Tensor, mem: Given = None) -> Tensor | tuple[Tensor, Tensor]:
-        """One time step; arguments and results as in ``snntorch.Lapicque.forward``."""
-        return self._take_step(input_, mem)
 
     def _why_not_equations(
         self,

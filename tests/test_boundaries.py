@@ -76,7 +76,7 @@ def trained_alike(between: Callable[[Tensor], Tensor]) -> tuple[Net, float]:
 
 
 class WritesIntoSaved(torch.autograd.Function):
-    """A user's function whose backward reads what it saved twice, and writes into it."""
+    """A user's function. Its backward reads its saved tensor two times, and writes into it."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

@@ -335,7 +335,7 @@ MAY_ASK = {
     "replay/operations/shape.py": "a constant that is joined to a tensor",
     "replay/walk.py": "a tensor that was written into",
     "torch_internals/capture.py": "the door",
-    "torch_internals/late.py": "numbers that have come",
+    "torch_internals/late.py": "numbers that the device has copied",
 }
 ASKS = re.compile(r"\.item\(\)|torch\.equal\(|\.tolist\(\)|\.new_tensor\(|\.nonzero\(")
 

@@ -85,7 +85,6 @@ class TrainingStep:
 
     Attributes:
         has_ended: whether its backward has begun.
-        limit: the bytes that the budget allows, or None.
     """
 
     __slots__ = (
@@ -97,7 +96,6 @@ class TrainingStep:
         "_used_last",
         "budget",
         "has_ended",
-        "limit",
     )
 
     def __init__(self, budget: float | str) -> None:
@@ -109,7 +107,6 @@ class TrainingStep:
         # of each weight that has been met, the last unit that uses it
         self._used_last: dict[tuple[int, int], Unit] = {}
         self._units: list[Unit] = []
-        self.limit: float | None = None
 
     def call(self, cache: PlansHolder, current: Tensor) -> CallInStep:
         """The next call of the step."""
@@ -117,7 +114,6 @@ class TrainingStep:
         if self._first is None:
             self._first = weakref.ref(cache), (self.budget, *kind)
             self._followed = cache.planned_steps.get(self._first[1])
-            self.limit = bytes_of(self.budget, device_bytes(current.device))
         position, followed = self._count, self._followed
         self._count += 1
         if followed is not None:
@@ -157,7 +153,9 @@ class TrainingStep:
             return
         if key not in plans and len(plans) >= MOST_PLANS:
             del plans[next(iter(plans))]
-        plans[key] = PlannedStep(self._calls, self._units, self.limit)
+        *_, device = key
+        limit = bytes_of(self.budget, device_bytes(device))
+        plans[key] = PlannedStep(self._calls, self._units, limit)
 
 
 def _is_call(call: tuple, cache: PlansHolder, kind: tuple) -> bool:

@@ -130,6 +130,11 @@ class HeldTensor(Recomputable):
     def identity(self) -> tuple:
         return identity_of(self.held)
 
+    @property
+    def source(self) -> Tensor:
+        """The tensor as the module has it."""
+        return self.held.tensor
+
     def value(self) -> Tensor:
         tensor = self.held.get("an activation")
         if is_freed(tensor):
@@ -179,6 +184,10 @@ class TransposedLeaf(HeldTensor):
     def __init__(self, leaf: Tensor) -> None:
         super().__init__(leaf.detach().t())
         self.leaf = leaf
+
+    @property
+    def source(self) -> Tensor:
+        return self.leaf
 
     def is_of(self, leaf: Tensor) -> bool:
         """Whether this is the transpose of a leaf as it is now."""

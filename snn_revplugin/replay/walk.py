@@ -45,7 +45,6 @@ from .recipe import (
     Recomputable,
     Replay,
     Spikes,
-    TransposedLeaf,
     run,
 )
 from .residual_stream import REVERSED, Stream, may_be_stream, stream_of
@@ -227,9 +226,8 @@ class Walk:
     def _as_planned(self, place: Place) -> Recipe | None:
         """The recipe of a weight layer on spikes that an earlier time step came to, too."""
         node, plan = place.node, self.cache.plans.get(type(place.node))
-        applies = plan is not None and not (self.soon_freed or self.whole_sequence)
-        if self.call is not None and self.call.observes:
-            return None
+        is_observed = self.call is not None and self.call.observes  # which takes the visits
+        applies = plan is not None and not (self.soon_freed or self.whole_sequence or is_observed)
         values = plan.operands_of(node) if applies else None
         function = values and plan.operation.replay(node)
         if function is None:
@@ -702,9 +700,8 @@ def _weight_of(operation: Operation, recipe: Recipe) -> Tensor | None:
     for position, value in enumerate(recipe.inputs):
         if operation.by_sample in (None, position) or not isinstance(value, HeldTensor):
             continue
-        tensor = value.leaf if type(value) is TransposedLeaf else value.held.tensor
-        if tensor.dim() > 1:
-            return tensor
+        if value.source.dim() > 1:
+            return value.source
     return None
 
 
@@ -783,8 +780,7 @@ def _parameter_behind(value: Recomputable | None) -> torch.nn.Parameter | None:
     """The parameter that a weight layer's operand is, or is a view of."""
     if not isinstance(value, HeldTensor):
         return None
-    tensor = value.leaf if type(value) is TransposedLeaf else value.held.tensor
-    tensor = tensor if tensor._base is None else tensor._base
+    tensor = value.source if value.source._base is None else value.source._base
     return tensor if isinstance(tensor, torch.nn.Parameter) else None
 
 

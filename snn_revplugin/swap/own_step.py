@@ -78,8 +78,7 @@ class OwnStepNeuron(ReversibleNeuron):
         """
         if self.declared and isinstance(reason, BadStep):
             raise bad_step(self.host_kind, reason)
-        else:
-            self.note_fallback(str(reason))
+        self.note_fallback(str(reason))
 
     def why_not_own_step(self, x: object, states: States) -> str | None:
         """Why the host's own path has to be taken, before any trial; None if it need not."""

@@ -135,6 +135,10 @@ class Strided(NamedTuple):
     stride: tuple[int, ...]
     offset: int
 
+    def of(self, whole: Tensor) -> Tensor:
+        """The elements of a contiguous tensor: a view of it."""
+        return whole.as_strided(self.size, self.stride, whole.storage_offset() + self.offset)
+
     def normal(self) -> Strided:
         """The same with a stride of 0 for each dimension of one element, where it says nothing."""
         stride = (b if a != 1 else 0 for a, b in zip(self.size, self.stride, strict=True))

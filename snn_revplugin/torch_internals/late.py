@@ -1,6 +1,6 @@
-"""Numbers that a device computes and that nobody waits for: they come when the device gets there.
+"""Numbers that a device copies to the CPU while Python goes on. A later call reads them.
 
-While a CUDA graph is captured none comes.
+While a CUDA graph is captured, no number can be read.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Late:
             self._here = numbers
 
     def read(self) -> list[float] | None:
-        """The numbers, or None while they have not come."""
+        """The numbers, or None until the device has copied them."""
         if self._event is not None and (
             torch.cuda.is_current_stream_capturing() or not self._event.query()
         ):
@@ -61,7 +61,7 @@ class Largest:
         """Whether no element is larger than a limit, or NaN.
 
         The device is asked, and waited for, at the first look and where the numbers came near the
-        limit. Elsewhere the last numbers that have come answer.
+        limit. Otherwise the last numbers that the device has copied decide.
         """
         present = [each.abs().max() for each in tensors if each.numel()]
         if not present:

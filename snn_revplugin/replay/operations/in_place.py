@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,22 +41,6 @@ SCALE = "MulBackward0"
 DIGIT = 1 << 8  # whole numbers up to which every dtype is exact
 
 
-class Part(NamedTuple):
-    """Elements of a tensor in a regular pattern.
-
-    Attributes:
-        shape, strides, offset: of the elements, in a contiguous tensor.
-    """
-
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    offset: int
-
-    def of(self, whole: Tensor) -> Tensor:
-        """The elements of a contiguous tensor: a view of it."""
-        return whole.as_strided(self.shape, self.strides, whole.storage_offset() + self.offset)
-
-
 def _view_again(node: Node) -> Replay | None:
     shape, below = tuple(shape_of_output(node)), tuple(shape_of_output(*node.next_functions[0]))
     if _in_order(node, below, shape):
@@ -78,7 +61,7 @@ def _view_again(node: Node) -> Replay | None:
     return partial(_view_part, part)
 
 
-def _view_part(part: Part, whole: Tensor) -> Tensor:
+def _view_part(part: Strided, whole: Tensor) -> Tensor:
     return part.of(whole.contiguous())
 
 
@@ -99,7 +82,7 @@ def _written(node: Node) -> Replay | None:
     return part and partial(_write, function, part)
 
 
-def _write(function: Replay, part: Part, whole: Tensor, operand: Tensor) -> Tensor:
+def _write(function: Replay, part: Strided, whole: Tensor, operand: Tensor) -> Tensor:
     result = whole.clone(memory_format=torch.contiguous_format)
     view = part.of(result)
     if function is Tensor.copy_:
@@ -172,7 +155,7 @@ def _fill(
 
 
 def _write_into(
-    part: Part, shape: tuple[int, ...], values: Tensor, _: Tensor | None, operand: Tensor
+    part: Strided, shape: tuple[int, ...], values: Tensor, _: Tensor | None, operand: Tensor
 ) -> Tensor:
     result = values.to(operand).expand(shape).clone(memory_format=torch.contiguous_format)
     part.of(result).copy_(operand)
@@ -233,7 +216,7 @@ def _slices(box: tuple[tuple[int, int], ...]) -> tuple[slice, ...]:
     return tuple(slice(start, stop) for start, stop in box)
 
 
-def _part_written(node: Node, write: Node) -> Part | None:
+def _part_written(node: Node, write: Node) -> Strided | None:
     """The part of a tensor that a node wrote into; None where the operand is of another shape."""
     shape = tuple(shape_of_output(write))
     operand, output = node.next_functions[1]
@@ -241,7 +224,7 @@ def _part_written(node: Node, write: Node) -> Part | None:
         return None
     whole = tuple(shape_of_output(node))
     if _in_order(node, whole, shape):
-        return Part(*_dense(shape))
+        return _dense(shape)
     # The gradient at what was written is the gradient at the view's elements.
     numbers = _numbers_through(node, whole, 1)
     if numbers is None or numbers.shape != shape:
@@ -267,7 +250,7 @@ def _numbers_through(node: Node, shape: tuple[int, ...], which: int) -> Tensor |
     return total
 
 
-def _part_of(places: Tensor, shape: tuple[int, ...]) -> Part | None:
+def _part_of(places: Tensor, shape: tuple[int, ...]) -> Strided | None:
     """The pattern of elements at these places of a contiguous tensor."""
     if places.numel() == 0:
         return None
@@ -278,7 +261,7 @@ def _part_of(places: Tensor, shape: tuple[int, ...]) -> Part | None:
     )
     if min(strides, default=0) < 0:
         return None
-    part = Part(shape, strides, int(first))
+    part = Strided(shape, strides, int(first))
     regular = torch.full_like(places, part.offset)
     for i, stride in enumerate(strides):
         steps = torch.arange(shape[i], device=places.device) * stride
@@ -286,11 +269,9 @@ def _part_of(places: Tensor, shape: tuple[int, ...]) -> Part | None:
     return part if torch.equal(regular, places) else None
 
 
-def _is_whole(part: Part, shape: tuple[int, ...]) -> bool:
+def _is_whole(part: Strided, shape: tuple[int, ...]) -> bool:
     """Whether a part has all elements of a contiguous tensor in their order."""
-    count = math.prod(part.shape)
-    in_order = torch.arange(count).view(part.shape)
-    return count == math.prod(shape) and torch.equal(part.of(torch.arange(count)), in_order)
+    return math.prod(part.size) == math.prod(shape) and part.normal() == _dense(part.size)
 
 
 def _in_order(node: Node, whole: tuple[int, ...], part: tuple[int, ...]) -> bool:
