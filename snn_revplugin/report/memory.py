@@ -12,57 +12,19 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from ..torch_internals import backward_pass, tensors
-
-MIB = 2**20
-
-
-@dataclass(frozen=True)
-class MemoryReport:
-    """The memory of one training step, in bytes, beyond what was held before it.
-
-    Attributes:
-        device: where it was measured.
-        retained: held when the first backward began; what the graph keeps, mostly.
-        peak: the most that was held at any moment of the step. Parameter gradients that the step
-            made are part of it.
-        left: still held when the step was over: gradients, and states that are carried on.
-        retained_reserved: like ``retained``, of the memory that torch had reserved from the device;
-            None on CPU.
-        peak_reserved: like ``peak``, likewise.
-    """
-
-    device: str
-    retained: int
-    peak: int
-    left: int
-    retained_reserved: int | None = None
-    peak_reserved: int | None = None
-
-    def __str__(self) -> str:
-        figures = (
-            f"retained {mib(self.retained)}, peak {mib(self.peak)}, left {mib(self.left)} on"
-            f" {self.device}"
-        )
-        if self.peak_reserved is None:
-            return figures
-        return (
-            f"{figures}; reserved {mib(self.retained_reserved)}, at most {mib(self.peak_reserved)}"
-        )
-
-
-def mib(size: float) -> str:
-    """Bytes as a number to read.
-
-    >>> mib(3 * 2**20)
-    '3.0 MiB'
-    """
-    return f"{size / MIB:.1f} MiB"
+from .figures import MIB as MIB
+from .figures import MemoryReport
+from .figures import mib as mib
+from .timeline import LayerReport, Timeline
+from .timeline_picture import check_matplotlib, draw
 
 
 class LiveBytes:
@@ -76,6 +38,9 @@ class LiveBytes:
     Args:
         at_first_backward: called, if given, when the first backward pass inside the block begins.
         after_each: called, if given, after every operation.
+        at_change: called, if given, whenever memory is born, resized or dies: with the ``id`` of
+            its storage, its device, its new size, the tensor and the operation's name; at a death
+            the size is 0, and tensor and name are None.
 
     >>> import torch
     >>> with LiveBytes() as live:
@@ -92,11 +57,13 @@ class LiveBytes:
         self,
         at_first_backward: Callable[[], None] | None = None,
         after_each: Callable[[], None] | None = None,
+        at_change: Callable[[int, str, int, Tensor | None, str | None], None] | None = None,
     ) -> None:
         self._now: Counter[str] = Counter()
         self._peak: Counter[str] = Counter()
         self._retained: Counter[str] | None = None  # what was alive when the first backward began
         self._at_first_backward, self._after_each = at_first_backward, after_each
+        self._at_change = at_change
         self._sizes: dict[
             int, int
         ] = {}  # of every storage that is known, by id; 0 for those from before
@@ -148,6 +115,10 @@ class LiveBytes:
             elif self._sizes[key] and self._sizes[key] != size:  # resized in place
                 self._grow(device, size - self._sizes[key])
                 self._sizes[key] = size
+            else:
+                continue
+            if self._at_change is not None:
+                self._at_change(key, device, size, each, self._mode.operation)
         if self._after_each is not None:
             self._after_each()
 
@@ -164,14 +135,40 @@ class LiveBytes:
     def _died(self, key: int, device: str) -> None:
         self._now[device] -= self._sizes.pop(key)
         del self._watched[key]
+        if self._at_change is not None:
+            self._at_change(key, device, 0, None, None)
+
+
+@overload
+def memory_report(
+    step_fn: Callable[[], Tensor | object],
+    *,
+    device: torch.device | str | None = ...,
+    at_first_backward: Callable[[], None] | None = ...,
+) -> MemoryReport: ...
+
+
+@overload
+def memory_report(
+    step_fn: Callable[[], Tensor | object],
+    *,
+    by: Literal["layer"],
+    host: LayerReport | None = ...,
+    plot: Path | str | None = ...,
+    device: torch.device | str | None = ...,
+    at_first_backward: Callable[[], None] | None = ...,
+) -> LayerReport: ...
 
 
 def memory_report(
     step_fn: Callable[[], Tensor | object],
     *,
+    by: Literal["layer"] | None = None,
+    host: LayerReport | None = None,
+    plot: Path | str | None = None,
     device: torch.device | str | None = None,
     at_first_backward: Callable[[], None] | None = None,
-) -> MemoryReport:
+) -> MemoryReport | LayerReport:
     """Run one training step and measure the memory that it holds.
 
     On CUDA, run the step once before: libraries allocate their workspaces when they are first used.
@@ -183,30 +180,45 @@ def memory_report(
     Args:
         step_fn: runs a forward and returns the loss, a scalar, whose backward is then run here; or
             runs a whole step, its own backward included, and returns whatever it likes.
+        by: ``"layer"`` for a report that says which layer holds what, in forward and in backward,
+            and which layer runs at the peak.
+        host: such a report of the same step with the host's neurons, to stand beside this one.
+        plot: the file for a picture of the report by layer, and of ``host``; the ending of its name
+            decides the format. It needs matplotlib, which the extra ``cli`` brings.
         device: what to measure; the device that held most, if it is not given.
         at_first_backward: called, if given, when ``retained`` is measured.
 
     Returns:
-        What was held after the forward, at most, and at the end.
+        What was held after the forward, at most, and at the end; in bytes.
 
     Raises:
-        ValueError: the step ran no backward and returned no loss to run one on.
+        ValueError: the step ran no backward and returned no loss to run one on; ``by`` is neither
+            None nor ``"layer"``; ``host`` or ``plot`` is given without ``by="layer"``.
+        TypeError: ``host`` is no report by layer.
+        ImportError: ``plot`` is given and matplotlib is not installed.
 
     >>> import torch
     >>> w = torch.ones(2**20, requires_grad=True)
     >>> print(memory_report(lambda: w.exp().exp().sum()))
     retained 8.0 MiB, peak 12.0 MiB, left 4.0 MiB on cpu
     """
+    _check_choices(by, host, plot)
     wanted = None if device is None else torch.device(device)
     if wanted is not None and wanted.type == "cuda" and wanted.index is None:
         wanted = torch.device("cuda", torch.cuda.current_device())
     count = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
     allocators = {f"cuda:{index}": _Allocator(index) for index in range(count)}
+    timeline = None if by is None else Timeline()
     observers = [each.first_backward for each in allocators.values()]
+    if timeline is not None:
+        observers.append(timeline.first_backward)
     if at_first_backward is not None:
         observers.append(at_first_backward)
     look = (lambda: [each.look() for each in allocators.values()]) if allocators else None
-    with LiveBytes(lambda: [observe() for observe in observers], look) as live:
+    live = LiveBytes(
+        lambda: [observe() for observe in observers], look, timeline and timeline.changed
+    )
+    with timeline or nullcontext(), live:
         result = step_fn()
         if live.retained() is None:
             _check_loss(result)
@@ -214,8 +226,30 @@ def memory_report(
     del result
     where = str(wanted or live.busiest_device())
     if where in allocators:
-        return allocators[where].report()
-    return MemoryReport(where, live.retained(where), live.peak(where), live.now(where))
+        total = allocators[where].report()
+    else:
+        total = MemoryReport(where, live.retained(where), live.peak(where), live.now(where))
+    if timeline is None:
+        return total
+    report = timeline.report(total, host)
+    if plot is not None:
+        draw(report).savefig(plot, dpi=150)
+    return report
+
+
+def _check_choices(by: str | None, host: LayerReport | None, plot: Path | str | None) -> None:
+    if by not in (None, "layer"):
+        raise ValueError(f"by must be None or 'layer', got {by!r}")
+    for name, value in (("host", host), ("plot", plot)):
+        if value is not None and by is None:
+            raise ValueError(f"{name} needs by='layer'")
+    if host is not None and not isinstance(host, LayerReport):
+        raise TypeError(
+            f"host must be a report by layer, of memory_report(step, by='layer'), got"
+            f" {type(host).__name__}"
+        )
+    if plot is not None:
+        check_matplotlib()
 
 
 def reset_peaks(device: torch.device | str) -> None:

@@ -20,6 +20,13 @@ current_pass: Callable[[], int] = torch._C._current_graph_task_id
 # ``create_graph``).
 pass_keeps_graph: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
 
+# The node that this thread differentiates; None where it differentiates none.
+current_node: Callable[[], Node | None] = torch._C._current_autograd_node
+
+# A number not larger than ``graph.age_of`` any node that this thread has yet to make, and larger
+# than that of those it made.
+next_age: Callable[[], int] = torch._C._autograd._get_sequence_nr
+
 
 def will_run(node: Node) -> bool:
     """Whether the backward pass under way comes to ``node``."""

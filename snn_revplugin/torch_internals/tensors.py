@@ -20,19 +20,23 @@ class Watch(TorchDispatchMode):
     Args:
         before: called with the tensors that an operation is about to read.
         after: called with the tensors that it gave.
+
+    Attributes:
+        operation: name of the operation that runs, or of the last that ran: ``"convolution"``.
     """
 
     def __init__(
         self, before: Callable[[list[Tensor]], None], after: Callable[[list[Tensor]], None]
     ) -> None:
         super().__init__()
-        self.before, self.after = before, after
+        self.before, self.after, self.operation = before, after, ""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
         self.before([each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)])
+        self.operation = func.__name__.partition(".")[0]
         result = func(*args, **kwargs)
         self.after([each for each in tree_leaves(result) if isinstance(each, Tensor)])
         return result
