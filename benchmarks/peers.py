@@ -21,10 +21,39 @@ from spikingjelly.activation_based import functional, memopt
 from torch import Tensor
 
 from snn_revplugin.cli.comparison import Setup, largest_relative_difference, take_turns, versions
-from snn_revplugin.cli.workloads import HOST, OURS, WORKLOADS, Block, CheckpointedBlock, in_blocks
+from snn_revplugin.cli.workloads import (
+    HOST,
+    OURS,
+    WORKLOADS,
+    Batch,
+    Block,
+    CheckpointedBlock,
+    in_blocks,
+)
 from snn_revplugin.report.memory import memory_report, mib
 
 COLUMNS = ("method", "retained", "peak", "step", "over the host's", "gradients")
+
+
+def peers(setup: Setup, batch: Batch, whose: str = HOST) -> dict[str, nn.Module]:
+    """Workload 2 under each other way to save memory, by the way's name.
+
+    Args:
+        batch: what memopt observes.
+        whose: neurons, as in ``snn_revplugin.cli.workloads``.
+    """
+
+    def forward(net: nn.Module) -> Tensor:
+        return net(batch.images, setup.time_steps)
+
+    optimised = memopt.optimize_memory(
+        in_blocks(setup.net(whose), Block), Block, forward, level=1, checkpoint_budget="memory"
+    )
+    functional.reset_net(optimised)
+    return {
+        "memopt, level 1": optimised,
+        "torch.utils.checkpoint": in_blocks(setup.net(whose), CheckpointedBlock),
+    }
 
 
 def main() -> None:
@@ -36,24 +65,10 @@ def main() -> None:
     options = parser.parse_args()
     setup = Setup.usual(WORKLOADS["vgg"], time_steps=options.time_steps)
     batch = setup.data()
-
-    def optimised(net: nn.Module) -> nn.Module:
-        def forward(net: nn.Module) -> Tensor:
-            return net(batch.images, options.time_steps)
-
-        net = memopt.optimize_memory(
-            in_blocks(net, Block), Block, forward, level=1, checkpoint_budget="memory"
-        )
-        functional.reset_net(net)
-        return net
-
-    nets = {
-        "host": setup.net(HOST),
-        "ours": setup.net(OURS),
-        "memopt, level 1": optimised(setup.net(HOST)),
-        "torch.utils.checkpoint": in_blocks(setup.net(HOST), CheckpointedBlock),
-        "ours in memopt, level 1": optimised(setup.net(OURS)),
-        "ours in torch.utils.checkpoint": in_blocks(setup.net(OURS), CheckpointedBlock),
+    nets = {"host": setup.net(HOST), "ours": setup.net(OURS)} | {
+        f"{prefix}{name}": net
+        for whose, prefix in ((HOST, ""), (OURS, "ours in "))
+        for name, net in peers(setup, batch, whose).items()
     }
     steps, memory, gradients = {}, {}, {}
     for name, net in nets.items():

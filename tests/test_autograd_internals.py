@@ -42,6 +42,25 @@ class TestPasses:
             passes.append(seen[0])
         assert len(set(passes)) == 3
 
+    def test_the_node_under_way_and_its_age(self) -> None:
+        class Looks(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: Tensor) -> Tensor:
+                return x.clone()
+
+            @staticmethod
+            def backward(ctx: Any, grad: Tensor) -> Tensor:
+                seen.append(backward_pass.current_node())
+                return grad
+
+        seen: list[Any] = []
+        before = backward_pass.next_age()
+        y = Looks.apply(parameter(2))
+        after = backward_pass.next_age()
+        assert before <= graph.age_of(y.grad_fn) < after
+        y.sum().backward()
+        assert seen == [y.grad_fn] and backward_pass.current_node() is None
+
     def test_a_pass_inside_a_pass_has_its_own_number(self) -> None:
         seen = []
 
