@@ -1,15 +1,20 @@
 """Draws the pictures of the documentation: ``python docs/pictures.py`` writes
-``docs/pictures/*.svg``.
+``docs/pictures/*.svg`` and ``docs/layers.png``.
 
-The pictures are plain SVG, 520 units wide so that they can be read on a telephone. Their background
-is transparent, and their colours follow the reader's preference for light or dark. A solid outline
-marks what is stored from forward to backward, a dashed one what is released and recomputed.
+``layers.png`` is measured, with SpikingJelly. The others are plain SVG, 520 units wide so that they
+can be read on a telephone. Their background is transparent, and their colours follow the reader's
+preference for light or dark. A solid outline marks what is stored from forward to backward, a
+dashed one what is released and recomputed.
 """
 
 from __future__ import annotations
 
 from html import escape
 from pathlib import Path
+
+from snn_revplugin import memory_report, use_settings
+from snn_revplugin.cli.comparison import Setup
+from snn_revplugin.cli.workloads import HOST, OURS, WORKLOADS
 
 FOLDER = Path(__file__).parent / "pictures"
 WIDTH = 520
@@ -268,8 +273,21 @@ def rooms() -> Picture:
 PICTURES = {"kept": kept, "replayed": replayed, "reversed": reversed_time, "rooms": rooms}
 
 
+def layers(file: Path) -> None:
+    """The memory of a training step of workload 2 by layer, host and ours; written to a file."""
+    setup = Setup.usual(WORKLOADS["vgg"])
+    batch, host = setup.data(), None
+    with use_settings(memory_budget="least"):
+        for whose, plot in ((HOST, None), (OURS, file)):
+            net = setup.net(whose)
+            host = memory_report(
+                lambda net=net: setup.loss(net, batch), by="layer", host=host, plot=plot
+            )
+
+
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
+    layers(FOLDER.parent / "layers.png")
     for name, draw in PICTURES.items():
         (FOLDER / f"{name}.svg").write_text(str(draw()))
 

@@ -417,7 +417,9 @@ def test_demo_trains_both_networks_and_saves_a_picture(
     assert result.exit_code == 0, result.output
     for expected in ("digits-snntorch", "digits-spikingjelly", "÷", "training"):
         assert expected in result.stdout
-    assert (out / "memory.png").read_bytes().startswith(b"\x89PNG")
+    assert result.stdout.count("the peak is in the") == 4
+    for picture in ("memory", "layers-digits-snntorch", "layers-digits-spikingjelly"):
+        assert (out / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
     rows = csv.DictReader((out / "figures.csv").read_text().splitlines())
     assert {row["work"] for row in rows} == {"digits-snntorch", "digits-spikingjelly"}
 

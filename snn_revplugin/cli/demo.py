@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..report.memory import MIB, MemoryReport, memory_report, mib, reset_peaks
+from ..report.timeline import LayerReport
 from .bench import progress
 from .comparison import SIDES, Comparison, Setup, compare, rows_of, steps_of, take_turns, write_csv
 from .workloads import HOST, OURS, WORKLOADS, Batch, digits
@@ -39,16 +40,18 @@ class Trained:
         milliseconds: the median training step, optimizer included.
         accuracy: on the test set.
         memory: of one training step for some numbers of time steps.
+        by_layer: the memory of one training step, ours beside the host's.
     """
 
     comparison: Comparison
     milliseconds: dict[str, float]
     accuracy: dict[str, float]
     memory: dict[str, dict[int, MemoryReport]]
+    by_layer: LayerReport
 
 
 def run(console: Console, epochs: int, out: Path, device: str, seed: int) -> None:
-    """Train, print the table, save the picture and the figures."""
+    """Train, print the table, save the pictures and the figures."""
     out.mkdir(parents=True, exist_ok=True)
     results = {}
     for name, several in NETS.items():
@@ -58,7 +61,13 @@ def run(console: Console, epochs: int, out: Path, device: str, seed: int) -> Non
             f" {setup.batch}",
             highlight=False,
         )
-        results[name] = _both_ways(console, setup, epochs, several)
+        layers = out / f"layers-{name}.png"
+        results[name] = _both_ways(console, setup, epochs, several, layers)
+        for whose, report in zip(
+            SIDES, (results[name].by_layer.host, results[name].by_layer), strict=True
+        ):
+            console.print(f"{LABELS[whose]}: {report.peak_in_words}", highlight=False)
+        console.print(f"memory by layer in {layers}", highlight=False, soft_wrap=True)
     console.print(table_of(results))
     picture, figures = out / "memory.png", out / "figures.csv"
     draw(results).savefig(picture, dpi=150)
@@ -68,7 +77,9 @@ def run(console: Console, epochs: int, out: Path, device: str, seed: int) -> Non
     )
 
 
-def _both_ways(console: Console, setup: Setup, epochs: int, several: tuple[int, ...]) -> Trained:
+def _both_ways(
+    console: Console, setup: Setup, epochs: int, several: tuple[int, ...], layers: Path
+) -> Trained:
     training, test = (
         setup.place(each) for each in digits(setup.workload.image[-1], seed=setup.seed)
     )
@@ -82,7 +93,8 @@ def _both_ways(console: Console, setup: Setup, epochs: int, several: tuple[int, 
         bar = bars.add_task("memory    ", total=len(several) * len(SIDES))
         memory = _memory_over_time_steps(setup, first, several, lambda: bars.advance(bar))
     accuracy = {whose: accuracy_of(setup, net, test) for whose, net in nets.items()}
-    return Trained(comparison, milliseconds, accuracy, memory)
+    by_layer = _memory_by_layer(setup, first, layers)
+    return Trained(comparison, milliseconds, accuracy, memory, by_layer)
 
 
 def train(
@@ -158,6 +170,18 @@ def _memory_over_time_steps(
             )
             on_step()
     return memory
+
+
+def _memory_by_layer(setup: Setup, batch: Batch, picture: Path) -> LayerReport:
+    host, ours = (setup.net(whose) for whose in SIDES)
+    beside = memory_report(lambda: setup.loss(host, batch), by="layer", device=setup.device)
+    return memory_report(
+        lambda: setup.loss(ours, batch),
+        by="layer",
+        host=beside,
+        plot=picture,
+        device=setup.device,
+    )
 
 
 def table_of(results: dict[str, Trained]) -> Table:
