@@ -202,9 +202,10 @@ class Allocator:
         self.peak = max(self.peak, self.allocated + scratch)
 
 
+@pytest.mark.parametrize("by", [None, "layer"])
 @pytest.mark.parametrize(("before", "peak"), [(100, 90), (1000, 80)])
 def test_the_peak_of_the_users_statistics_stays(
-    before: int, peak: int, monkeypatch: pytest.MonkeyPatch
+    before: int, peak: int, by: str | None, monkeypatch: pytest.MonkeyPatch
 ):
     """Where a step is the most that the user ever held, scratch memory inside operations is seen;
     else what was held after each of them."""
@@ -218,7 +219,7 @@ def test_the_peak_of_the_users_statistics_stays(
         device.hold(-40)
         return loss
 
-    report = memory_report(step, device="cuda:0")
+    report = memory_report(step, device="cuda:0", by=by)
     assert (report.retained, report.peak, report.left) == (40, peak, 40)
     assert device.peak == max(before, 190)
 

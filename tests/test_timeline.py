@@ -52,6 +52,9 @@ def test_layers_add_up_to_the_plain_report(work: str, whose: str):
     plain, report = memory_report(step), memory_report(step, by="layer")
     assert (report.retained, report.peak, report.left) == (plain.retained, plain.peak, plain.left)
     assert sums_up(report)
+    if work == "digits-snntorch":
+        order = [each.name for each in report.layers]
+        assert order == ["conv1", "lif1", "conv2", "lif2", "fc1", "lif3", ITSELF, OUTSIDE]
     of_neurons = [each for each in report.layers if each.kind.endswith(("Leaky", "LIFNode"))]
     assert [each.calls for each in of_neurons] == (
         [T] * 3 if work == "digits-snntorch" else [1] * 4

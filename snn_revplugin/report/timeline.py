@@ -35,14 +35,15 @@ from .figures import MIB, MemoryReport, mib
 FORWARD, BACKWARD, AFTER = "forward", "backward", "after a backward"
 OUTSIDE = "(no module)"
 ITSELF = "(the module itself)"
+EVERY = ""  # device
 
 
 @dataclass(frozen=True)
 class Visit:
-    """A stretch of a training step in which one layer ran.
+    """A stretch of a training step in which one module ran.
 
     Attributes:
-        layer: its name; :data:`OUTSIDE` for the loss, for example.
+        layer: the module's name; :data:`OUTSIDE` for the loss, for example.
         phase: ``"forward"``, ``"backward"``, or ``"after a backward"`` (an optimiser's step).
         call: which of the layer's calls in this step, from 1: the time step, in a time loop. 0
             where the layer was not called (``OUTSIDE``).
@@ -124,7 +125,7 @@ class LayerReport(MemoryReport):
     allocator, which rounds them up and counts scratch memory.
 
     Attributes:
-        layers: in the order in which they ran first.
+        layers: in the order in which forward left them (in a time loop, for the last time).
         timeline: every stretch of the step in which one layer ran, in order.
         peak_at: the stretch with the peak, of the tensors' own bytes.
         peak_operation: the operation of torch that brought it.
@@ -206,7 +207,8 @@ class _Place(NamedTuple):
 
 
 class _Change(NamedTuple):
-    """Memory that was born (or grew into this size) or died."""
+    """Memory that was born (or grew into this size) or died. A module that has run leaves one that
+    changes nothing, on every device."""
 
     key: int
     device: str
@@ -292,8 +294,9 @@ class Timeline:
     def _leaves(self, module: nn.Module, inputs: tuple, outputs: Any) -> None:
         if self._is_of_another_thread() or not any(e.module is module for e in self._running):
             return
-        while self._running.pop().module is not module:
+        while (left := self._running.pop()).module is not module:
             pass
+        self._changes.append(_Change(0, EVERY, 0, ((), ""), "", left.place))
         outer = self._innermost(backward_pass.current_pass())
         self._nodes_are_from(outer.place if outer else _Place(None, FORWARD, 0))
 
@@ -337,10 +340,11 @@ class Timeline:
     def report(self, total: MemoryReport, host: LayerReport | None) -> LayerReport:
         """What was noted of the device of ``total``."""
         names = self._names()
-        changes = [each for each in self._changes if each.device == total.device]
+        of_device = (EVERY, total.device)
+        changes = [each for each in self._changes if each.device in of_device]
         visits, busiest, peak = _read(changes, names)
-        backward = self._changes[: self._backward_from]
-        retained = _alive([each for each in backward if each.device == total.device])
+        before_backward = self._changes[: self._backward_from]
+        retained = _alive([each for each in before_backward if each.device in of_device])
         at_peak = _alive(changes[:peak])
         retained_by, at_peak_by = _by_module(retained), _by_module(at_peak)
         layers = tuple(
@@ -352,7 +356,7 @@ class Timeline:
                 at_peak_by[module],
                 *(_busiest(visits, names[module], phase) for phase in (FORWARD, BACKWARD)),
             )
-            for module in _in_order_of_forward(changes)
+            for module in _in_order(changes)
         )
         return LayerReport(
             **vars(total),
@@ -421,12 +425,13 @@ def _by_module(births: list[_Change]) -> Counter[nn.Module | None]:
     return sizes
 
 
-def _in_order_of_forward(changes: list[_Change]) -> list[nn.Module | None]:
-    """Modules that allocated anything, in the order in which forward came to them first; then those
-    that it did not come to; what is outside of modules last."""
-    places = [each.place for each in changes if each.size]
-    forward = dict.fromkeys(each.module for each in places if each.phase == FORWARD)
-    order = forward | dict.fromkeys(each.module for each in places)
+def _in_order(changes: list[_Change]) -> list[nn.Module | None]:
+    """Modules that allocated anything, in the order in which forward left them last; then those
+    that it did not come to; what is outside of modules at the end."""
+    forward = (each.place for each in reversed(changes) if each.place.phase == FORWARD)
+    left = reversed(dict.fromkeys(each.module for each in forward))
+    allocating = dict.fromkeys(each.place.module for each in changes if each.size)
+    order = dict.fromkeys(each for each in left if each in allocating) | allocating
     return [each for each in order if each is not None] + [None] * (None in order)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"host": "#c44e52", "ours": "#1f77b4"}
 MOST_NAMES = 32  # below the axis; of more layers only some are named
+MOST_LETTERS = 22  # of a name
 
 
 def check_matplotlib() -> None:
@@ -42,15 +43,20 @@ def draw(report: LayerReport) -> Figure:
         _draw_side(axes, whose, side, stops)
     axes.axvline(len(names) - 0.5, color="#5b636d", linewidth=0.8, linestyle=":")
     every = -(-len(stops) // (2 * MOST_NAMES))
-    axes.set_xticks(range(0, len(stops), every), [name for name, _ in stops[::every]])
+    axes.set_xticks(range(0, len(stops), every), [_short(name) for name, _ in stops[::every]])
     axes.tick_params("x", labelrotation=90, labelsize=7)
     axes.set_xlabel("layers, forward (left) and backward (right)")
     axes.set_ylabel("held while the layer runs (MiB)")
     axes.set_xlim(-0.5, len(stops) - 0.5)
-    axes.set_ylim(0, 1.12 * axes.get_ylim()[1])
+    axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
     axes.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2 * len(sides), frameon=False)
     return figure
+
+
+def _short(name: str) -> str:
+    """The end of a long name."""
+    return name if len(name) <= MOST_LETTERS else f"\N{HORIZONTAL ELLIPSIS}{name[-MOST_LETTERS:]}"
 
 
 def _draw_side(axes: Axes, whose: str, report: LayerReport, stops: list[tuple[str, str]]) -> None:
