@@ -3,16 +3,20 @@
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import snntorch as snn
 import torch
 import torch.nn as nn
+from either_host import clear
+from spikingjelly.activation_based import neuron
 from torch import Tensor
 from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import checkpoint
 
-from snn_revplugin import memory_report
+from snn_revplugin import convert, memory_report
 from snn_revplugin.cli.workloads import HOST, OURS, WORKLOADS, CheckpointedBlock, in_blocks
 from snn_revplugin.report.timeline import AFTER, BACKWARD, FORWARD, ITSELF, OUTSIDE, LayerReport
 
@@ -61,6 +65,23 @@ def test_layers_add_up_to_the_plain_report(work: str, whose: str):
     )
     assert all(each.forward and each.backward for each in of_neurons)
     assert not [each for each in report.layers if "surrogate" in each.name]  # is its neuron's
+
+
+@pytest.mark.parametrize(
+    "make", [neuron.QIFNode, partial(snn.Alpha, alpha=0.9, beta=0.8, init_hidden=True)]
+)
+def test_a_neuron_by_its_own_step_is_one_layer(make: Callable[[], nn.Module]):
+    """Its step runs again in backward, on a copy where it has to."""
+    net = nn.Sequential(nn.Linear(64, 512), make(), nn.Linear(512, 2))
+    assert convert(net).swapped
+
+    def step() -> Tensor:
+        clear(net[1])
+        return sum(net(torch.ones(16, 64)).sum() for _ in range(T))
+
+    report = memory_report(step, by="layer")
+    assert sums_up(report)
+    assert [each.name for each in report.layers] == ["0", "1", "2", OUTSIDE]
 
 
 @pytest.mark.parametrize("whose", [HOST, OURS])
@@ -146,14 +167,16 @@ def test_what_runs_outside_of_modules_and_after_a_backward_is_told():
         report.layer("Linear 3")
 
 
-def test_a_forward_in_another_thread_counts_nothing():
+def test_a_module_in_another_thread_or_in_a_hook_is_no_layer():
     net, other = nn.Linear(4, 1), nn.ReLU()
 
     def step() -> Tensor:
         thread = threading.Thread(target=other, args=(torch.ones(4),))
         thread.start()
         thread.join()
-        return net(torch.ones(2, 4)).sum()
+        y = net(torch.ones(2, 4))
+        y.register_hook(other)
+        return y.sum()
 
     assert [each.name for each in memory_report(step, by="layer").layers] == [ITSELF, OUTSIDE]
 

@@ -16,7 +16,7 @@ import threading
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -228,22 +228,24 @@ class _Running:
     is_neuron: bool
 
 
-@dataclass
 class Timeline:
     """Notes, inside a ``with`` block, every birth and death of memory with the layer that runs.
 
     :class:`~.memory.LiveBytes` reports them to ``changed`` and ``first_backward``.
     """
 
-    _changes: list[_Change] = field(default_factory=list)
-    _backward_from: int | None = None  # of the changes, the first after the first backward began
-    _running: list[_Running] = field(default_factory=list)
-    _calls: Counter[nn.Module] = field(default_factory=Counter)
-    _roots: dict[nn.Module, None] = field(default_factory=dict)
-    _ages: list[int] = field(default_factory=list)  # from such an age on nodes were made at ...
-    _places: list[_Place] = field(default_factory=list)
-    _owners: dict[int, nn.Module] | None = None  # of parameters by id
-    _last: _Place = field(default_factory=lambda: _Place(None, FORWARD, 0))
+    def __init__(self) -> None:
+        self._changes: list[_Change] = []
+        self._backward_from: int | None = None  # the first change after the first backward began
+        self._running: list[_Running] = []
+        self._calls: Counter[nn.Module] = Counter()
+        # Of each module that was called in no other, the names of all modules in it.
+        self._roots: dict[nn.Module, dict[nn.Module, str]] = {}
+        # From such an age on nodes were made at such a place.
+        self._ages: list[int] = []
+        self._places: list[_Place] = []
+        self._owners: dict[int, nn.Module] | None = None  # of parameters by id
+        self._last = _Place(None, FORWARD, 0)
 
     def __enter__(self) -> Timeline:
         self._thread = threading.get_ident()
@@ -282,14 +284,21 @@ class Timeline:
             self._running.append(_Running(module, during, outer.place, True))
             return
         in_forward = during == backward_pass.NO_PASS
-        if in_forward:
+        if in_forward and outer is None and not self._knows(module):
+            self._roots[module] = {each: name for name, each in module.named_modules()}
+        if not self._knows(module):  # made on the way, as a copy of a neuron is in backward
+            place = self._place()
+        elif in_forward:
             self._calls[module] += 1
-            if outer is None:
-                self._roots.setdefault(module)
-        place = _Place(module, FORWARD if in_forward else BACKWARD, self._calls[module])
+            place = _Place(module, FORWARD, self._calls[module])
+        else:
+            place = _Place(module, BACKWARD, self._calls[module])
         neuron = isinstance(module, ReversibleNeuron) or is_neuron(module)
         self._running.append(_Running(module, during, place, neuron))
         self._nodes_are_from(place)
+
+    def _knows(self, module: nn.Module) -> bool:
+        return any(module in names for names in self._roots.values())
 
     def _leaves(self, module: nn.Module, inputs: tuple, outputs: Any) -> None:
         if self._is_of_another_thread() or not any(e.module is module for e in self._running):
@@ -331,8 +340,8 @@ class Timeline:
         if self._owners is None:
             self._owners = {
                 id(each): module
-                for root in self._roots
-                for module in root.modules()
+                for names in self._roots.values()
+                for module in names
                 for each in module.parameters(recurse=False)
             }
         return self._owners.get(id(parameter))
@@ -371,17 +380,18 @@ class Timeline:
     def _names(self) -> dict[nn.Module | None, str]:
         """Of modules, in the outermost that was called; where several were, their classes go
         before."""
-        inner = {each for root in self._roots for each in root.modules() if each is not root}
-        roots = [each for each in self._roots if each not in inner]
+        inner = {each for root, names in self._roots.items() for each in names if each is not root}
+        outer = [each for each in self._roots if each not in inner]
         kinds: Counter[str] = Counter()
-        names: dict[nn.Module | None, str] = {None: OUTSIDE}
-        for root in roots:
-            prefix = type(root).__name__ if len(roots) > 1 else ""
+        named: dict[nn.Module | None, str] = {None: OUTSIDE}
+        for root in outer:
+            prefix = type(root).__name__ if len(outer) > 1 else ""
             kinds[prefix] += 1
             prefix += f" {kinds[prefix]}" * (kinds[prefix] > 1)
-            for name, module in root.named_modules(prefix=prefix):
-                names.setdefault(module, name or ITSELF)
-        return names
+            for module, name in self._roots[root].items():
+                parts = [each for each in (prefix, name) if each]
+                named.setdefault(module, ".".join(parts) or ITSELF)
+        return named
 
 
 def _read(
