@@ -77,10 +77,13 @@ def test_an_operation_that_is_off_or_kept_fails(monkeypatch: pytest.MonkeyPatch)
     assert found.outcome == case.FAILED and "kept" in found.why
 
 
-def test_ours_agree_with_the_host_on_a_model() -> None:
-    found = works.agreement(replace(WORK, subject="spiking_resnet18", way=works.AGREEMENT))
-    assert found.outcome == case.PASSED, str(found)
-    assert found.figures["host_gradient_error"] < 1e-6
+@pytest.mark.parametrize("work", ["digits-snntorch", "digits-spikingjelly"])
+def test_ours_agree_with_the_host_at_each_budget(work: str) -> None:
+    found = list(works.agreements(replace(WORK, subject=work, way=works.AGREEMENT)))
+    assert len(found) == len(works.BUDGETS)
+    for each in found:
+        assert each.outcome == case.PASSED, str(each)
+        assert each.figures["host_gradient_error"] < 1e-6
 
 
 @pytest.mark.parametrize("work", ["digits-snntorch", "digits-spikingjelly", "sew_resnet18"])
@@ -100,6 +103,18 @@ def test_memory_of_every_way() -> None:
     held = {way: works.measured(replace(WORK, way=way)).figures["retained_bytes"] for way in ways}
     assert max(held, key=held.__getitem__) == HOST
     assert held[OURS] < held[HOST] / 2
+
+
+def test_memory_at_each_budget() -> None:
+    figures = {
+        budget: works.measured(replace(WORK, time_steps=8, batch=16, way=way)).figures
+        for way, budget in works.BUDGETS.items()
+    }
+    assert figures["least"]["retained_bytes"] <= figures["peak"]["retained_bytes"]
+    assert figures["peak"]["retained_bytes"] < figures["host"]["retained_bytes"]
+    halfway = figures[works.HALFWAY]
+    assert figures["least"]["retained_bytes"] < halfway["retained_bytes"]
+    assert halfway["peak_bytes"] <= halfway["budget_bytes"] < figures["host"]["peak_bytes"]
 
 
 def test_a_case_in_a_process_of_its_own() -> None:

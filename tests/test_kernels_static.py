@@ -20,7 +20,7 @@ BOUNDS = {
     "LIF behind a batch norm, backward of 4 steps": (13 + 12 / 4, 56, 36, 0),
     "LIF with a soft reset, backward of a step": (28.25, 32, 64, 0),
     "Leaky, backward of charge": (20.25, 32, 64, 0),
-    "packing": (4.125, 16, 64, 0),
+    "packing": (4.125, 18, 64, 0),
 }
 
 

@@ -7,16 +7,18 @@ kind of neuron.
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import pytest
 import snntorch as snn
 import torch
 import torch.nn as nn
-from compare import TOLERANCES, Observed, agree
+from compare import TOLERANCES, Observed, agree, assert_agree
 from either_host import clear
-from hosts import only_pure
+from hosts import PURE, only_pure
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from spikingjelly.activation_based.model import sew_resnet
 from torch import Tensor
@@ -24,8 +26,19 @@ from torch import Tensor
 from snn_revplugin import convert, explain, use_settings
 from snn_revplugin.adapters.snntorch import RevLeaky
 from snn_revplugin.adapters.spikingjelly import RevParametricLIFNode
+from snn_revplugin.cli.comparison import Setup
+from snn_revplugin.cli.workloads import HOST, OURS, Workload
 from snn_revplugin.report.memory import LiveBytes
 
+SMALL_MODELS = []  # of SpikingJelly's; the others take half a minute
+if PURE:
+    from test_spikingjelly_models import MODELS, Model, built, images_of, loss_of, outputs_of
+
+    SMALL_MODELS = [each for each in MODELS if "resnet" not in each.name and "vgg" not in each.name]
+
+TUTORIALS = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "models_snntorch.py"))[
+    "MODELS"
+]
 T = 6
 HALF, BFLOAT, SINGLE, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 # of the currents, of the parameters
@@ -171,3 +184,66 @@ def test_a_weight_that_is_cast_again_must_not_change() -> None:
         net[3].weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation: a parameter"):
         loss.backward()
+
+
+def bytes_retained(run: Callable[[], Tensor], dtype: torch.dtype) -> int:
+    """The bytes that a forward leaves for backward, all of it under autocast to a dtype; with
+    float32 without."""
+    with LiveBytes() as live:
+        with nullcontext() if dtype is SINGLE else torch.autocast("cpu", dtype):
+            loss = run()
+        assert loss.requires_grad
+        return live.now()
+
+
+@only_pure
+@pytest.mark.parametrize("model", [pytest.param(each, id=each.name) for each in SMALL_MODELS])
+def test_a_model_of_spikingjelly_saves_what_it_saves_in_float32(model: Model) -> None:
+    mode, images, ratios = model.modes[0], images_of(model.image), []
+    half = (BFLOAT, HALF)[SMALL_MODELS.index(model) % 2]
+    for dtype in (SINGLE, half):
+        both = []
+        for swap in (False, True):
+            net = built(model, model.neurons[0] if mode else None, mode)
+            if swap:
+                convert(net)
+            both.append(
+                bytes_retained(lambda net=net: loss_of(outputs_of(net, mode, images)), dtype)
+            )
+        ratios.append(both[0] / both[1])
+    assert ratios[1] >= 0.8 * ratios[0]
+
+
+@pytest.mark.parametrize("workload", [pytest.param(each, id=each.name) for each, _ in TUTORIALS])
+def test_a_tutorials_network_keeps_what_it_keeps_in_float32(workload: Workload) -> None:
+    """snnTorch's potentials stay float32, so ours keep the same bytes under autocast, while the
+    host's currents halve; and one 16-bit copy of the images for all time steps."""
+    setup = Setup.usual(workload, time_steps=8, batch=4)
+    batch, held = setup.data(), {}
+    for dtype in (SINGLE, BFLOAT):
+        for whose in (HOST, OURS):
+            net = setup.net(whose)
+            held[dtype, whose] = bytes_retained(lambda net=net: setup.loss(net, batch), dtype)
+    copy = batch.images.numel() * BFLOAT.itemsize
+    assert held[BFLOAT, OURS] <= held[SINGLE, OURS] + 1.1 * copy
+    assert held[BFLOAT, OURS] < held[BFLOAT, HOST]
+
+
+@pytest.mark.parametrize("changes", [False, True], ids=["the same image", "frames"])
+def test_copies_of_the_same_image_are_one(changes: bool) -> None:
+    """Autocast makes one at every time step; those of frames that differ all stay."""
+    x = torch.rand(T, 2, 3, 16, 16)
+    x = x if changes else x[:1].expand_as(x)
+    seen = []
+    for swap in (False, True):
+        torch.manual_seed(0)
+        net = convolutions(snn.Leaky, "s")
+        if swap:
+            convert(net)
+        with torch.autocast("cpu", BFLOAT):
+            spikes = torch.stack([net(each) for each in x])
+        weighted(spikes).backward()
+        seen.append(Observed({"spikes": spikes}).see_gradients(net))
+        kept = sum(row.kept_bytes.get("constant operands", 0) for row in explain(net).rows)
+    assert_agree(*seen, tolerance=TOLERANCES[BFLOAT])
+    assert kept == (T if changes else 1) * x[0].numel() * BFLOAT.itemsize

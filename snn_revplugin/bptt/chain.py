@@ -28,7 +28,7 @@ from ..packed.rows import release_rows, shared_binary
 from ..packed.spikes import PackedSpikes
 from ..replay import HeldTensor, Recomputable, TrainingStep, read_together
 from ..settings import Settings
-from ..torch_internals import capture
+from ..torch_internals import capture, streams
 from ..torch_internals.pass_cache import pass_cache
 from ..torch_internals.uniform import is_uniform
 from ..torch_internals.versioned import Versioned
@@ -74,6 +74,7 @@ class ChainLink:
         repeats: whether the step is sure to have seen the input of the step before.
         in_step: the training step under a memory budget that this is a part of.
         surroundings: what else the step read, if its code is a module's own.
+        stream: on which the step was taken.
     """
 
     __slots__ = (
@@ -95,6 +96,7 @@ class ChainLink:
         "repeats",
         "reset_signal",
         "residues",
+        "stream",
         "surroundings",
         "transition",
     )
@@ -134,6 +136,7 @@ class ChainLink:
         """The link that a chain starts from."""
         link = cls(None, None, None, FIRST)
         link._held = tuple(Versioned(initial(each)) for each in states)
+        link.stream = streams.stream_of(states[0].device)
         return link
 
     @property
@@ -148,6 +151,7 @@ class ChainLink:
             parts: the step; its charged potential is read only where it has to be kept.
         """
         self._held = tuple(Versioned(each.detach()) for each in states)
+        self.stream = streams.stream_of(states[0].device)
         self._versions = tuple(each._version for each in states)
         self._sums = _sums_of(states)
         if self.transition.own_code:
@@ -550,9 +554,9 @@ def link_of(states: States) -> ChainLink | None:
 
 def start_from(states: States, transition: Transition) -> ChainLink:
     """The link whose states these are, if the same transition led there; else the first of a new
-    chain."""
-    link = link_of(states)
-    if link is not None and link.transition is transition:
+    chain. On another stream a new one starts: backward hands states down the chain."""
+    link, stream = link_of(states), streams.stream_of(states[0].device)
+    if link is not None and link.transition is transition and link.stream == stream:
         return link
     with torch.no_grad():
         return ChainLink.first(states)

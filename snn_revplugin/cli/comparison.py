@@ -145,9 +145,15 @@ def compare(
     )
 
 
-def observe(setup: Setup, whose: str, batch: Batch) -> tuple[Trace, list[Tensor]]:
-    """What the neurons of a fresh net hand out in one training step, and its gradients."""
+def observe(
+    setup: Setup, whose: str, batch: Batch, earlier_steps: int = 0
+) -> tuple[Trace, list[Tensor]]:
+    """What the neurons of a fresh net hand out in one training step, and its gradients; after
+    earlier steps that change no weight."""
     net = setup.net(whose)
+    for _ in range(earlier_steps):
+        setup.loss(net, batch).backward()
+        net.zero_grad(set_to_none=True)
     with Trace(net, setup.workload.neuron(HOST)) as trace:
         setup.loss(net, batch).backward()
     return trace, [each.grad for each in net.parameters() if each.grad is not None]

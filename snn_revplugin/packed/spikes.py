@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..torch_internals import streams
 from .codec import BITS, NUMPY, codec_for
 
 
 class Block:
-    """The bits of many time steps in one allocation, one row per step.
+    """The bits of many time steps in one allocation, one row per step, all of one stream.
 
     Small allocations that stay, between large ones that come and go, would fragment the memory of
     the process. The number of rows doubles from block to block of a chain, up to ``MOST_ROWS``. On
@@ -28,13 +29,13 @@ class Block:
         bits: uint8 of [rows, bytes a row].
     """
 
-    __slots__ = ("array", "bits", "codec", "nbytes", "rows", "used")
+    __slots__ = ("array", "bits", "codec", "nbytes", "rows", "stream", "used")
 
     MOST_ROWS = 16
     ROUNDED_TO = 512
 
     def __init__(self, bits: Tensor) -> None:
-        self.bits, self.used = bits, 0
+        self.bits, self.used, self.stream = bits, 0, streams.stream_of(bits.device)
         self.rows, self.nbytes = bits.shape  # the bytes of a row
         # Chosen in forward: the settings of this thread do not hold in autograd's threads.
         self.codec = NUMPY if bits.device.type == "cpu" else codec_for(bits)
@@ -45,13 +46,18 @@ class Block:
     def after(cls, before: Block | None, nbytes: int, device: torch.device) -> Block:
         """A block with room for one more row: ``before`` if it has room, else a larger new one."""
         rows = 1
-        if before is not None and before.nbytes == nbytes and before.bits.device == device:
+        if before is not None and before.takes(nbytes, device):
             if before.used < before.rows:
                 return before
             rows = min(2 * before.rows, cls.MOST_ROWS)
         if device.type != "cpu":
             rows = max(rows, cls.ROUNDED_TO // max(nbytes, 1))
         return cls(torch.empty((rows, nbytes), dtype=torch.uint8, device=device))
+
+    def takes(self, nbytes: int, device: torch.device) -> bool:
+        """Whether rows of this size, written on a device's current stream, may stand here."""
+        same_size = self.nbytes == nbytes and self.bits.device == device
+        return same_size and self.stream == streams.stream_of(device)
 
     @classmethod
     def of(cls, bits: Tensor) -> Block:

@@ -52,6 +52,7 @@ class RecipeCache:
         self._held: WeakValueDictionary[int, HeldTensor] = WeakValueDictionary()
         self._transposed: WeakValueDictionary[int, TransposedLeaf] = WeakValueDictionary()
         self._shared: WeakValueDictionary[tuple, HeldTensor] = WeakValueDictionary()
+        self._constants: WeakValueDictionary[tuple, HeldTensor] = WeakValueDictionary()
         self._shapes: WeakValueDictionary[tuple, Shape] = WeakValueDictionary()
         self._recipes: WeakValueDictionary[tuple, Recipe] = WeakValueDictionary()
         self._counted: WeakValueDictionary[int, torch.UntypedStorage] = WeakValueDictionary()
@@ -93,6 +94,20 @@ class RecipeCache:
             if capture.may_synchronise(tensor) and torch.equal(earlier.value(), tensor.detach()):
                 return earlier
         return None
+
+    def repeated(self, constant: Tensor, place: tuple[str, int]) -> HeldTensor:
+        """A constant, or the last one that was met in its place if that holds the same numbers:
+        autocast makes a copy of the same image at every time step.
+
+        Args:
+            constant: it, which no other code can write into, and whose numbers may be compared.
+            place: which operand of which operation it is.
+        """
+        key = *place, constant.shape, constant.stride(), constant.dtype
+        last = self._constants.get(key)
+        if last is None or not torch.equal(last.value(), constant):
+            last = self._constants[key] = self.held(constant)
+        return last
 
     def shape(self, tensor: Tensor) -> Shape:
         """The shape of a tensor."""

@@ -447,7 +447,10 @@ class Walk:
         """An operand that the node saved."""
         below, output = visit.edges[position] if position < len(visit.edges) else NO_EDGE
         if below is None:
-            value = self._constant(saved)
+            value = self._constant(saved, (visit.operation.node, position))
+            if type(value) is HeldTensor and value.source is not saved:
+                visit.replaceable.append((visit.names[position], position, saved))
+                return value
         elif _is_view_of_leaf(below):
             self.statistics.operations[graph.name_of(below)] += 1
             return self._held_operand(visit, saved)
@@ -507,19 +510,24 @@ class Walk:
         visit.replaceable.append((visit.names[position], position, saved))
         return shared
 
-    def _constant(self, saved: Tensor) -> Recomputable:
-        """A saved operand without a gradient. A dropout mask that autograd alone holds is
-        packed."""
+    def _constant(self, saved: Tensor, place: tuple[str, int]) -> Recomputable:
+        """A saved operand without a gradient. Where autograd alone holds it, a dropout mask is
+        packed, and time steps share what is equal."""
         if saved.dim() == 0 or not saved_tensors.held_by_autograd_alone(saved, references=3):
             return HeldTensor(saved)
         is_real = saved.is_floating_point() and saved.is_cpu
         can_be_mask = is_real or saved.dtype is torch.bool
         packed = packed_mask(saved) if can_be_mask and saved.numel() >= SMALLEST_MASK else None
-        if packed is None:
+        if packed is not None:
+            self.statistics.kept_bytes[CONSTANTS] += packed.nbytes
+            return Spikes(packed)
+        held = HeldTensor(saved)
+        if capture.may_compare(saved):
+            held = self.cache.repeated(saved, place)
+            self.replaced_bytes += saved.nbytes  # the next time step's tensor, if it is equal
+        if held.source is saved:
             self._keep(CONSTANTS, saved)
-            return HeldTensor(saved)
-        self.statistics.kept_bytes[CONSTANTS] += packed.nbytes
-        return Spikes(packed)
+        return held
 
     def _recipe(self, visit: Visit) -> Recipe | None:
         """The recipe of a visited node, if its operands and its output tell enough."""

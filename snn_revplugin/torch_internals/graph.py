@@ -122,6 +122,14 @@ def type_of_output(node: Node, output: int = 0) -> tuple[torch.dtype, torch.devi
     return metadata.dtype, metadata.device
 
 
+def is_on_one_device(node: Node) -> bool:
+    """Whether what a graph node's operation reads, as far as it has a gradient, lies on the device
+    of what it gives."""
+    _, device = type_of_output(node)
+    below = (each for each in node.next_functions if each[0] is not None)
+    return all(type_of_output(*each)[1] == device for each in below)
+
+
 def wrapped_node(node: Node) -> Node:
     """The node of the operation that wrote into a view, from the ``CopySlices`` that stands for it;
     None where torch is too old to tell."""

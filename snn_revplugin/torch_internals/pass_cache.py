@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakValueDictionary
 
-from . import backward_pass
+from . import backward_pass, streams
 
 
 class PassCache(dict[Any, Any]):
@@ -23,14 +23,15 @@ class PassCache(dict[Any, Any]):
     __slots__ = ("__weakref__",)
 
 
-# By pass and thread: the nodes of one pass run in a thread for each device, all at the same time.
-_passes: WeakValueDictionary[tuple[int, int], PassCache] = WeakValueDictionary()
+# By pass, thread and stream: the nodes of one pass run in a thread for each device, all at the same
+# time, and those of one device on the streams of their forward.
+_passes: WeakValueDictionary[tuple[int, int, int], PassCache] = WeakValueDictionary()
 
 
 class _Latest(threading.local):
     """The pass that this thread asked for last: nearly always the one that it asks for next."""
 
-    pass_id = backward_pass.NO_PASS
+    pass_id, stream = backward_pass.NO_PASS, streams.NO_STREAM
     values: Callable[[], PassCache | None]
 
 
@@ -38,17 +39,19 @@ _latest = _Latest()
 
 
 def pass_cache() -> PassCache:
-    """The cache of the backward pass that runs in this thread; outside of any, an empty one that
-    nothing keeps."""
+    """The cache of the backward pass that runs in this thread, of what the current stream computes;
+    outside of any, an empty one that nothing keeps."""
     pass_id = backward_pass.current_pass()
     if pass_id == backward_pass.NO_PASS:
         return PassCache()
-    if pass_id == _latest.pass_id and (values := _latest.values()) is not None:
+    stream = streams.current_stream()
+    is_latest = pass_id == _latest.pass_id and stream == _latest.stream
+    if is_latest and (values := _latest.values()) is not None:
         return values
-    key = pass_id, threading.get_ident()
+    key = pass_id, threading.get_ident(), stream
     values = _passes.get(key)
     if values is None:
         values = _passes[key] = PassCache()
         backward_pass.at_end_of_pass(values.clear)  # and so it is the pass that keeps it
-    _latest.pass_id, _latest.values = pass_id, weakref.ref(values)
+    _latest.pass_id, _latest.stream, _latest.values = pass_id, stream, weakref.ref(values)
     return values

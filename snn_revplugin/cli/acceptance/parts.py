@@ -35,10 +35,10 @@ def _part(title: str, module: object, seconds: float, seconds_of_case: float) ->
 # Ten minutes in all.
 PARTS = {
     "environment": _part("versions, device, driver, rounding", environment, 15, 15),
-    "replay": _part("each operation, recomputed in backward", replay, 95, 30),
-    "kernels": _part("each kernel form against the plain code", kernels, 80, 80),
-    "steps": _part("capture, synchronisation, settings of another thread", steps, 50, 20),
-    "works": _part("works and models: spikes, gradients, memory, time", works, 170, 40),
-    "floor": _part("kernels over the bandwidth floor, launches", floor, 60, 30),
-    "fit": _part("the longest T and the largest batch", fit, 130, 60),
+    "replay": _part("each operation, recomputed in backward", replay, 80, 30),
+    "kernels": _part("each kernel form against the plain code", kernels, 65, 65),
+    "steps": _part("capture, synchronisation, settings of another thread", steps, 40, 20),
+    "works": _part("works and models: spikes, gradients, memory, time", works, 240, 40),
+    "floor": _part("kernels over the bandwidth floor, launches", floor, 50, 30),
+    "fit": _part("the longest T and the largest batch", fit, 110, 60),
 }

@@ -25,6 +25,7 @@ from ...torch_internals.graph import (
     Strided,
     attribute_of,
     gradient_through,
+    is_on_one_device,
     name_of,
     shape_of_output,
     strided_by,
@@ -69,7 +70,7 @@ def _written(node: Node) -> Replay | None:
     """A write that the graph tells all of: ``view += operand``, ``view[...] = operand``, ``view *=
     number``."""
     write = wrapped_node(node)
-    if write is None:
+    if write is None or not is_on_one_device(node):
         return None
     if _factor_absent(node):
         return _scaled(node)

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from ...packed.spikes import PackedSpikes
 from ...torch_internals import capture
-from ...torch_internals.graph import Node, attribute_of, name_of, type_of_output
+from ...torch_internals.graph import (
+    Node,
+    attribute_of,
+    is_on_one_device,
+    name_of,
+    type_of_output,
+)
 from ...torch_internals.saved_tensors import replace_saved, replacement_of, saved_by
 from ..kind import COPY, ELEMENTWISE
 from ..recipe import Replay
@@ -28,9 +34,18 @@ def _with_value(function: Replay) -> DecidedBy:
     return DecidedBy(lambda value: partial(function, value=value), "value")
 
 
-def _cast(kind: tuple[torch.dtype, torch.device]) -> Replay:
+def _to(kind: tuple[torch.dtype, torch.device]) -> Replay:
     dtype, device = kind
     return partial(Tensor.to, device=device, dtype=dtype)
+
+
+_cast_to = DecidedBy(_to, read=type_of_output)
+
+
+def _cast(node: Node) -> Replay | None:
+    """No copy to another device: backward runs in a thread for each device, and would read from the
+    other one on a stream that may not be that of forward."""
+    return _cast_to(node) if is_on_one_device(node) else None
 
 
 def _native_dropout(node: Node) -> Replay | None:
@@ -194,6 +209,6 @@ register(
     ),
     Operation("NegBackward0", ELEMENTWISE, ONE, lambda _: torch.neg),
     Operation("NativeDropoutBackward0", ELEMENTWISE, ONE, _native_dropout),
-    Operation("ToCopyBackward0", COPY, ONE, DecidedBy(_cast, read=type_of_output)),
+    Operation("ToCopyBackward0", COPY, ONE, _cast),
     Operation("CloneBackward0", COPY, ONE, lambda _: torch.clone),
 )
