@@ -42,6 +42,7 @@ from ..torch_internals.versioned import Versioned
 from .chain import ChainLink, StepView
 from .module_copy import Snapshot, copy_of
 from .outputs import HeldOutputs, PackedOutputs
+from .rows import Rows
 from .surroundings import Places, Positions, Surroundings, Watch
 
 
@@ -83,6 +84,7 @@ class StepTraits:
         counters: those of them that are numbers or strings.
         draws: whether a step drew random numbers when it was tried.
         detached: which of the outputs and the states after have no gradient, by position.
+        rows: of a call on a whole sequence, the rows that it does not mix.
     """
 
     nodes: GraphNodes
@@ -92,6 +94,7 @@ class StepTraits:
     counters: Places = ()
     draws: bool = False
     detached: tuple[int, ...] = ()
+    rows: Rows | None = None
 
 
 def run_step(host: HostStep, module: nn.Module, x: Tensor, states: States) -> tuple[Tensor, States]:
@@ -282,7 +285,7 @@ def kept_outputs(outputs: Tensor) -> Tensor | PackedOutputs | HeldOutputs:
     if not capture.may_synchronise(outputs):
         return HeldOutputs(outputs)
     fired = outputs != 0
-    if torch.equal(fired.to(outputs.dtype), outputs):
+    if torch.equal(outputs == 1, fired):
         return fired
     packed = PackedIntegers.of(outputs)
     return HeldOutputs(outputs) if packed is None else PackedOutputs(packed, outputs)
