@@ -519,3 +519,20 @@ def test_anchors_bound_the_error_of_two_states() -> None:
         assert found.reversed
         rounding = 2.0 ** torch.tensor(found.largest).log2().ceil().item() * 2**-25
         assert found.error <= 5 * 2**4 * rounding, (alpha, beta, found)
+
+
+@pytest.mark.parametrize("learned", BOTH)
+def test_backward_rebuilds_the_anchors_between_two_stored_ones(learned: bool) -> None:
+    options = OPTIONS["Synaptic"] | {"learn_alpha": learned, "learn_beta": learned}
+    with snn_revplugin.use_settings(max_anchor_interval=16):
+        check("Synaptic", lambda make: train(Net(make, **options), 41, start=True, mid_graph=True))
+
+
+def test_two_states_take_hardly_more_memory_than_one(recompute_everything: None) -> None:
+    def retained(kind: type[nn.Module]) -> int:
+        net = nn.Sequential(nn.Linear(8, 512), kind(**OPTIONS["Synaptic"], init_hidden=True))
+        x = torch.randn(60, 32, 8)
+        report = snn_revplugin.memory_report(lambda: sum(net(each).mean() for each in x))
+        return report.retained - 2 * 4 * net[1].mem.numel()  # the two states that it holds
+
+    assert retained(snn.Synaptic) / retained(RevSynaptic) > 25
