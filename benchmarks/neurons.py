@@ -4,8 +4,7 @@ Run ``python benchmarks/neurons.py``; with ``--write docs/any-neuron.md`` it put
 that page. The net has two layers of neurons behind convolutions with batch norms (behind linear
 layers where a neuron takes features), a read-out that averages over space (over groups of
 features), 32 time steps, and data that change at every step; host and converted net have the same
-weights. Neurons take single time steps in a loop; those that have none
-take the sequence.
+weights. Neurons take single time steps in a loop; those that have none take the sequence.
 
 "path" says how the neuron runs: by its equations, by its own step or its own call that backward
 runs again, or on the host's path and why. Retained and peak memory are the host's over ours. The

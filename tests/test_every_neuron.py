@@ -233,7 +233,7 @@ def test_what_a_call_gives_out_beside_its_spikes_has_the_hosts_gradient() -> Non
 
     (node,) = agree(program, snntorch.StateLeaky, reversible(snntorch.StateLeaky))
     node(torch.rand(2, 3, 6, requires_grad=True))[0].mul_(2)
-    with pytest.raises(RuntimeError, match="'spk': the outputs .* were written into in place"):
+    with pytest.raises(RuntimeError, match=r"'spk': the outputs .* were written into in place"):
         _ = node.spk
     with pytest.raises(AttributeError, match="spikes"):
         _ = node.spikes
@@ -278,7 +278,7 @@ def test_rows_that_a_call_mixes_are_taken_together(
     also: Callable[[Tensor], Tensor], rows_lie_along: int | None
 ) -> None:
     def program(make: Callable[..., nn.Module]) -> Observed:
-        node, fc = make(also), nn.Linear(5, 16)
+        node, fc = make(also), nn.Linear(5, 128)
         out = node(fc(torch.randn(30, 16, 5)))
         (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
         return Observed({"out": out}).see_gradients(node, fc)
@@ -286,6 +286,21 @@ def test_rows_that_a_call_mixes_are_taken_together(
     (node,) = agree(program, OverTime, reversible(OverTime))
     rows = node.record.latest_transition.traits.rows
     assert (rows and rows.inputs[0]) == rows_lie_along
+    assert rows is None or len(list(rows.parts(torch.empty(30, 16, 128)))) > 1
+
+
+def test_few_different_outputs_are_bits() -> None:
+    """Spikes as high as a learned threshold."""
+
+    def program(make: Callable[..., nn.Module]) -> Observed:
+        node, fc = make(T=9, v_threshold=0.7), nn.Linear(5, 16)
+        out = nn.functional.linear(node(fc(torch.randn(9, 4, 5))), fc.weight.t())
+        out.square().sum().backward()
+        return Observed({"out": out}).see_gradients(node, fc)
+
+    (node,) = agree(program, neuron.DSRIFNode, reversible(neuron.DSRIFNode))
+    statistics = node.record.statistics
+    assert statistics.spike_bytes == 9 * 4 * 16 // 8 + 2 * 4  # and the table
 
 
 class LeavesPotential(neuron.SimpleBaseNode):

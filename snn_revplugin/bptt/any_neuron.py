@@ -35,6 +35,7 @@ from ..neurons.transition import (
     Transition,
 )
 from ..packed.integers import PackedIntegers
+from ..packed.values import PackedValues
 from ..torch_internals import capture
 from ..torch_internals.autocast import AutocastState
 from ..torch_internals.pass_cache import pass_cache
@@ -280,14 +281,14 @@ class AnyParts:
 
 
 def kept_outputs(outputs: Tensor) -> Tensor | PackedOutputs | HeldOutputs:
-    """What is kept of a step's outputs: zeros and ones, to be packed; small whole numbers, packed;
-    other numbers as they are."""
+    """What is kept of a step's outputs: zeros and ones, to be packed; small whole numbers, or few
+    different numbers, packed; other numbers as they are."""
     if not capture.may_synchronise(outputs):
         return HeldOutputs(outputs)
     fired = outputs != 0
     if torch.equal(outputs == 1, fired):
         return fired
-    packed = PackedIntegers.of(outputs)
+    packed = PackedIntegers.of(outputs) or PackedValues.of(outputs)
     return HeldOutputs(outputs) if packed is None else PackedOutputs(packed, outputs)
 
 

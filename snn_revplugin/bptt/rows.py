@@ -21,7 +21,8 @@ from ..torch_internals.tensors import Watch
 # A call of a copy of the module: outputs and states after, and the copy's parameters.
 Run = Callable[[Tensor, States], tuple[tuple[Tensor, ...], list[Tensor]]]
 MOST_PARTS = 8
-FEWEST_ELEMENTS = 2048  # of an operation in a part: with fewer the time is that of calling it
+# That an operation makes in a part, on average: with fewer most time is that of calling operations.
+FEWEST_ELEMENTS = 3 * 2**12
 TOLERANCE = 1e-3  # of a gradient's norm; a cut graph makes a difference of its own size
 
 
