@@ -43,7 +43,7 @@ except ImportError as error:
         "snn_revplugin.adapters.snntorch needs snnTorch: pip install 'snn-revplugin[snntorch]'"
     ) from error
 
-from . import snntorch_any  # noqa: F401  (registers every other neuron)
+from .snntorch_any import AnyOfSnntorch  # whose module registers every other neuron
 
 # The functions of snntorch.surrogate are closures; these are the ones whose derivative has a closed
 # form, by name, with the order in which our derivative takes what they close over.
@@ -123,8 +123,9 @@ def _resets(kind: type[nn.Module], zero: str) -> dict[Callable, str]:
 RESET_NUMBERS = {"subtract": 0, "zero": 1, "clear": 1, "none": 2}
 
 
-class _KnownNeuron(_HoldsMem):
-    """What the neurons share whose equations are known.
+class _KnownNeuron(_HoldsMem, AnyOfSnntorch):
+    """What the neurons share whose equations are known. With an option that these do not have
+    (``inhibition``, ``state_quant``) a neuron runs by its own step.
 
     Attributes:
         _state_names: of the states, the membrane potential last.
@@ -147,6 +148,8 @@ class _KnownNeuron(_HoldsMem):
         if torch.compiler.is_compiling():
             return self._compiled(input_, given)
         _give_up_what_ddp_overwrote(self)
+        if self._runs_by_own_step():
+            return AnyOfSnntorch.forward(self, input_, *given)
         # Not asked of the module one by one: in a time loop of small layers that takes time.
         buffers = self._buffers
         states = tuple(
@@ -163,7 +166,7 @@ class _KnownNeuron(_HoldsMem):
             self.note_fallback(
                 reason or "the surrogate is no Heaviside step, or the reset is none of the host's"
             )
-            return super().forward(input_, *given)
+            return self.host_kind.forward(self, input_, *given)
 
         shape = input_.shape
         states = tuple(
@@ -177,8 +180,17 @@ class _KnownNeuron(_HoldsMem):
             else:
                 setattr(self, name, each)
         signal = link_behind(after[-1]).reset_signal
-        self.__dict__["_reset"] = signal or _packed_reset_signal(transition, states[-1])
+        self.reset = signal or _packed_reset_signal(transition, states[-1])
         return self._returned(spk, after)
+
+    def _runs_by_own_step(self) -> bool:
+        # A class that someone derives from ours may have another step than the host's.
+        return bool(self.inhibition or self.state_quant) and "host_kind" in vars(type(self))
+
+    def step_from(self, current: Tensor, potential: Tensor) -> None:
+        if self._runs_by_own_step():
+            AnyOfSnntorch.step_from(self, current, potential)  # it says that this cannot be
+        super().step_from(current, potential)
 
     def _returned(self, spk: Tensor, states: States) -> Tensor | tuple[Tensor, ...]:
         return spk if self.init_hidden and not self.output else (spk, *states)
@@ -207,7 +219,7 @@ class _KnownNeuron(_HoldsMem):
             or (surrogate := _known_surrogate(self.spike_grad)) is None
         ):
             self.note_compiled_fallback()
-            return super().forward(input_, *given)
+            return self.host_kind.forward(self, input_, *given)
         self.note_operators(STEP_KEEPS)
         name, slopes = surrogate
         option = "immediate" if not delayed and kind != "none" else ""
@@ -238,20 +250,18 @@ class _KnownNeuron(_HoldsMem):
     def reset(self) -> Tensor:
         """The reset signal of the last step, detached, as the host leaves it; kept as bits until it
         is asked for."""
-        # "reset" is from before a conversion.
-        signal = self.__dict__.get("_reset", self.__dict__.get("reset"))
+        signal = self.__dict__.get("reset")
         if signal is None:
             raise AttributeError(f"{type(self).__name__} has no reset signal before its first step")
         return signal.binary() if isinstance(signal, PackedSpikes) else signal
 
     @reset.setter
-    def reset(self, signal: Tensor) -> None:
-        self._reset = signal
+    def reset(self, signal: Tensor | PackedSpikes) -> None:
+        self.__dict__["reset"] = signal  # where the host's class has it
 
     def end(self) -> None:
-        if "_reset" in self.__dict__:  # the host's class has a plain attribute in its place
-            self.__dict__["reset"] = self.reset
-            del self.__dict__["_reset"]
+        if "reset" in self.__dict__:
+            self.reset = self.reset  # no bits
         super().end()
 
     def _why_host(
@@ -273,10 +283,8 @@ class _KnownNeuron(_HoldsMem):
         parameters: tuple[Tensor, ...],
     ) -> str | None:
         """Why the equations do not express a call, or None."""
-        if self.inhibition:
-            return "inhibition lets one neuron of a layer silence the others"
-        if self.state_quant:
-            return "state_quant rounds the potential, which cannot be undone"
+        if self.inhibition or self.state_quant:
+            return "inhibition or state_quant, and a class derived from a reversible one"
         if self.init_hidden and any(each is not None for each in given):
             # The host's error says it best.
             return f"{' or '.join(self._state_names)} was passed with init_hidden=True"
@@ -334,8 +342,7 @@ class RevLeaky(_KnownNeuron, snntorch.Leaky):
     path.
 
     ``inhibition`` and ``state_quant`` decide by more than the neuron's own potential, or leave no
-    potential to reverse; with them the neuron takes the host's own path, and
-    :func:`snn_revplugin.explain` says so.
+    potential to reverse; with them the neuron runs by its own step, which backward runs again.
 
     >>> import torch
     >>> leaky = RevLeaky(beta=0.9)
@@ -345,6 +352,7 @@ class RevLeaky(_KnownNeuron, snntorch.Leaky):
             [1., 1., 1.]])
     """
 
+    host_kind = snntorch.Leaky
     _reset_kinds = _resets(snntorch.Leaky, zero="zero")
 
     def _equations(
@@ -357,8 +365,8 @@ class RevSynaptic(_KnownNeuron, snntorch.Synaptic):
     """``snntorch.Synaptic`` with the same spikes, states and gradients, and a fraction of the
     memory. Takes the host's arguments, and ``reversible=False`` for the host's own path.
 
-    With ``inhibition`` and ``state_quant`` the neuron takes the host's own path, as
-    :class:`RevLeaky` does.
+    With ``inhibition`` and ``state_quant`` the neuron runs by its own step, as :class:`RevLeaky`
+    does.
 
     >>> import torch
     >>> synaptic = RevSynaptic(alpha=0.5, beta=0.9)
@@ -368,6 +376,7 @@ class RevSynaptic(_KnownNeuron, snntorch.Synaptic):
             [1., 1., 1.]])
     """
 
+    host_kind = snntorch.Synaptic
     _state_names = ("syn", "mem")
     _parameter_names = (*PARAMETERS, "alpha")
     _reset_kinds = _resets(snntorch.Synaptic, zero="clear")
@@ -418,8 +427,9 @@ class RevLapicque(_KnownNeuron, snntorch.Lapicque):
     """``snntorch.Lapicque`` with the same spikes, membranes and gradients, and a fraction of the
     memory. Takes the host's arguments, and ``reversible=False`` for the host's own path.
 
-    With ``inhibition`` and ``state_quant`` the neuron takes the host's own path, as
-    :class:`RevLeaky` does, and with a learned ``beta``, from which the host computes ``C`` once.
+    With ``inhibition`` and ``state_quant`` the neuron runs by its own step, as :class:`RevLeaky`
+    does. With a learned ``beta``, from which the host computes ``C`` once, it takes the host's own
+    path.
 
     >>> import torch
     >>> lapicque = RevLapicque(R=1.0, C=2.0)
@@ -429,6 +439,7 @@ class RevLapicque(_KnownNeuron, snntorch.Lapicque):
             [0.5000, 0.5000, 0.5000]])
     """
 
+    host_kind = snntorch.Lapicque
     _parameter_names = ("threshold", "graded_spikes_factor", "R", "C", "time_step")
     _reset_kinds = _resets(snntorch.Lapicque, zero="clear")
     _always_delayed = True

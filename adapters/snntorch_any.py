@@ -192,7 +192,7 @@ class AnyOfSnntorch(OwnStepNeuron):
         )
         if transition is None:
             return super().forward(x, *args, **kwargs)
-        outputs, others = whole_call(transition, x, (), self.record)
+        outputs, others = whole_call(self, transition, x, (), self.record)
         del self.__dict__[HELD]  # they are the caller's
         return (outputs, *others) if others else outputs
 

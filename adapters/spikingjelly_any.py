@@ -216,7 +216,7 @@ class AnyOfSpikingJelly(OwnStepNeuron):
             return found
         self.record.in_call = True
         try:
-            outputs, _ = whole_call(found, args[0], states, self.record)
+            outputs, _ = whole_call(self, found, args[0], states, self.record)
         finally:
             self.record.in_call = False
         self.__dict__.pop(HELD, None)  # they are the module's

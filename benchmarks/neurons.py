@@ -2,9 +2,9 @@
 
 Run ``python benchmarks/neurons.py``; with ``--write docs/any-neuron.md`` it puts the table into
 that page. The net has two layers of neurons behind convolutions with batch norms (behind linear
-layers where a neuron takes features), 32 time steps, and data that change at every step; host and
-converted net have the same weights. Neurons take single time steps in a loop; those that have none
-take the sequence.
+layers where a neuron takes features), a read-out that averages over space (over groups of
+features), 32 time steps, and data that change at every step; host and converted net have the same
+weights. Neurons take single time steps in a loop; those that have none take the sequence.
 
 "path" says how the neuron runs: by its equations, by its own step or its own call that backward
 runs again, or on the host's path and why. Retained and peak memory are the host's over ours. The
@@ -181,7 +181,7 @@ class Net(nn.Module):
 
     def __init__(self, case: Case) -> None:
         super().__init__()
-        self.mode = case.mode
+        self.mode, self.conv = case.mode, case.conv
         self.below1, self.below2 = self._weights(case, first=True), self._weights(case, first=False)
         self.neuron1, self.neuron2 = case.make(), case.make()
         for each in (self.below1, self.below2, self.neuron1, self.neuron2):
@@ -205,7 +205,7 @@ class Net(nn.Module):
     def layers(self, x: Tensor) -> Tensor:
         x = outputs_of(self.neuron1(self.below1(x)))
         x = outputs_of(self.neuron2(self.below2(x)))
-        return x.flatten(-2).mean(-1) if x.dim() > 3 else x
+        return (x.flatten(-2) if self.conv else x.unflatten(-1, (CHANNELS, -1))).mean(-1)
 
     def clear(self) -> None:
         for each in (self.neuron1, self.neuron2):

@@ -183,9 +183,14 @@ def test_what_is_no_such_neuron_is_refused(module: object):
         check_reversible(module)
 
 
-def test_a_neuron_on_the_path_of_the_host_is_refused_with_the_reason():
-    with pytest.raises(ValueError, match="state_quant rounds the potential"):
+def test_a_neuron_that_runs_by_its_own_step_is_refused():
+    with pytest.raises(TypeError, match="its own step, which is not reversed"):
         check_reversible(RevLeaky(beta=0.9, state_quant=lambda mem: mem.round()))
+
+
+def test_a_neuron_on_the_path_of_the_host_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match="the surrogate is no Heaviside step"):
+        check_reversible(RevLeaky(beta=0.9, spike_grad=torch.sigmoid))
     with pytest.raises(ValueError, match="switched off"):
         check_reversible(RevLeaky(beta=0.9, reversible=False))
 

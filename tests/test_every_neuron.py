@@ -19,10 +19,11 @@ import torch.nn as nn
 from collector import no_garbage_collector
 from compare import Observed, agree, assert_agree
 from hosts import only_pure
-from spikingjelly.activation_based import functional, layer, neuron, surrogate
+from spikingjelly.activation_based import base, functional, layer, neuron, surrogate
 from torch import Tensor
 
 from snn_revplugin import convert, explain, memory_report, restore, reversible
+from snn_revplugin.report.memory import MemoryReport
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [only_pure, pytest.mark.usefixtures("recompute_everything")]
@@ -140,8 +141,8 @@ def test_a_whole_call_is_differentiated_twice_and_again() -> None:
     agree(program, neuron.PSN, reversible(neuron.PSN))
 
 
-def test_a_whole_call_keeps_bits_and_none_of_its_inside() -> None:
-    def run(ours: bool) -> int:
+def test_a_whole_call_keeps_bits_and_takes_its_rows_one_part_at_a_time() -> None:
+    def run(ours: bool) -> MemoryReport:
         torch.manual_seed(0)
         net = nn.Sequential(
             layer.Conv2d(2, 8, 3, padding=1), neuron.PSN(16), layer.Conv2d(8, 8, 3), neuron.PSN(16)
@@ -149,10 +150,13 @@ def test_a_whole_call_keeps_bits_and_none_of_its_inside() -> None:
         functional.set_step_mode(net, "m")
         if ours:
             convert(net)
-        x = torch.randn(16, 4, 2, 16, 16)
-        return memory_report(lambda: net(x).mean().backward()).retained
+        x = torch.randn(16, 16, 2, 16, 16)
+        net(x).sum().backward()  # the first call is tried
+        return memory_report(lambda: net(x).mean().backward())
 
-    assert run(False) / run(True) > 15
+    host, ours = run(False), run(True)
+    assert host.retained / ours.retained > 15
+    assert host.peak / ours.peak > 2.3
 
 
 @pytest.mark.parametrize("backward", [True, False])
@@ -221,10 +225,82 @@ def test_what_a_call_gives_out_beside_its_spikes_has_the_hosts_gradient() -> Non
     def program(make: Callable[..., nn.Module]) -> Observed:
         node, x = make(0.8, 6, learn_beta=True), torch.rand(9, 3, 6, requires_grad=True)
         spikes, mem = node(x * 2)
-        (spikes.sum() + mem.square().mean() + node.spk[3].sum()).backward()
-        return Observed({"spikes": spikes, "mem": mem}).see_gradients(node, x=x)
+        total = spikes.sum() + mem.square().mean() + node.spk[3].sum()
+        assert node.spk is spikes
+        del spikes  # from now on the attribute stands for bits
+        (total + (node.spk * torch.linspace(0, 1, 6)).sum()).backward()
+        return Observed({"spikes": node.spk, "mem": mem}).see_gradients(node, x=x)
 
-    agree(program, snntorch.StateLeaky, reversible(snntorch.StateLeaky))
+    (node,) = agree(program, snntorch.StateLeaky, reversible(snntorch.StateLeaky))
+    node(torch.rand(2, 3, 6, requires_grad=True))[0].mul_(2)
+    with pytest.raises(RuntimeError, match=r"'spk': the outputs .* were written into in place"):
+        _ = node.spk
+    with pytest.raises(AttributeError, match="spikes"):
+        _ = node.spikes
+
+
+class ScaledByCount(torch.autograd.Function):
+    """The gradient of a quantiser with a learned step size: scaled by the number of elements."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient / gradient.numel() ** 0.5
+
+
+class OverTime(base.MemoryModule):
+    """A call on a sequence that mixes time steps, and what else it is told to."""
+
+    def __init__(self, also: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.step_mode, self.also = "m", also
+        self.bias = nn.Parameter(torch.tensor(0.3))
+
+    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
+        h = self.also(x_seq.cumsum(0)) - self.bias
+        return surrogate.atan.apply(h, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("also", "rows_lie_along"),
+    [
+        (lambda h: h, 1),
+        (lambda h: h / h.abs().amax(1, keepdim=True), 2),
+        (lambda h: h / h.abs().amax(), None),
+        (ScaledByCount.apply, None),
+    ],
+    ids=["mixes no rows", "mixes the batch", "mixes all", "mixes all, in the gradient alone"],
+)
+def test_rows_that_a_call_mixes_are_taken_together(
+    also: Callable[[Tensor], Tensor], rows_lie_along: int | None
+) -> None:
+    def program(make: Callable[..., nn.Module]) -> Observed:
+        node, fc = make(also), nn.Linear(5, 128)
+        out = node(fc(torch.randn(30, 16, 5)))
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        return Observed({"out": out}).see_gradients(node, fc)
+
+    (node,) = agree(program, OverTime, reversible(OverTime))
+    rows = node.record.latest_transition.traits.rows
+    assert (rows and rows.inputs[0]) == rows_lie_along
+    assert rows is None or len(list(rows.parts(torch.empty(30, 16, 128)))) > 1
+
+
+def test_few_different_outputs_are_bits() -> None:
+    """Spikes as high as a learned threshold."""
+
+    def program(make: Callable[..., nn.Module]) -> Observed:
+        node, fc = make(T=9, v_threshold=0.7), nn.Linear(5, 16)
+        out = nn.functional.linear(node(fc(torch.randn(9, 4, 5))), fc.weight.t())
+        out.square().sum().backward()
+        return Observed({"out": out}).see_gradients(node, fc)
+
+    (node,) = agree(program, neuron.DSRIFNode, reversible(neuron.DSRIFNode))
+    statistics = node.record.statistics
+    assert statistics.spike_bytes == 9 * 4 * 16 // 8 + 2 * 4  # and the table
 
 
 class LeavesPotential(neuron.SimpleBaseNode):

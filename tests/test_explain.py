@@ -96,7 +96,7 @@ def test_a_boundary_is_named():
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: leaky(state_quant=lambda mem: mem.round()), "state_quant rounds the potential"),
+        (lambda: leaky(spike_grad=torch.sigmoid), "the surrogate is no Heaviside step"),
         (lambda: leaky(reversible=False), "switched off"),
     ],
 )

@@ -260,21 +260,21 @@ def test_decays_at_their_ends_are_clamped_as_the_host_does(name: str, value: flo
 @pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature")
 @EVERY_KIND
 @pytest.mark.parametrize(
-    ("options", "reason"),
+    ("options", "path"),
     [
-        ({"inhibition": True}, "inhibition"),
-        ({"state_quant": quant.state_quant(num_bits=4)}, "state_quant"),
-        ({"spike_grad": lambda z: z.sigmoid()}, "Heaviside"),
+        ({"inhibition": True}, "reversible"),
+        ({"state_quant": quant.state_quant(num_bits=4)}, "reversible"),
+        ({"spike_grad": lambda z: z.sigmoid()}, "host"),
     ],
     ids=["inhibition", "state_quant", "spike_grad"],
 )
-def test_options_that_cannot_be_reversed_take_the_hosts_path(
-    options: dict, reason: str, kind: str
+def test_options_that_cannot_be_reversed_run_by_the_own_step(
+    options: dict, path: str, kind: str
 ) -> None:
+    reason = "Heaviside" if path == "host" else None
     check(
-        kind, lambda make: train(Net(make, **OPTIONS[kind], **options), 2), path="host",
-        reason=reason,
-    )  # fmt: skip
+        kind, lambda make: train(Net(make, **OPTIONS[kind], **options), 2), path=path, reason=reason
+    )
 
 
 def test_a_learned_beta_of_lapicque_takes_the_hosts_path() -> None:
@@ -321,8 +321,7 @@ OF_LAPICQUE: dict[str, Callable[[nn.Module], None]] = {
 )
 def test_an_option_changed_between_two_steps(kind: str, name: str) -> None:
     change = (CHANGES | OF_SYNAPTIC | OF_LAPICQUE)[name]
-    path = "both" if name == "inhibition" else "reversible"
-    check(kind, lambda make: train(Net(make, **OPTIONS[kind]), change=change), path=path)
+    check(kind, lambda make: train(Net(make, **OPTIONS[kind]), change=change), path="reversible")
 
 
 # ------------------------------------------------------------------------------------ the gradients
@@ -520,3 +519,20 @@ def test_anchors_bound_the_error_of_two_states() -> None:
         assert found.reversed
         rounding = 2.0 ** torch.tensor(found.largest).log2().ceil().item() * 2**-25
         assert found.error <= 5 * 2**4 * rounding, (alpha, beta, found)
+
+
+@pytest.mark.parametrize("learned", BOTH)
+def test_backward_rebuilds_the_anchors_between_two_stored_ones(learned: bool) -> None:
+    options = OPTIONS["Synaptic"] | {"learn_alpha": learned, "learn_beta": learned}
+    with snn_revplugin.use_settings(max_anchor_interval=16):
+        check("Synaptic", lambda make: train(Net(make, **options), 41, start=True, mid_graph=True))
+
+
+def test_two_states_take_hardly_more_memory_than_one(recompute_everything: None) -> None:
+    def retained(kind: type[nn.Module]) -> int:
+        net = nn.Sequential(nn.Linear(8, 512), kind(**OPTIONS["Synaptic"], init_hidden=True))
+        x = torch.randn(60, 32, 8)
+        report = snn_revplugin.memory_report(lambda: sum(net(each).mean() for each in x))
+        return report.retained - 2 * 4 * net[1].mem.numel()  # the two states that it holds
+
+    assert retained(snn.Synaptic) / retained(RevSynaptic) > 25

@@ -49,12 +49,16 @@ class Anchoring(NamedTuple):
         is_reversed: whether time is reversed between them; else potentials are rebuilt forward.
         rebuild_interval: the rebuilt states that one backward pass holds at a time, at least.
         settings: under which this was decided.
+        rebuilt: between two anchors, the time steps between two states that backward rebuilds
+            forward and then reverses down to the next; 0 for none. Two states that are reversed
+            need them so often that to store them would take more than all else.
     """
 
     interval: int
     is_reversed: bool
     rebuild_interval: int
     settings: Settings
+    rebuilt: int = 0
 
 
 def anchoring_of(transition: Transition, states: States, behind_norm: bool = False) -> Anchoring:
@@ -75,8 +79,10 @@ def anchoring_of(transition: Transition, states: States, behind_norm: bool = Fal
         most = settings.max_anchor_interval
         lost_bits = bits_to_lose(settings.lost_bits, transition, behind_norm)
         interval = steps_between_anchors(transition.cascade, lost_bits, most)
-        if interval:
+        if interval and len(states) == 1:
             return Anchoring(interval, True, rebuild, settings)
+        if interval:
+            return Anchoring(most, True, rebuild, settings, rebuilt=interval)
     return Anchoring(rebuild, False, rebuild, settings)
 
 

@@ -35,6 +35,7 @@ from ..neurons.transition import (
     Transition,
 )
 from ..packed.integers import PackedIntegers
+from ..packed.values import PackedValues
 from ..torch_internals import capture
 from ..torch_internals.autocast import AutocastState
 from ..torch_internals.pass_cache import pass_cache
@@ -42,6 +43,7 @@ from ..torch_internals.versioned import Versioned
 from .chain import ChainLink, StepView
 from .module_copy import Snapshot, copy_of
 from .outputs import HeldOutputs, PackedOutputs
+from .rows import Rows
 from .surroundings import Places, Positions, Surroundings, Watch
 
 
@@ -83,6 +85,7 @@ class StepTraits:
         counters: those of them that are numbers or strings.
         draws: whether a step drew random numbers when it was tried.
         detached: which of the outputs and the states after have no gradient, by position.
+        rows: of a call on a whole sequence, the rows that it does not mix.
     """
 
     nodes: GraphNodes
@@ -92,6 +95,7 @@ class StepTraits:
     counters: Places = ()
     draws: bool = False
     detached: tuple[int, ...] = ()
+    rows: Rows | None = None
 
 
 def run_step(host: HostStep, module: nn.Module, x: Tensor, states: States) -> tuple[Tensor, States]:
@@ -277,14 +281,14 @@ class AnyParts:
 
 
 def kept_outputs(outputs: Tensor) -> Tensor | PackedOutputs | HeldOutputs:
-    """What is kept of a step's outputs: zeros and ones, to be packed; small whole numbers, packed;
-    other numbers as they are."""
+    """What is kept of a step's outputs: zeros and ones, to be packed; small whole numbers, or few
+    different numbers, packed; other numbers as they are."""
     if not capture.may_synchronise(outputs):
         return HeldOutputs(outputs)
     fired = outputs != 0
-    if torch.equal(fired.to(outputs.dtype), outputs):
+    if torch.equal(outputs == 1, fired):
         return fired
-    packed = PackedIntegers.of(outputs)
+    packed = PackedIntegers.of(outputs) or PackedValues.of(outputs)
     return HeldOutputs(outputs) if packed is None else PackedOutputs(packed, outputs)
 
 

@@ -260,6 +260,17 @@ class ChainLink:
             return True
         return self.held is not None
 
+    @property
+    def is_rebuilt(self) -> bool:
+        """Whether backward rebuilds these states, rather than reverse the steps above further."""
+        every = self.anchoring.rebuilt
+        return (
+            every > 0
+            and self.anchoring.is_reversed
+            and not self.is_anchor
+            and (self.index % every == 0)
+        )
+
     def states(self) -> States:
         """The states after the step: held, handed down, or rebuilt. Not to be written into."""
         held = self.held
@@ -299,7 +310,7 @@ class ChainLink:
             charged, states = link.transition.again(view, states)
             reversed_later = link.anchoring.is_reversed and is_moderate(states, link.transition)
             stays = not reversed_later and (left < apart or left % apart == 0)
-            if stays or left == 0:
+            if stays or left == 0 or link.is_rebuilt:
                 StepView.of(link).leave(charged, states)
                 if link.transition.reads_input:  # its derivative will, too
                     StepView.of(link).take_current(view)
@@ -402,9 +413,9 @@ class StepView:
 
     @property
     def anchored(self) -> bool:
-        """Whether the states before are available without this step."""
+        """Whether the states before do not come from this step."""
         if self._anchored is None:
-            self._anchored = self.link.before.is_available
+            self._anchored = self.link.before.is_available or self.link.before.is_rebuilt
         return self._anchored
 
     @property

@@ -18,7 +18,8 @@ Copies = dict[int, nn.Module | Tensor]  # by the id of the original
 PLAIN = (int, float, bool, str)  # attributes that are compared by value
 HELD = "_held_states"  # where a plain module's states are put, which has no place for them
 MARK = "_compiled_calls"  # what every module has that is reversible
-NOT_COPIED = ("_record", MARK, HELD)  # our own, of such a module
+LEFT = "_left_outputs"  # attributes that stand for outputs
+NOT_COPIED = ("_record", MARK, HELD, LEFT)  # our own, of such a module
 
 
 def copy_of(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
@@ -136,9 +137,18 @@ class Snapshot:
         """:meth:`written`, with what stood there."""
         for place, name, value, mark in self._entries:
             now = place.get(name, self)
-            replaced = now is not value and (type(now) not in PLAIN or now != value)
-            if replaced or _mark(value) != mark:
+            if not _is_same(now, value) or _mark(value) != mark:
                 yield place, name, value
+
+
+def _is_same(now: Any, before: Any) -> bool:
+    """Whether an attribute is what it was: the same object, a plain value that is equal, or an
+    empty list, such as a host's reset makes anew."""
+    if now is before:
+        return True
+    if type(now) in PLAIN:
+        return now == before
+    return type(now) is type(before) is list and not now and not before
 
 
 def _mark(value: Any) -> tuple | None:

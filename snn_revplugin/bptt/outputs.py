@@ -10,6 +10,7 @@ from torch import Tensor
 from ..neurons.transition import Transition
 from ..packed.integers import PackedIntegers
 from ..packed.spikes import PackedSpikes
+from ..packed.values import PackedValues
 from ..replay import Recipe, Recomputable, Spikes
 from ..torch_internals.versioned import Versioned, version_counter
 
@@ -47,7 +48,7 @@ class HeldOutputs(Recomputable):
 
 
 class PackedOutputs(Recomputable):
-    """The outputs of a neuron that gives out small whole numbers, packed.
+    """The outputs of a neuron that gives out small whole numbers, or few different numbers, packed.
 
     Args:
         packed: the numbers.
@@ -59,7 +60,7 @@ class PackedOutputs(Recomputable):
     cheap = True
     strides = None
 
-    def __init__(self, packed: PackedIntegers, given_out: Tensor) -> None:
+    def __init__(self, packed: PackedIntegers | PackedValues, given_out: Tensor) -> None:
         self.packed, self.shape = packed, given_out.shape
         self._counter, self._version = version_counter(given_out), given_out._version
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ..neurons.transition import GraphNodes, States, Transition
 from ..torch_internals import capture
-from ..torch_internals.graph import Node
 from .any_neuron import AnyNeuron, HostStep, StepTraits, run_step
 from .module_copy import PLAIN, Snapshot, copy_of, entries_of
+from .rows import Rows, close, find_rows, nodes_below
 from .surroundings import Places, generators_of, positions_of, set_positions
 
 Inputs = Sequence[Tensor]
@@ -34,7 +34,6 @@ ONE_TENSOR = "a step must return one floating-point tensor of outputs, beside it
 AS_MANY_STATES = "a step must return as many states as it takes"
 TENSOR_STATES = "every state must be a floating-point tensor"
 NO_WRITES = "a step must not write into its input: write x = f(x) in place of x.f_()"
-TOLERANCE = 1e-3  # of a gradient's norm; a cut graph makes a difference of its own size
 
 
 class Record(Protocol):
@@ -210,6 +209,7 @@ def _try(start: _Start, inputs: Inputs, states: States, call: HostCall) -> StepT
         counters=counters,
         draws=draws,
         detached=detached,
+        rows=_rows(start, x, states) if host.whole and not draws else None,
     )
 
 
@@ -308,7 +308,7 @@ def _check_gradients(start: _Start, inputs: Inputs, states: States, call: HostCa
                 return
             gradients.append(torch.autograd.grad(loss, wanted, allow_unused=True))
     for theirs, ours in zip(*gradients, strict=True):
-        if not _close(theirs, ours):
+        if not close(theirs, ours):
             raise Unsuitable("its steps one after the other have other gradients than the host's")
 
 
@@ -316,13 +316,15 @@ def _samples(tensor: Tensor) -> Tensor:
     return tensor[:SAMPLES] if tensor.dim() > 1 else tensor
 
 
-def _close(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether two gradients agree; None stands for zeros."""
-    if a is None or b is None:
-        return all(each is None or not each.any() for each in (a, b))
-    return bool((a - b).norm() <= TOLERANCE * (a.norm() + b.norm()).clamp_min(1e-30)) or bool(
-        a.isnan().any() and torch.equal(a.isnan(), b.isnan())
-    )
+def _rows(start: _Start, x: Tensor, states: States) -> Rows | None:
+    """The rows of a call on a whole sequence."""
+
+    def run(x: Tensor, states: States) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        copy = start.fresh()
+        given = _flat(run_step(start.host, copy, x, _clones(states)))
+        return given, [each for each in copy.parameters() if each.requires_grad]
+
+    return find_rows(run, x, states)
 
 
 def _nodes(start: _Start, x: Tensor, states: States) -> tuple[GraphNodes, tuple[int, ...]]:
@@ -340,7 +342,7 @@ def _nodes(start: _Start, x: Tensor, states: States) -> tuple[GraphNodes, tuple[
 def _nodes_of(host: HostStep, copy: nn.Module, given: tuple[Tensor, ...]) -> GraphNodes:
     outputs, after = given[0], given[1:]
     last = after[-1]
-    if last is outputs or last.grad_fn is None or last.grad_fn not in _below(outputs.grad_fn):
+    if last is outputs or last.grad_fn is None or last.grad_fn not in nodes_below(outputs.grad_fn):
         return GraphNodes.ONE
     if after[0] is outputs:  # fed back: the library gives both out of one node
         return GraphNodes.ONE
@@ -355,13 +357,3 @@ def _check_no_graph_left(module: nn.Module, given: Sequence[Tensor]) -> None:
         has_graph = isinstance(value, Tensor) and value.grad_fn is not None
         if has_graph and not any(value is each for each in given):
             raise Unsuitable(f"it leaves {name!r}, which has a gradient and is no state")
-
-
-def _below(node: Node) -> set[Node]:
-    found, nodes = set(), [node]
-    while nodes:
-        node = nodes.pop()
-        if node is not None and node not in found:
-            found.add(node)
-            nodes.extend(below for below, _ in node.next_functions)
-    return found

@@ -40,8 +40,7 @@ class PackedIntegers:
         lowest = min(tensor.min().item(), 0.0)
         octets = (tensor - lowest if lowest else tensor).to(torch.uint8)
         bits = int(octets.max()).bit_length()
-        planes = (octets.bitwise_and(1 << i).bool() for i in range(max(bits, 1)))
-        packed = cls(tuple(PackedSpikes(plane, tensor.dtype) for plane in planes), lowest)
+        packed = cls(planes_of(octets, bits, tensor.dtype), lowest)
         return packed if bits <= MAX_BITS and torch.equal(packed.numbers(), tensor) else None
 
     @property
@@ -61,3 +60,9 @@ class PackedIntegers:
             octets.add_(plane.binary(torch.uint8), alpha=1 << i)
         numbers = octets.to(self.planes[0].dtype)
         return numbers.add_(self.lowest) if self.lowest else numbers
+
+
+def planes_of(octets: Tensor, bits: int, dtype: torch.dtype) -> tuple[PackedSpikes, ...]:
+    """The lowest bits of some octets, packed: at least one plane."""
+    planes = (octets.bitwise_and(1 << i).bool() for i in range(max(bits, 1)))
+    return tuple(PackedSpikes(plane, dtype) for plane in planes)

@@ -31,7 +31,8 @@ class Reversibility:
         invertible: whether the dynamics have an inverse.
         reversed: whether it was used; otherwise potentials were rebuilt forward, exactly, from an
             earlier anchor.
-        steps_between_anchors: the number of steps from one anchor to the next.
+        steps_between_anchors: the number of steps from one anchor to the next. Of two states
+            backward rebuilds most of these, and few are stored.
         time_steps: the number of steps taken forward and backward.
     """
 
@@ -149,7 +150,7 @@ def _there_and_back(transition: Transition, currents: Tensor) -> Reversibility:
         largest=largest,
         invertible=transition.invertible or transition.from_outputs,
         reversed=anchoring.is_reversed,
-        steps_between_anchors=min(anchoring.interval, len(currents)),
+        steps_between_anchors=min(anchoring.rebuilt or anchoring.interval, len(currents)),
         time_steps=len(currents),
     )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn as nn
 
 from ..bptt.any_neuron import AnyNeuron, HostStep
+from ..bptt.module_copy import LEFT
 from ..bptt.trial import BadStep, HostCall, Inputs, Unsuitable, any_neuron
 from ..neurons.transition import States
 from .module import ReversibleNeuron
@@ -23,6 +24,15 @@ class OwnStepNeuron(ReversibleNeuron):
     """
 
     declared: ClassVar[bool] = False
+
+    def __getattr__(self, name: str) -> Any:
+        left = self.__dict__.get(LEFT, {}).get(name)
+        return super().__getattr__(name) if left is None else left.tensor(name)
+
+    def end(self) -> None:
+        for name, left in self.__dict__.pop(LEFT, {}).items():
+            self.__dict__.setdefault(name, left.tensor(name))
+        super().end()
 
     def own_transition(
         self,
