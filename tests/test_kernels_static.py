@@ -15,10 +15,11 @@ ONCE = 12 / TIME_STEPS  # bytes a time step for what a call reads and writes onc
 BOUNDS = {
     "LIF, forward of 16 steps": (8.125 + ONCE, 48, 40, 0),
     "LIF, backward of 4 steps": (12.25 + 12 / 4, 48, 40, 1),
-    "LIF, backward of 16 steps": (12.25 + ONCE, 192, 8, 1),
-    "LIF, backward of 64 steps": (16 + 8 / 8 + 0.25, 128, 16, 2),
-    "LIF behind a batch norm, backward of 4 steps": (13 + 12 / 4, 56, 36, 0),
+    "LIF, backward of 16 steps": (12.5 + ONCE, 88, 20, 1),
+    "LIF, backward of 64 steps": (16 + 8 / 8 + 0.5 + ONCE / 4, 64, 32, 2),
+    "LIF behind a batch norm, backward of 4 steps": (13 + 12 / 4, 48, 40, 0),
     "LIF with a soft reset, backward of a step": (28.25, 32, 64, 0),
+    "Leaky, forward of a step": (16.125, 32, 64, 0),
     "Leaky, backward of charge": (20.25, 32, 64, 0),
     "packing": (4.125, 18, 64, 0),
 }
@@ -37,7 +38,8 @@ def test_a_kernel_stays_within_its_bounds(name: str) -> None:
     assert static.registers <= registers and static.warps >= warps
     assert static.spills == 0 and static.barriers <= barriers
     assert static.shared == 0, "threads exchange data"
-    assert max(static.vectors["load"]) == 16, "no load is as wide as the hardware allows"
+    widest = 8 if static.registers > 48 else 16  # of many registers a thread takes half as many
+    assert max(static.vectors["load"]) == widest, "no load is as wide as it could be"
 
 
 def test_forward_moves_less_than_spikingjellys() -> None:

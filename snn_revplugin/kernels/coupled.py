@@ -123,7 +123,7 @@ def gradient_of_pair(
     )
 
 
-@jit(do_not_specialize=["T"])
+@jit(do_not_specialize_on_alignment=["T"])
 def forward_kernel(
     given_ptr,
     v_ptr,
@@ -193,7 +193,7 @@ def forward_kernel(
     store(after_ptr + half, place, v2, mask)
 
 
-@jit(do_not_specialize=["T"])
+@jit(do_not_specialize_on_alignment=["T"])
 def inverse_kernel(
     y_ptr,
     fired_ptr,
@@ -246,7 +246,7 @@ def inverse_kernel(
         fired_ptr += N // 8 if BITS else N
 
 
-@jit(do_not_specialize=["T"])
+@jit(do_not_specialize_on_alignment=["T"])
 def backward_kernel(
     y_ptr, fired_ptr, start_ptr, grad_y_ptr, grad_last_ptr,
     leak, weight1, weight2, alpha, beta, threshold, v_reset, c0, c1, c2, grad_x_ptr, grad_start_ptr,

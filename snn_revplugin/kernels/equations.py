@@ -1,11 +1,12 @@
 """What the kernels are made of: tiles of neurons in memory, rounding, and the equations of
 :mod:`..neurons` on them, forward and backward.
 
-A kernel processes a flat stretch of N neurons in tiles of [HALVES * ROWS, 4]. Triton gives a thread
-one row of each half, and loads its four neurons as a vector of 16 bytes. With two ``HALVES`` row
+A kernel processes a flat stretch of N neurons in tiles of [HALVES * ROWS, COLUMNS]. Triton gives a
+thread one row of each half, and loads its four neurons (COLUMNS) as a vector of 16 bytes. With two ``HALVES`` row
 ``i`` of either half is the first or the last four neurons of byte ``i`` of packed spikes: packing
 exchanges nothing between threads, through no shared memory and no barrier. With one, the rows
-follow each other: for kernels that pack nothing, with half the registers. ``NEURON``, a
+follow each other: for kernels that pack nothing, with half the registers; with two COLUMNS a
+quarter, for kernels that hold many time steps. ``NEURON``, a
 :class:`..neurons.kernel_spec.KernelSpec`, says which equations a neuron has: branches on it are
 decided when the kernel is compiled.
 
@@ -27,13 +28,13 @@ from .jit import jit
 
 
 @jit
-def tile_of(N, ROWS: tl.constexpr, HALVES: tl.constexpr):
+def tile_of(N, ROWS: tl.constexpr, HALVES: tl.constexpr, COLUMNS: tl.constexpr = 4):
     """This program's part of N neurons: the first of them, where the rows of its tile start, the
     tile, and the masks of the tile and of its rows."""
-    first = tl.program_id(0).to(tl.int64) * (ROWS * HALVES * 4)
+    first = tl.program_id(0).to(tl.int64) * (ROWS * HALVES * COLUMNS)
     row = tl.arange(0, HALVES * ROWS)
-    rows = row % ROWS * (HALVES * 4) + row // ROWS * 4
-    tile = rows[:, None] + tl.arange(0, 4)[None, :]
+    rows = row % ROWS * (HALVES * COLUMNS) + row // ROWS * COLUMNS
+    tile = rows[:, None] + tl.arange(0, COLUMNS)[None, :]
     return first, rows, tile, tile < N - first, rows < N - first
 
 
@@ -140,11 +141,30 @@ def octets_of(pointer, at, rows, tile, row_mask, mask, WHOLE: tl.constexpr):
 
 
 @jit
-def spikes_in(octets, WHOLE: tl.constexpr):
+def spikes_in(octets, WHOLE: tl.constexpr, COLUMNS: tl.constexpr = 4):
     """A tile of ones and zeros, from :func:`octets_of`."""
     if WHOLE:
-        octets = (octets[:, None] >> tl.arange(0, 4)[None, :]) & 1
+        octets = (octets[:, None] >> tl.arange(0, COLUMNS)[None, :]) & 1
     return octets.to(tl.float32)
+
+
+@jit
+def with_step(kept, octets, i: tl.constexpr, WHOLE: tl.constexpr, COLUMNS: tl.constexpr):
+    """The spikes of steps before ``i`` and, from :func:`octets_of`, of step ``i``, in one register
+    of a row where ``WHOLE``, else of a neuron: of as many steps as 32 bits hold."""
+    if WHOLE:
+        return kept | (octets & ((1 << COLUMNS) - 1)) << (i * COLUMNS)
+    else:
+        return kept | octets << i
+
+
+@jit
+def spikes_of_step(kept, i: tl.constexpr, WHOLE: tl.constexpr, COLUMNS: tl.constexpr):
+    """A tile of ones and zeros, from :func:`with_step`."""
+    if WHOLE:
+        return spikes_in(kept >> (i * COLUMNS), True, COLUMNS)
+    else:
+        return ((kept >> i) & 1).to(tl.float32)
 
 
 @jit

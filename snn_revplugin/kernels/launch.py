@@ -24,7 +24,10 @@ from torch import Tensor
 from ..neurons.kernel_spec import KernelNumbers, KernelSpec
 
 INTERPRETED, COMPILED = "interpreted", "compiled"  # packages of kernels, see :mod:`.jit`
-BITS, HALF = 8, 4  # neurons of a thread, see :mod:`.equations`: of a byte of spikes, or half of one
+# Neurons of a thread, see :mod:`.equations`: of a byte of spikes, or half of one; or a quarter, where
+# the thread holds more than ``FEW_STEPS`` potentials of each.
+BITS, HALF, QUARTER = 8, 4, 2
+FEW_STEPS = 4
 # Threads of a program: many, if that leaves every multiprocessor programs to switch between.
 MANY, FEW, WARP = 128, 32, 32
 PROGRAMS = 4
@@ -186,6 +189,7 @@ class Totals:
         wanted: which of the three are needed.
         shape, layout: of the neurons.
         like: a tensor on their device.
+        per_thread: the neurons of a thread.
 
     Attributes:
         memory: for the kernel; None for a gradient that is not needed.
@@ -193,7 +197,7 @@ class Totals:
 
     def __init__(
         self, spec: KernelSpec, wanted: Sequence[bool], shape: Sequence[int], layout: Layout,
-        like: Tensor,
+        like: Tensor, per_thread: int = HALF,
     ) -> None:  # fmt: skip
         self.memory: list[Tensor | None] = []
         for held, needed in zip(
@@ -204,7 +208,7 @@ class Totals:
             elif held == "each":
                 self.memory.append(empty(shape, layout, torch.float32, like))
             else:
-                programs = blocks(math.prod(shape), HALF, like.device)
+                programs = blocks(math.prod(shape), per_thread, like.device)
                 self.memory.append(empty((programs,), (1,), torch.float32, like))
 
     def sums(self, numbers: KernelNumbers) -> list[Tensor | None]:

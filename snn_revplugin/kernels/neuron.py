@@ -23,16 +23,18 @@ from .equations import (
     parameters,
     reset,
     spikes_in,
+    spikes_of_step,
     still_due,
     store,
     store_total,
     tile_of,
     unpacked,
+    with_step,
 )
 from .jit import jit
 
 
-@jit(do_not_specialize=["T"])
+@jit(do_not_specialize_on_alignment=["T"])
 def forward_kernel(
     x_ptr, v_ptr, decay, threshold, factor, inner, size, v_reset, rest,
     spikes_ptr, bits_ptr, charged_ptr, after_ptr, path_ptr,
@@ -218,15 +220,24 @@ def current(x_ptr, at, tile, mask, mean, scale, bias, NORMED: tl.constexpr):
     return x
 
 
+@jit
+def gradient_at(pointer, at, tile, mask, zero):
+    """A gradient of a step, zero where there is none."""
+    if pointer is not None:
+        return load(pointer + at, tile, mask)
+    else:
+        return zero
+
+
 @jit(do_not_specialize=["T"])
 def sequence_backward_kernel(
     x_ptr, mean_ptr, scale_ptr, bias_ptr, channel, channels, bits_ptr, h_ptr, states_ptr, start_ptr,
     grad_spikes_ptr, grad_last_ptr, grad_path_ptr,
     decay, threshold, factor, inner, size, v_reset, rest, c0, c1, c2,
     grad_x_ptr, grad_start_ptr, grad_decay_ptr, grad_threshold_ptr, grad_factor_ptr,
-    T, N, STRETCH: tl.constexpr, SEVERAL: tl.constexpr, ROWWISE: tl.constexpr,
+    T, N, DOWN, STRETCH: tl.constexpr, SEVERAL: tl.constexpr, ROWWISE: tl.constexpr,
     OVERWRITES: tl.constexpr, WHOLE: tl.constexpr, NEURON: tl.constexpr, WIDE: tl.constexpr,
-    ROWS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """T time steps backward, a stretch of ``STRETCH`` steps at a time: forward once more to its
     charged potentials, which stay in registers, and back to the gradients.
@@ -238,15 +249,16 @@ def sequence_backward_kernel(
     With ``mean`` the current is ``(x - mean) scale + bias`` for each of ``channels`` channels;
     ``channel`` neurons in a row belong to one, which fill whole rows where ``ROWWISE``. It may
     differ from that of forward in rounding, and ``bits``, the spikes [T, N], decide. ``WHOLE``:
-    each step's bits start at a whole byte.
+    each step's bits start at a whole byte. ``DOWN`` is N: by two names, because a compiler that
+    knows that the way down goes over the addresses of the way up keeps all of them in registers.
     """
-    first, rows, tile, mask, row_mask = tile_of(N, ROWS, 1)
+    first, rows, tile, mask, row_mask = tile_of(N, ROWS, 1, COLUMNS)
     a, theta, f, v_reset, rest = parameters(
         decay, threshold, factor, inner, size, v_reset, rest, first, tile, mask, NEURON, WIDE
     )
     start = load(start_ptr + first, tile, mask)
     first_signal = fires(above(start, theta, NEURON.difference_before, NEURON), NEURON)
-    zero = tl.full((ROWS, 4), 0.0, tl.float32)
+    zero = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
     mean, scale, bias = zero, zero, zero
     NORMED: tl.constexpr = mean_ptr is not None
     if NORMED:
@@ -269,7 +281,8 @@ def sequence_backward_kernel(
             for _i in tl.static_range(STRETCH):
                 x = current(x_ptr, up, tile, mask, mean, scale, bias, NORMED)
                 h = charge(x, v, r, a, theta, rest, NEURON)
-                r = spikes_in(octets_of(bits_ptr, up, rows, tile, row_mask, mask, WHOLE), WHOLE)
+                octets = octets_of(bits_ptr, up, rows, tile, row_mask, mask, WHOLE)
+                r = spikes_in(octets, WHOLE, COLUMNS)
                 v = reset(h, r, zero, theta, f, v_reset, NEURON)
                 up += N
             store(states_ptr + kept, tile, v, mask)
@@ -288,7 +301,8 @@ def sequence_backward_kernel(
         if SEVERAL:
             above_start = stretch > 0  # if not, the rows of this stretch are read for nothing
             below = tl.where(above_start, bottom - N, bottom)
-            r = spikes_in(octets_of(bits_ptr, below, rows, tile, row_mask, mask, WHOLE), WHOLE)
+            octets = octets_of(bits_ptr, below, rows, tile, row_mask, mask, WHOLE)
+            r = spikes_in(octets, WHOLE, COLUMNS)
             if x_ptr is not None:
                 kept = first + tl.cast(tl.where(above_start, stretch - 1, 0), tl.int64) * N
                 v = load(states_ptr + kept, tile, mask)
@@ -297,7 +311,7 @@ def sequence_backward_kernel(
             v_bottom = tl.where(above_start, v, start)
             r_bottom = tl.where(above_start, r, first_signal)
 
-        potentials, fired = (), ()
+        potentials, fired = (), 0
         v, r, at = v_bottom, r_bottom, bottom
         for i in tl.static_range(STRETCH):
             there, row_there = mask, row_mask
@@ -307,45 +321,49 @@ def sequence_backward_kernel(
             if x_ptr is not None:
                 x = current(x_ptr, at, tile, there, mean, scale, bias, NORMED)
                 h = charge(x, v, r, a, theta, rest, NEURON)
-                r = spikes_in(octets, WHOLE)
+                r = spikes_in(octets, WHOLE, COLUMNS)
                 v = reset(h, r, zero, theta, f, v_reset, NEURON)
             else:
                 h = load(h_ptr + at, tile, there)
             potentials = potentials + (h,)  # noqa: RUF005, kernels unpack no tuple
-            fired = fired + (octets,)  # noqa: RUF005
+            fired = with_step(fired, octets, i, WHOLE, COLUMNS)
             at += N
         if OVERWRITES:
             tl.debug_barrier()  # before a thread writes over what another one may read
 
-        at -= N
+        at -= DOWN
+        there = mask
+        if SEVERAL:
+            there = mask & (begin + STRETCH - 1 < T)
+        of_spikes = gradient_at(grad_spikes_ptr, at, tile, there, zero)
+        of_path = gradient_at(grad_path_ptr, at, tile, there, zero)
         for i in tl.static_range(STRETCH - 1, -1, -1):
-            there = mask
+            here, there = there, mask
             if SEVERAL:
-                there = mask & (begin + i < T)
-            if grad_path_ptr is not None:
-                grad += load(grad_path_ptr + at, tile, there)
-            grad_spikes = zero
-            if grad_spikes_ptr is not None:
-                grad_spikes = load(grad_spikes_ptr + at, tile, there)
-            h, s = potentials[i], spikes_in(fired[i], WHOLE)
+                there = mask & (begin + i - 1 < T)
+            grad_spikes, grad = of_spikes, grad + of_path
+            if i > 0:  # under way while this step is computed
+                of_spikes = gradient_at(grad_spikes_ptr, at - DOWN, tile, there, zero)
+                of_path = gradient_at(grad_path_ptr, at - DOWN, tile, there, zero)
+            h, s = potentials[i], spikes_of_step(fired, i, WHOLE, COLUMNS)
             if i == 0:
                 v, r = v_bottom, r_bottom
             else:
-                r = spikes_in(fired[i - 1], WHOLE)
+                r = spikes_of_step(fired, i - 1, WHOLE, COLUMNS)
                 v = reset(potentials[i - 1], r, zero, theta, f, v_reset, NEURON)
             z = above(h, theta, NEURON.difference, NEURON)
             grad_h, grad_z = gradient_of_step(
                 grad_spikes, grad, h, z, s, theta, f, v_reset, c0, c1, c2, NEURON
             )
             if SEVERAL:
-                grad_h, grad_z = tl.where(there, grad_h, 0.0), tl.where(there, grad_z, 0.0)
+                grad_h, grad_z = tl.where(here, grad_h, 0.0), tl.where(here, grad_z, 0.0)
             grad_x, grad_before = gradient_of_charge(grad_h, r, a, NEURON)
             if SEVERAL:
-                grad_before = tl.where(there, grad_before, grad)
+                grad_before = tl.where(here, grad_before, grad)
             if grad_decay_ptr is not None:
                 x = zero
                 if NEURON.charge == "decay_input":
-                    x = current(x_ptr, at, tile, there, mean, scale, bias, NORMED)
+                    x = current(x_ptr, at, tile, here, mean, scale, bias, NORMED)
                 of_decay += grad_h * decay_of(v, r, x, rest, NEURON)
             if grad_threshold_ptr is not None:
                 of_threshold -= grad_z
@@ -353,9 +371,9 @@ def sequence_backward_kernel(
                     of_threshold -= grad_h * r
             if grad_factor_ptr is not None:
                 of_factor += grad_spikes * s
-            store(grad_x_ptr + at, tile, grad_x, there)
+            store(grad_x_ptr + at, tile, grad_x, here)
             grad = grad_before
-            at -= N
+            at -= DOWN
     store(grad_start_ptr + first, tile, grad, mask)
     store_totals(
         grad_decay_ptr, grad_threshold_ptr, grad_factor_ptr, of_decay, of_threshold, of_factor,

@@ -34,7 +34,9 @@ from ..replay import Normed, normed
 from .launch import (
     AT_ONCE,
     BITS,
+    FEW_STEPS,
     HALF,
+    QUARTER,
     STRETCH,
     Layout,
     Parameters,
@@ -359,15 +361,16 @@ class TritonNeuron(TritonTransition):
         between, states = (steps - 1) // stretch, None
         if between and x is not None:
             states = empty((between, count), (count, 1), spec.after, start)
-        totals = Totals(spec, wanted, shape, flat, start)
+        columns = HALF if stretch <= FEW_STEPS else QUARTER
+        totals = Totals(spec, wanted, shape, flat, start, columns)
         launch(
             self.code.sequence_backward_kernel, count, x, *channels, _bits_in(packed, all_flat), h,
             states, arranged(start, flat), _arranged(gradients.outputs, all_flat),
             _arranged(grad_last, flat), _arranged(gradients.path, all_flat),
             *self.arguments(spec, shape, flat), *self._constants, grad_x, grad_start,
-            *totals.memory, steps, count, like=start, spec=spec, per_thread=HALF,
-            STRETCH=stretch, SEVERAL=between > 0, OVERWRITES=overwrites,
-            ROWWISE=channels[-2] % HALF == 0, WHOLE=steps == 1 or count % BITS == 0,
+            *totals.memory, steps, count, count, like=start, spec=spec, per_thread=columns,
+            STRETCH=stretch, SEVERAL=between > 0, OVERWRITES=overwrites, COLUMNS=columns,
+            ROWWISE=channels[-2] % columns == 0, WHOLE=steps == 1 or count % BITS == 0,
         )  # fmt: skip
         grads = self.plain.gradients_from_kernel(totals.sums(self._numbers(spec)))
         return grad_x, (grad_start,), grads
