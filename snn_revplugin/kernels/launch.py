@@ -24,8 +24,8 @@ from torch import Tensor
 from ..neurons.kernel_spec import KernelNumbers, KernelSpec
 
 INTERPRETED, COMPILED = "interpreted", "compiled"  # packages of kernels, see :mod:`.jit`
-# Neurons of a thread, see :mod:`.equations`: of a byte of spikes, or half of one; or a quarter, where
-# the thread holds more than ``FEW_STEPS`` potentials of each.
+# Neurons of a thread, see :mod:`.equations`: of a byte of spikes, or half of one; or a quarter,
+# where the thread holds more than ``FEW_STEPS`` potentials of each.
 BITS, HALF, QUARTER = 8, 4, 2
 FEW_STEPS = 4
 # Threads of a program: many, if that leaves every multiprocessor programs to switch between.
