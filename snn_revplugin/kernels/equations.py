@@ -2,11 +2,11 @@
 :mod:`..neurons` on them, forward and backward.
 
 A kernel processes a flat stretch of N neurons in tiles of [HALVES * ROWS, COLUMNS]. Triton gives a
-thread one row of each half, and loads its four neurons (COLUMNS) as a vector of 16 bytes. With two ``HALVES`` row
-``i`` of either half is the first or the last four neurons of byte ``i`` of packed spikes: packing
-exchanges nothing between threads, through no shared memory and no barrier. With one, the rows
-follow each other: for kernels that pack nothing, with half the registers; with two COLUMNS a
-quarter, for kernels that hold many time steps. ``NEURON``, a
+thread one row of each half, and loads its four neurons (COLUMNS) as a vector of 16 bytes. With two
+``HALVES`` row ``i`` of either half is the first or the last four neurons of byte ``i`` of packed
+spikes: packing exchanges nothing between threads, through no shared memory and no barrier. With
+one, the rows follow each other: for kernels that pack nothing, with half the registers. Two COLUMNS
+take a quarter: for kernels that hold many time steps. ``NEURON``, a
 :class:`..neurons.kernel_spec.KernelSpec`, says which equations a neuron has: branches on it are
 decided when the kernel is compiled.
 
