@@ -76,12 +76,14 @@ def compiled(capability: int) -> Iterator[list[Any]]:
         made.append(run(self, *args, warmup=True, **options))
         return made[-1]
 
+    launch.forget_compiled()
     driver.set_active(NoDevice(capability))
     JITFunction.run = compile_only
     try:
         with torch.no_grad():
             yield made
     finally:
+        launch.forget_compiled()
         JITFunction.run = run
         driver.set_active(before)
 

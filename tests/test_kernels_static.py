@@ -3,10 +3,14 @@ needed. The bounds are what they were when they were last looked at, rounded up.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from on_kernels import COMPILES_BESIDE_THE_INTERPRETER, STATIC
+
+from snn_revplugin.kernels import launch
 
 pytestmark = [pytest.mark.ahead_of_time, COMPILES_BESIDE_THE_INTERPRETER]
 TIME_STEPS = 16
@@ -40,6 +44,51 @@ def test_a_kernel_stays_within_its_bounds(name: str) -> None:
     assert static.shared == 0, "threads exchange data"
     widest = 8 if static.registers > 48 else 16  # of many registers a thread takes half as many
     assert max(static.vectors["load"]) == widest, "no load is as wide as it could be"
+
+
+class Started(STATIC["NoDevice"]):
+    """A device that is told of launches, and starts none."""
+
+    def __init__(self) -> None:
+        super().__init__(90)
+        self.launches: list[tuple] = []
+        self.utils = SimpleNamespace(
+            load_binary=lambda *_: (None, None, 0, 0, 1024),
+            get_device_properties=lambda _: {"max_shared_mem": 2**20},
+            unload_module=lambda _: None,
+        )
+
+    def launcher_cls(self, *_: Any) -> Any:
+        return lambda *given: self.launches.append(given)
+
+
+def test_a_kernel_is_launched_again_without_triton_looking_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once for each kind of arguments: a pointer that is absent or not aligned has its own."""
+    from triton.runtime.driver import driver
+    from triton.runtime.jit import JITFunction
+
+    device, looked_for, run = Started(), [], JITFunction.run
+    before = driver.active if torch.cuda.is_available() else None
+    monkeypatch.setattr(
+        JITFunction, "run", lambda self, *a, **k: looked_for.append(1) or run(self, *a, **k)
+    )
+    driver.set_active(device)
+    try:
+        launch.forget_compiled()
+        code, bits, ones = launch.kernels(False), torch.zeros(4).byte(), torch.zeros(40)
+        for _ in range(3):
+            launch.pack(code, ones[:32], bits)
+        assert (len(looked_for), len(device.launches)) == (1, 3)
+        first, *_, last = device.launches
+        assert [type(each) for each in first[9:]] == [type(each) for each in last[9:]]
+        assert first[0] == last[0] and first[9] is last[9] and first[10] is last[10]
+        launch.pack(code, ones[1:33], bits)  # no vector can be read from here
+        assert len(looked_for) == 2
+    finally:
+        launch.forget_compiled()
+        driver.set_active(before)
 
 
 def test_forward_moves_less_than_spikingjellys() -> None:

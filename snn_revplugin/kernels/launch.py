@@ -66,6 +66,47 @@ def blocks(count: int, per_thread: int, device: torch.device) -> int:
     return -(-count // (per_thread * threads_for(count, per_thread, device)))
 
 
+class Compiled:
+    """A kernel that was launched before.
+
+    Args:
+        kernel: what ``triton.jit`` made of it.
+        constants: its last arguments, in their order.
+        spec: held, so that no other one gets its ``id``.
+    """
+
+    __slots__ = ("_constants", "_device", "_function", "_hooks", "_kernel", "_metadata", "_spec")
+
+    def __init__(self, kernel: Any, constants: tuple, spec: KernelSpec | None) -> None:
+        from triton import knobs
+        from triton.runtime.driver import driver
+
+        self._kernel, self._constants, self._spec = kernel, constants, spec
+        self._device, self._hooks = driver.active, knobs.runtime
+        self._function, self._metadata = kernel.function, kernel.packed_metadata
+
+    def launch(self, programs: int, index: int | None, arguments: tuple) -> None:
+        """Launch it on the current device, whose index this is."""
+        if _is_set(self._hooks.launch_enter_hook) or _is_set(self._hooks.launch_exit_hook):
+            self._kernel[programs, 1, 1](*arguments, *self._constants)
+            return
+        stream = self._device.get_current_stream(index)
+        self._kernel.run(
+            programs, 1, 1, stream, self._function, self._metadata, None, None, None, *arguments,
+            *self._constants,
+        )  # fmt: skip
+
+
+def _is_set(hook: Any) -> bool:
+    """Whether a profiler has hooked Triton's launches: a function, or a list of some."""
+    return hook is not None and bool(getattr(hook, "calls", True))
+
+
+# By all that a kernel is compiled for. ``kernel[grid]`` finds that out at each launch, by way of
+# strings, and takes ten times as long.
+_compiled: dict[tuple, Compiled] = {}
+
+
 def launch(
     kernel: Any,
     count: int,
@@ -80,13 +121,41 @@ def launch(
     Multiplications and additions are not fused: a potential on its threshold must round as the
     host's does.
     """
-    threads = threads_for(count, per_thread, like.device)
+    device, wide = like.device, count + BITS * MANY >= 2**31
+    threads = threads_for(count, per_thread, device)
+    programs = -(-count // (per_thread * threads))
+    kinds = map(_kind_of, arguments)
+    key = id(kernel), device, threads, wide, id(spec), *constants.values(), *kinds
+    known = _compiled.get(key)
+    if known is not None and (not like.is_cuda or device.index == torch.cuda.current_device()):
+        known.launch(programs, device.index, arguments)
+        return
     if spec is not None:
-        constants = {"NEURON": _for_triton(spec), "WIDE": count + BITS * MANY >= 2**31} | constants
+        constants |= {"NEURON": _for_triton(spec), "WIDE": wide}
+    constants["ROWS"] = threads
     with _surroundings(like):
-        kernel[(blocks(count, per_thread, like.device),)](
-            *arguments, **constants, ROWS=threads, num_warps=threads // WARP, enable_fp_fusion=False
+        made = kernel[(programs,)](
+            *arguments, **constants, num_warps=threads // WARP, enable_fp_fusion=False
         )
+    if made is not None:  # by Triton's interpreter
+        names = kernel.arg_names[len(arguments) :]
+        _compiled[key] = Compiled(made, tuple(constants[name] for name in names), spec)
+
+
+def _kind_of(argument: Any) -> Any:
+    """What a kernel is compiled for, of an argument: of a pointer its dtype, and whether vectors can
+    be read from it; of a number whether it is one, a multiple of 16, and fits into 32 bits."""
+    kind = type(argument)
+    if argument is None or kind is float:
+        return kind
+    if kind is int:
+        return argument == 1 or (argument & 15 == 0, argument >> 31)
+    return argument.dtype if argument.data_ptr() & 15 == 0 else (argument.dtype,)
+
+
+def forget_compiled() -> None:
+    """Let every kernel's next launch compile it."""
+    _compiled.clear()
 
 
 def _surroundings(like: Tensor) -> AbstractContextManager:

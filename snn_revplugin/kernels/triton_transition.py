@@ -16,6 +16,8 @@ from ..neurons.transition import States, StepView, Transition
 from .launch import kernels
 from .surrogate_constants import SURROGATES
 
+_specs: dict[KernelSpec, KernelSpec] = {}
+
 
 class TritonTransition(Transition):
     """A neuron whose time steps are computed by fused kernels.
@@ -88,5 +90,6 @@ class TritonTransition(Transition):
         key = x, state, on_cuda
         spec = self._specs.get(key)
         if spec is None:
-            spec = self._specs[key] = self.plain.kernel_spec(*key)
+            spec = self.plain.kernel_spec(*key)
+            spec = self._specs[key] = _specs.setdefault(spec, spec)  # launches compare by identity
         return spec
