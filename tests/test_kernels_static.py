@@ -3,6 +3,7 @@ needed. The bounds are what they were when they were last looked at, rounded up.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,48 +48,112 @@ def test_a_kernel_stays_within_its_bounds(name: str) -> None:
 
 
 class Started(STATIC["NoDevice"]):
-    """A device that is told of launches, and starts none."""
+    """A device that is told of launches, and starts none.
+
+    Attributes:
+        launches: of each the kernel's binary, its grid, and its arguments: addresses of tensors
+            made meanwhile differ, their dtypes do not.
+    """
 
     def __init__(self) -> None:
         super().__init__(90)
         self.launches: list[tuple] = []
         self.utils = SimpleNamespace(
-            load_binary=lambda *_: (None, None, 0, 0, 1024),
+            load_binary=lambda name, binary, *_: (None, hash(binary), 0, 0, 1024),
             get_device_properties=lambda _: {"max_shared_mem": 2**20},
             unload_module=lambda _: None,
         )
 
+    def get_current_device(self) -> int:
+        return id(self)  # what another one has loaded is not launched here
+
     def launcher_cls(self, *_: Any) -> Any:
-        return lambda *given: self.launches.append(given)
+        def started(*given: Any) -> None:
+            programs, _, _, stream, binary, metadata, launch_metadata, enter, _, *arguments = given
+            if enter is not None:
+                enter(launch_metadata)
+            kinds = (each.dtype if isinstance(each, torch.Tensor) else each for each in arguments)
+            self.launches.append((programs, stream, binary, metadata, *kinds))
+
+        return started
 
 
-def test_a_kernel_is_launched_again_without_triton_looking_for_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Once for each kind of arguments: a pointer that is absent or not aligned has its own."""
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[Started]:
+    """A device that is told of launches; ``started.looked_for`` counts those by ``kernel[grid]``."""
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
 
-    device, looked_for, run = Started(), [], JITFunction.run
+    device, run = Started(), JITFunction.run
+    device.looked_for = 0
+
+    def counted(*args: Any, **options: Any) -> Any:
+        device.looked_for += 1
+        return run(*args, **options)
+
+    monkeypatch.setattr(JITFunction, "run", counted)
     before = driver.active if torch.cuda.is_available() else None
-    monkeypatch.setattr(
-        JITFunction, "run", lambda self, *a, **k: looked_for.append(1) or run(self, *a, **k)
-    )
     driver.set_active(device)
+    launch.forget_compiled()
+    yield device
+    launch.forget_compiled()
+    driver.set_active(before)
+
+
+def launch_variants() -> None:
+    """Launches that differ in a dtype, in an alignment, in a pointer that is absent, in a size that
+    is one, a multiple of 16 or neither, in a constant, and in the neuron."""
+    code, bits, ones = launch.kernels(False), torch.zeros(9).byte(), torch.zeros(80)
+    for count in (32, 33, 1):
+        for start in (0, 1):
+            launch.pack(code, ones[start : count + start], bits)
+            launch.pack(code, ones.half()[start : count + start], bits)
+            launch.unpack(code, bits[start:], count, torch.bool)
+    with torch.no_grad():
+        for neuron in (STATIC["leaky"](), STATIC["lif"](v_reset=None), STATIC["lif"]()):
+            STATIC["step_forward"](neuron)
+            for with_path in (False, True):
+                neuron.scan(torch.zeros(2, 64), (torch.zeros(64),), with_path=with_path)
+        for part in ("fire", "charge"):
+            STATIC["leaky_backward"](part)
+
+
+def test_a_kernel_is_launched_again_without_triton_looking_for_it(
+    started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is the kernel that Triton would have taken, with the same arguments. The launcher of a
+    Triton that is not known is left to it."""
+    launch_variants()
+    first, looked_for = list(started.launches), started.looked_for
+    assert len(set(first)) > 20
+    started.launches.clear()
+    launch_variants()
+    assert started.looked_for == looked_for
+    assert started.launches == first
+    started.launches.clear()
+    monkeypatch.setattr(launch, "knows_launcher", lambda: False)
+    launch.forget_compiled()
+    launch_variants()
+    assert started.looked_for == looked_for + len(first)
+    assert started.launches == first
+
+
+def test_a_profilers_hooks_see_every_launch(started: Started) -> None:
+    from triton import knobs
+
+    seen: list[str] = []
+
+    def hook(metadata: Any) -> None:
+        seen.append(metadata.get()["name"])
+
+    knobs.runtime.launch_enter_hook.add(hook)
     try:
-        launch.forget_compiled()
-        code, bits, ones = launch.kernels(False), torch.zeros(4).byte(), torch.zeros(40)
         for _ in range(3):
-            launch.pack(code, ones[:32], bits)
-        assert (len(looked_for), len(device.launches)) == (1, 3)
-        first, *_, last = device.launches
-        assert [type(each) for each in first[9:]] == [type(each) for each in last[9:]]
-        assert first[0] == last[0] and first[9] is last[9] and first[10] is last[10]
-        launch.pack(code, ones[1:33], bits)  # no vector can be read from here
-        assert len(looked_for) == 2
+            launch.pack(launch.kernels(False), torch.zeros(32), torch.zeros(4).byte())
     finally:
-        launch.forget_compiled()
-        driver.set_active(before)
+        knobs.runtime.launch_enter_hook.remove(hook)
+    assert seen == ["pack_kernel"] * 3
+    assert started.looked_for == 1
 
 
 def test_forward_moves_less_than_spikingjellys() -> None:

@@ -34,6 +34,7 @@ PROGRAMS = 4
 # Time steps whose charged potentials a program holds in registers: of a sequence of up to AT_ONCE
 # steps all of them; of a longer one STRETCH at a time.
 AT_ONCE, STRETCH = 16, 8
+FIRST_KNOWN, LAST_KNOWN = (3, 6), (3, 8)  # releases of Triton, see :func:`knows_launcher`
 Layout = tuple[int, ...]
 
 
@@ -75,7 +76,7 @@ class Compiled:
         spec: held, so that no other one gets its ``id``.
     """
 
-    __slots__ = ("_constants", "_device", "_function", "_hooks", "_kernel", "_metadata", "_spec")
+    __slots__ = ("_constants", "_device", "_hooks", "_kernel", "_spec")
 
     def __init__(self, kernel: Any, constants: tuple, spec: KernelSpec | None) -> None:
         from triton import knobs
@@ -83,23 +84,28 @@ class Compiled:
 
         self._kernel, self._constants, self._spec = kernel, constants, spec
         self._device, self._hooks = driver.active, knobs.runtime
-        self._function, self._metadata = kernel.function, kernel.packed_metadata
 
     def launch(self, programs: int, index: int | None, arguments: tuple) -> None:
         """Launch it on the current device, whose index this is."""
-        if _is_set(self._hooks.launch_enter_hook) or _is_set(self._hooks.launch_exit_hook):
-            self._kernel[programs, 1, 1](*arguments, *self._constants)
+        kernel, hooks = self._kernel, self._hooks
+        if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:  # a profiler's
+            kernel[programs, 1, 1](*arguments, *self._constants)
             return
         stream = self._device.get_current_stream(index)
-        self._kernel.run(
-            programs, 1, 1, stream, self._function, self._metadata, None, None, None, *arguments,
-            *self._constants,
+        kernel.run(
+            programs, 1, 1, stream, kernel.function, kernel.packed_metadata, None, None, None,
+            *arguments, *self._constants,
         )  # fmt: skip
 
 
-def _is_set(hook: Any) -> bool:
-    """Whether a profiler has hooked Triton's launches: a function, or a list of some."""
-    return hook is not None and bool(getattr(hook, "calls", True))
+@cache
+def knows_launcher() -> bool:
+    """Whether :class:`Compiled` knows what a compiled kernel of this Triton takes: its releases do
+    not promise that it stays."""
+    import triton
+
+    release = tuple(map(int, triton.__version__.split(".")[:2]))
+    return FIRST_KNOWN <= release <= LAST_KNOWN
 
 
 # By all that a kernel is compiled for. ``kernel[grid]`` finds that out at each launch, by way of
@@ -137,7 +143,7 @@ def launch(
         made = kernel[(programs,)](
             *arguments, **constants, num_warps=threads // WARP, enable_fp_fusion=False
         )
-    if made is not None:  # by Triton's interpreter
+    if made is not None and knows_launcher():  # the interpreter makes none
         names = kernel.arg_names[len(arguments) :]
         _compiled[key] = Compiled(made, tuple(constants[name] for name in names), spec)
 
