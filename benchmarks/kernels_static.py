@@ -238,14 +238,16 @@ def leaky() -> Transition:
     return fuse(Leaky(ATAN, *numbers, "subtract", graded=False), False)
 
 
-def leaky_backward(part: str) -> None:
-    neuron, v = leaky(), torch.zeros(NEURONS)
+def leaky_backward(part: str, reverses: bool = True) -> None:
+    neuron, v, needed = leaky(), torch.zeros(NEURONS), (False,) * 3
     step = take_step(neuron.plain, v, (v,))
-    step.reverses = True
+    step.reverses = reverses
     if part == "fire":
-        neuron.vjp_of_fire(step, v, (False,) * 3)
+        neuron.vjp_of_fire(step, v, needed)
+    elif part == "charge":
+        neuron.vjp_of_charge(step, (v,), needed)
     else:
-        neuron.vjp_of_charge(step, (v,), (False,) * 3)
+        neuron.vjp(step, v, (v,), needed)
 
 
 def coupled_forward(steps: int) -> None:
@@ -327,6 +329,10 @@ def cases(steps: int) -> dict[str, tuple[Any, list[int], int, float]]:
             lambda: step_backward(lif(v_reset=None)), [], 1, 1,
         ),
         "Leaky, forward of a step": (lambda: step_forward(leaky()), [1], 1, 1),
+        "Leaky, backward of fire and charge": (lambda: leaky_backward("both"), [], 1, 1),
+        "Leaky, backward of fire and charge, not reversed": (
+            lambda: leaky_backward("both", reverses=False), [], 1, 1,
+        ),
         "Leaky, backward of fire": (lambda: leaky_backward("fire"), [], 1, 1),
         "Leaky, backward of charge": (lambda: leaky_backward("charge"), [], 1, 1),
         f"coupled, forward of {steps} steps": (lambda: coupled_forward(steps), [steps], steps, 2),

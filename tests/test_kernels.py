@@ -432,6 +432,60 @@ def test_time_is_reversed_in_the_kernel_that_takes_the_gradient(
     assert reversals == [True] * 8 + [False]
 
 
+# How code sees the potential that a step gave out: what it holds for that, and what was told it.
+SEES = {
+    "the last": lambda mem, told: None,
+    "the tensor": lambda mem, told: mem,
+    "an edge": lambda mem, told: torch.autograd.graph.get_gradient_edge(mem),
+    "a saved tensor": lambda mem, told: (mem * mem).sum(),
+    "a hook": lambda mem, told: mem.register_hook(told.append) and None,
+    "a hook of the node": lambda mem, told: (
+        mem.grad_fn.register_prehook(lambda grads: told.append(grads[0])) and None
+    ),
+    "a hook after the node": lambda mem, told: (
+        mem.grad_fn.register_hook(lambda _, grads: told.append(grads[0])) and None
+    ),
+}
+
+
+@ON_EVERY_DEVICE
+@pytest.mark.usefixtures("recompute_everything")
+@pytest.mark.parametrize("what", SEES)
+def test_fire_and_charge_backward_are_one_launch(
+    what: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody can see the gradient at the potential between them."""
+    parts: list[str] = []
+    original = TritonNeuron._launch_backward
+
+    def seen(self: TritonNeuron, part: str, *args: Any) -> Any:
+        parts.append(part)
+        return original(self, part, *args)
+
+    monkeypatch.setattr(TritonNeuron, "_launch_backward", seen)
+    found = []
+    for used in ("torch", "triton"):
+        neuron = CASES["Leaky subtract graded"](device, torch.float32, 5)
+        data, weight, mem = network(4, (2, 5), device, torch.float32)
+        record, outputs, told, held = NeuronRecord(), [], [], []
+        with use_settings(backend=used):
+            for x in data:
+                spikes, (mem,) = step(neuron, layer(x, weight), (mem,), record)
+                outputs.append(spikes)
+                held.append(SEES[what](mem, told))
+            loss = sum(i * (each * each.detach().cos()).sum() for i, each in enumerate(outputs, 1))
+            grads = torch.autograd.grad(loss, (data, weight, *neuron.parameters), retain_graph=True)
+            if what in ("the tensor", "an edge"):
+                told += torch.autograd.grad(loss, held, retain_graph=True)
+            loss.backward()
+        found.append([*outputs, *grads, *told])
+    for i, (a, b) in enumerate(zip(*found, strict=True)):
+        assert_close(f"{what}, {i}", a, b)
+    # of 4 steps in each of two passes; the last potential is the user's
+    assert parts.count("step") == (6 if what == "the last" else 0)
+    assert len(parts) - parts.count("step") >= (4 if what == "the last" else 16)
+
+
 def whole(
     neuron: OneStateNeuron,
     T: int,

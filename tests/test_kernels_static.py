@@ -26,6 +26,8 @@ BOUNDS = {
     "LIF with a soft reset, backward of a step": (28.25, 32, 64, 0),
     "Leaky, forward of a step": (16.125, 32, 64, 0),
     "Leaky, backward of charge": (20.25, 32, 64, 0),
+    "Leaky, backward of fire and charge": (28.25, 32, 64, 0),
+    "Leaky, backward of fire and charge, not reversed": (20.25, 32, 64, 0),
     "packing": (4.125, 18, 64, 0),
 }
 
@@ -80,7 +82,7 @@ class Started(STATIC["NoDevice"]):
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[Started]:
-    """A device that is told of launches; ``started.looked_for`` counts those by ``kernel[grid]``."""
+    """A device that is told of launches; ``looked_for`` counts those by ``kernel[grid]``."""
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
 
@@ -114,7 +116,7 @@ def launch_variants() -> None:
             STATIC["step_forward"](neuron)
             for with_path in (False, True):
                 neuron.scan(torch.zeros(2, 64), (torch.zeros(64),), with_path=with_path)
-        for part in ("fire", "charge"):
+        for part in ("fire", "charge", "both"):
             STATIC["leaky_backward"](part)
 
 

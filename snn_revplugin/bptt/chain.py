@@ -70,6 +70,8 @@ class ChainLink:
         reset_signal: what a delayed reset acted on in the step, if anything.
         outputs: the outputs, of a neuron that is recomputed from them.
         can_be_repeated: whether the step can be taken once more, in backward.
+        given_out: the potential as the step gave it out, of a neuron that fires with the charge in
+            backward.
         parts: the step under way, between its graph nodes.
         repeats: whether the step is sure to have seen the input of the step before.
         in_step: the training step under a memory budget that this is a part of.
@@ -87,6 +89,7 @@ class ChainLink:
         "can_be_repeated",
         "current",
         "fired",
+        "given_out",
         "in_step",
         "index",
         "is_anchor",
@@ -117,6 +120,7 @@ class ChainLink:
         self.fired: PackedSpikes | Recomputable | None = None
         self.reset_signal: PackedSpikes | None = None
         self.outputs: Recomputable | None = None
+        self.given_out: weakref.ref[Tensor] | None = None
         self.parts: StepParts | None = None
         self.repeats = False
         self.in_step: TrainingStep | None = None
@@ -342,7 +346,12 @@ def _same_sums(sums: Sums, states: States) -> bool:
 
 class StepView:
     """One time step as backward sees it. Each part is computed when it is first read, and held
-    until the step's last graph node closes the view."""
+    until the step's last graph node closes the view.
+
+    Attributes:
+        grad_outputs: the gradient at the outputs, where the node that fired leaves it to the node
+            that charged.
+    """
 
     __slots__ = (
         "_after",
@@ -355,12 +364,14 @@ class StepView:
         "_outputs",
         "_reads_current",
         "_reset_signal",
+        "grad_outputs",
         "link",
         "transition",
     )
 
     def __init__(self, link: ChainLink) -> None:
         self.link, self.transition = link, link.transition
+        self.grad_outputs: Tensor | None = None
         self._after: States | None = None
         self._before: States | None = None
         self._charged: Tensor | None = None

@@ -36,6 +36,7 @@ from ..torch_internals import capture, graph, heap
 from ..torch_internals.function import release_saved
 from ..torch_internals.pass_cache import pass_cache
 from ..torch_internals.saved_tensors import apply_and_release, save_edges, saved_with_edges
+from ..torch_internals.unseen import is_unseen, notes_hooks
 from .anchors import Anchoring, anchoring_of, is_gentle
 from .chain import LINK, SYNAPSE, ChainLink, StepView, start_from
 from .double_backward import (
@@ -151,6 +152,8 @@ def _take(
         synapse = apply_and_release(_Synapse, current, link, states, states[0], *parameters)
         given, current, states = synapse[:1], synapse[-1], states[1:]
     charged = apply_and_release(_Charge, current, link, len(states), *states, *parameters)
+    if transition.fires_with_charge:
+        link.given_out = weakref.ref(charged[-1])
     outputs = apply_and_release(_Fire, charged[-1], link, *parameters)
     if transition.nodes is GraphNodes.FIRE:
         return outputs, (*given, *charged)
@@ -250,6 +253,7 @@ def _integrate(transition: Transition, x: Tensor, synapse: Tensor) -> States:
 
 
 @graph.with_slots(LINK)
+@notes_hooks
 class _Charge(torch.autograd.Function):
     """The input (the synaptic current, where that charges the potential) and the states before, to
     the states after, the membrane potential last; or to the charged potential, where a node of its
@@ -274,7 +278,9 @@ class _Charge(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_charged: Tensor | None) -> Gradients:
         link = _alive(getattr(ctx, LINK))
-        if all(each is None for each in grad_charged):
+        view = StepView.of(link)
+        grad_outputs, view.grad_outputs = view.grad_outputs, None
+        if grad_outputs is None and all(each is None for each in grad_charged):
             return (None,) * len(ctx.needs_input_grad)
         if torch.is_grad_enabled():
             inputs = saved_with_edges(ctx, _inputs_of_charge(link))
@@ -285,9 +291,14 @@ class _Charge(torch.autograd.Function):
         is_last = not link.transition.has_synapse
         if is_last:
             _differentiate_layer_once(ctx, link)
-        view, needed = StepView.of(link), ctx.needs_input_grad
+        needed = ctx.needs_input_grad
         needed = needed[len(needed) - len(link.transition.parameters) :]
-        grad_x, grad_before, grads = link.transition.vjp_of_charge(view, grad_charged, needed)
+        if grad_outputs is None:
+            grad_x, grad_before, grads = link.transition.vjp_of_charge(view, grad_charged, needed)
+        else:
+            grad_x, grad_before, grads = link.transition.vjp(
+                view, grad_outputs, grad_charged, needed
+            )
         if is_last:
             view.close()
             heap.chain_has_come_to(link.index, grad_x)
@@ -329,7 +340,11 @@ class _Fire(torch.autograd.Function):
             return grad_charged, None, *grads
         view, needed = StepView.of(link), ctx.needs_input_grad[2:]
         grad_outputs = _laid_out(grad_outputs, link)
-        grad_charged, grads = link.transition.vjp_of_fire(view, grad_outputs, needed)
+        if link.given_out is not None and is_unseen(ctx, link.given_out):
+            view.grad_outputs = grad_outputs  # the node that charges differentiates both
+            grad_charged, grads = None, (None,) * len(needed)
+        else:
+            grad_charged, grads = link.transition.vjp_of_fire(view, grad_outputs, needed)
         release_saved(ctx, STEP, FIRED)
         return grad_charged, None, *grads
 

@@ -149,7 +149,7 @@ def launch(
 
 
 def _kind_of(argument: Any) -> Any:
-    """What a kernel is compiled for, of an argument: of a pointer its dtype, and whether vectors can
+    """What a kernel is compiled for, of an argument: of a pointer its dtype and whether vectors can
     be read from it; of a number whether it is one, a multiple of 16, and fits into 32 bits."""
     kind = type(argument)
     if argument is None or kind is float:

@@ -190,11 +190,12 @@ def step_backward_kernel(
         store(grad_before_ptr + first, tile, grad_due / f, mask)
     else:
         if PART == "step":
-            grad_h, _ = gradient_of_step(
+            grad_h, grad_z = gradient_of_step(
                 grad_spikes, grad, h, z, s, theta, f, v_reset, c0, c1, c2, NEURON
             )
+            of_factor = grad_spikes * s
         else:
-            grad_h = grad
+            grad_h, grad_z = grad, zero
         if before_out_ptr is not None:
             v = invert_charge(h, x, r, a, theta, NEURON)
             store(before_out_ptr + first, tile, v, mask)
@@ -202,7 +203,9 @@ def step_backward_kernel(
         if grad_x_ptr is not None:
             store(grad_x_ptr + first, tile, grad_x, mask)
         store(grad_before_ptr + first, tile, grad_before, mask)
-        of_threshold = -grad_h * r
+        of_threshold = -grad_z
+        if NEURON.reset == "subtract":
+            of_threshold -= grad_h * r
         of_decay = grad_h * decay_of(v, r, x, rest, NEURON)
 
     store_totals(

@@ -249,7 +249,8 @@ def _difference_of_steps(
 def _derivative_of_step(
     transition: Transition, step: SampleStep, upstream: Sequence[Tensor], needed: Needed
 ) -> list[Tensor | None]:
-    """The derivative of a step, node by node, each from the same gradients."""
+    """The derivative of a step, node by node and fire with the charge, each from the same
+    gradients."""
     grad_outputs, *grad_states = (each.clone() for each in upstream)
     if transition.nodes is GraphNodes.ONE:
         grad_x, grad_before, grads = transition.vjp(step, grad_outputs, grad_states, needed)
@@ -257,6 +258,9 @@ def _derivative_of_step(
     at_charged, of_fire = transition.vjp_of_fire(step, grad_outputs, needed)
     grad_x, grad_before, grads = transition.vjp_of_charge(step, (grad_states[0].clone(),), needed)
     found = [at_charged, *of_fire, grad_x, *grad_before, *grads]
+    if transition.nodes is GraphNodes.FIRE:
+        grad_x, grad_before, grads = transition.vjp(step, grad_outputs, grad_states, needed)
+        found += [grad_x, *grad_before, *grads]
     if transition.nodes is GraphNodes.RESET:
         at_charged, at_outputs, grads = transition.vjp_of_reset(step, grad_states, needed)
         found += [at_charged, at_outputs, *grads]

@@ -143,6 +143,7 @@ class TritonNeuron(TritonTransition):
 
     def __init__(self, plain: OneStateNeuron, interpreted: bool) -> None:
         super().__init__(plain, interpreted)
+        self.fires_with_charge = plain.nodes is GraphNodes.FIRE
         self._reset = plain.kernel_spec(torch.float32, torch.float32, False).reset
         self._numbers_of: dict[bool, KernelNumbers] = {}
         self._parameters: dict[tuple, Parameters] = {}
@@ -232,7 +233,7 @@ class TritonNeuron(TritonTransition):
             view.hand_down()  # where a residue corrects what is reversed
         if part == "step" or reverses:
             self._add_charged(given, view)
-        if part == "step" and self._reset == "hard":
+        if part == "step" and (self._reset == "hard" or wanted[2]):
             given.bits = view.packed.bits
         self._add_signal(given, view, layout)
         if reverses or (self.reads_input and wanted[0]):

@@ -205,6 +205,8 @@ class Transition:
             host gives that out, so that a gradient at it does not contain the potential's.
         fed_back: whether the outputs are the first of the states (a recurrent neuron); ``ONE`` node
             only. The node then gives them out once.
+        fires_with_charge: whether backward had better take fire and charge at once, by :meth:`vjp`,
+            where no one can see the gradient between them; with ``FIRE`` nodes.
         own_code: whether the step is a module's own code, which no kernel can stand for.
         parameter_names: the attributes that hold :attr:`parameters`.
         graded_factor: what multiplies the spikes, or None.
@@ -222,6 +224,7 @@ class Transition:
     has_synapse = False
     synapse_read_within = False
     fed_back = False
+    fires_with_charge = False
     own_code = False
     parameter_names: tuple[str, ...] = ()
     graded_factor: Tensor | None = None
