@@ -7,6 +7,7 @@ is poisoned before a launch, so that an element that is not written shows.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import product
@@ -25,6 +26,7 @@ from on_kernels import (
 )
 from pairs import each_with, every_pair
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from snn_revplugin import check_reversible, explain, use_settings
 from snn_revplugin.adapters.snntorch import RevLeaky
@@ -32,6 +34,8 @@ from snn_revplugin.adapters.spikingjelly import RevLIFNode
 from snn_revplugin.bptt.record import NeuronRecord
 from snn_revplugin.bptt.sequence import sequence
 from snn_revplugin.bptt.step import step
+from snn_revplugin.cli.comparison import Setup
+from snn_revplugin.cli.workloads import HOST, OURS, WORKLOADS
 from snn_revplugin.kernels import backend, launch
 from snn_revplugin.kernels.fuse import fuse
 from snn_revplugin.kernels.self_test import SampleInputs, SampleStep, take_step
@@ -47,6 +51,7 @@ from snn_revplugin.neurons.leaky import Leaky
 from snn_revplugin.neurons.one_state import OneStateNeuron
 from snn_revplugin.neurons.surrogate import Surrogate, surrogate_of
 from snn_revplugin.neurons.transition import KeptSequence, SequenceGradients
+from snn_revplugin.packed.codec import NumpyCodec
 from snn_revplugin.packed.spikes import PackedSpikes
 from snn_revplugin.replay import Normed
 
@@ -934,6 +939,49 @@ def test_explain_says_what_computed(
 
 def test_a_reversible_neuron_in_the_interpreter() -> None:
     assert check_reversible(RevLeaky(beta=0.9), torch.randn(6, 2, 5) * 2).error < 1e-5
+
+
+class Operations(TorchDispatchMode):
+    """Counts torch's operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_launches_of_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of work 1, beside the host's operations. Spikes that a kernel reads are not unpacked for it:
+    only for the convolution and the linear layer above, and numpy does so here."""
+    setup = Setup.usual(WORKLOADS["csnn"], time_steps=3, batch=1)
+    batch, calls = setup.data(), Counter()
+    with Operations() as host:
+        setup.loss(setup.net(HOST), batch).backward()
+
+    def count(kind: type, name: str) -> None:
+        original = getattr(kind, name)
+
+        def counted(*args: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return original(*args, **options)
+
+        monkeypatch.setattr(kind, name, counted)
+
+    count(type(launch.kernels(True).forward_kernel), "run")
+    count(NumpyCodec, "pack_array")
+    count(NumpyCodec, "unpack_array")
+    with use_settings(backend="triton", recompute_min_bytes=0):
+        setup.loss(setup.net(OURS), batch).backward()
+    neurons, layers = 3 * 3, 2 * 3  # calls; of them those with a layer above
+    assert calls["run"] <= 2 * neurons + 3 * 2  # the last step's fire and charge are apart
+    assert calls["pack_array"] <= 3  # the first step's reset signal
+    assert calls["unpack_array"] <= 2 * layers  # for the current and the weight's gradient
+    assert calls.total() <= 0.4 * host.count
 
 
 # ------------------------------------------------------------------------------------ ahead of time
