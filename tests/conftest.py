@@ -23,6 +23,8 @@ torch.set_num_threads(1)
 FOR_SPIKINGJELLY_2 = [
     "test_distributed.py",
     "test_docs.py",
+    "test_every_neuron.py",
+    "test_fake_cuda.py",
     "test_norms_over_time.py",
     "test_spikingjelly_layers.py",
     "test_spikingjelly_models.py",

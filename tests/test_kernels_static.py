@@ -13,6 +13,7 @@ from on_kernels import COMPILES_BESIDE_THE_INTERPRETER, STATIC
 
 from snn_revplugin.kernels import launch
 
+triton = pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = [pytest.mark.ahead_of_time, COMPILES_BESIDE_THE_INTERPRETER]
 TIME_STEPS = 16
 ONCE = 12 / TIME_STEPS  # bytes a time step for what a call reads and writes once
@@ -30,6 +31,11 @@ BOUNDS = {
     "Leaky, backward of fire and charge, not reversed": (20.25, 32, 64, 0),
     "packing": (4.125, 18, 64, 0),
 }
+# Triton's releases bring a ptxas each, which shares registers out by its own rules.
+MOST_SPILLS = {}
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8):
+    BOUNDS["LIF, backward of 64 steps"] = (16 + 8 / 8 + 0.5 + ONCE / 4, 72, 28, 2)
+    MOST_SPILLS["LIF, backward of 16 steps"] = 8
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +49,7 @@ def test_a_kernel_stays_within_its_bounds(name: str) -> None:
     static = STATIC["static_of"](name, 90, TIME_STEPS)
     assert static.bytes <= most
     assert static.registers <= registers and static.warps >= warps
-    assert static.spills == 0 and static.barriers <= barriers
+    assert static.spills <= MOST_SPILLS.get(name, 0) and static.barriers <= barriers
     assert static.shared == 0, "threads exchange data"
     widest = 8 if static.registers > 48 else 16  # of many registers a thread takes half as many
     assert max(static.vectors["load"]) == widest, "no load is as wide as it could be"
