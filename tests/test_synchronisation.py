@@ -315,6 +315,7 @@ MAY_ASK = {
     "bptt/chain.py": "on a CPU",
     "bptt/module_copy.py": "on a CPU",
     "bptt/record.py": "on a CPU",
+    "bptt/rows.py": "the trial of a call in rows, once",
     "bptt/trial.py": "the trial of a neuron's own step, once",
     "compile/equations.py": "while a net is compiled",
     "kernels/self_test.py": "once for each kernel",

@@ -11,6 +11,7 @@ import snntorch as snn
 import torch
 import torch.nn as nn
 from either_host import clear
+from hosts import only_pure
 from spikingjelly.activation_based import neuron
 from torch import Tensor
 from torch.nn.modules import module as torch_module
@@ -84,6 +85,7 @@ def test_a_neuron_by_its_own_step_is_one_layer(make: Callable[[], nn.Module]):
     assert [each.name for each in report.layers] == ["0", "1", "2", OUTSIDE]
 
 
+@only_pure
 @pytest.mark.parametrize("whose", [HOST, OURS])
 def test_a_checkpointed_block_runs_forward_in_backward(whose: str):
     report = memory_report(step_of("digits-spikingjelly", whose, True), by="layer")
