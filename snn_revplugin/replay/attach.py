@@ -48,11 +48,12 @@ def attach_recipes(
     walk = Walk(record, whole_sequence, call)
     place = Place(current.grad_fn, current.output_nr, current, current.stride())
     value = walk.value_of(place)
-    if small is not None and _is_small(current.nbytes + walk.replaced_bytes):
+    replaced = walk.replaced_bytes + walk.repeatable_bytes
+    if small is not None and _is_small(current.nbytes + replaced):
         # From the next such step on: the work is done for this one.
-        record.cache.small[small] = walk.replaced_bytes
+        record.cache.small[small] = replaced
     if call is not None and not whole_sequence and call.observes:
-        call.keeps(current.nbytes + walk.replaced_bytes)
+        call.keeps(current.nbytes + replaced)
     if isinstance(value, OpaqueWeight):
         record.statistics.boundaries[value.boundary] += 1
     return value if value.derived and (value.exact or whole_sequence) else None

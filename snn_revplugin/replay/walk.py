@@ -186,10 +186,19 @@ class Walk:
 
     Attributes:
         replaced_bytes: that autograd has released.
+        repeatable_bytes: that later time steps release if they hold the same numbers.
         call: of the neuron, as part of a training step under a memory budget.
     """
 
-    __slots__ = ("cache", "call", "replaced_bytes", "soon_freed", "statistics", "whole_sequence")
+    __slots__ = (
+        "cache",
+        "call",
+        "repeatable_bytes",
+        "replaced_bytes",
+        "soon_freed",
+        "statistics",
+        "whole_sequence",
+    )
 
     def __init__(
         self,
@@ -200,7 +209,7 @@ class Walk:
         self.call = call
         self.statistics, self.cache = record.statistics, record.cache
         self.whole_sequence = whole_sequence
-        self.replaced_bytes = 0
+        self.replaced_bytes = self.repeatable_bytes = 0
         # storages of weights that may be freed when the neuron's backward reads its current
         self.soon_freed: set[int] = set()
 
@@ -505,7 +514,7 @@ class Walk:
             self._count(self.statistics.boundaries, weight.boundary, visit.place)
         if shared is None or shared.held.tensor is saved:
             self._keep(weight.boundary, saved)
-            self.replaced_bytes += saved.nbytes  # the next time step's tensor, if it is equal
+            self.repeatable_bytes += saved.nbytes
             return shared or weight
         visit.replaceable.append((visit.names[position], position, saved))
         return shared
@@ -524,7 +533,7 @@ class Walk:
         held = HeldTensor(saved)
         if capture.may_compare(saved):
             held = self.cache.repeated(saved, place)
-            self.replaced_bytes += saved.nbytes  # the next time step's tensor, if it is equal
+            self.repeatable_bytes += saved.nbytes if held.source is saved else 0
         if held.source is saved:
             self._keep(CONSTANTS, saved)
         return held

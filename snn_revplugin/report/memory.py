@@ -203,12 +203,25 @@ def memory_report(
     retained 8.0 MiB, peak 12.0 MiB, left 4.0 MiB on cpu
     """
     _check_choices(by, host, plot)
-    wanted = None if device is None else torch.device(device)
-    if wanted is not None and wanted.type == "cuda" and wanted.index is None:
-        wanted = torch.device("cuda", torch.cuda.current_device())
+    timeline = None if by is None else Timeline()
+    total = _measure(step_fn, timeline, _with_index(device), at_first_backward)
+    if timeline is None:
+        return total
+    report = timeline.report(total, host)
+    if plot is not None:
+        draw(report).savefig(plot, dpi=150)
+    return report
+
+
+def _measure(
+    step_fn: Callable[[], Tensor | object],
+    timeline: Timeline | None,
+    device: torch.device | None,
+    at_first_backward: Callable[[], None] | None,
+) -> MemoryReport:
+    """The totals of the step; the timeline, if there is one, sees it run."""
     count = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
     allocators = {f"cuda:{index}": _Allocator(index) for index in range(count)}
-    timeline = None if by is None else Timeline()
     observers = [each.first_backward for each in allocators.values()]
     if timeline is not None:
         observers.append(timeline.first_backward)
@@ -224,17 +237,18 @@ def memory_report(
             _check_loss(result)
             result.backward()
     del result
-    where = str(wanted or live.busiest_device())
+    where = str(device or live.busiest_device())
     if where in allocators:
-        total = allocators[where].report()
-    else:
-        total = MemoryReport(where, live.retained(where), live.peak(where), live.now(where))
-    if timeline is None:
-        return total
-    report = timeline.report(total, host)
-    if plot is not None:
-        draw(report).savefig(plot, dpi=150)
-    return report
+        return allocators[where].report()
+    return MemoryReport(where, live.retained(where), live.peak(where), live.now(where))
+
+
+def _with_index(device: torch.device | str | None) -> torch.device | None:
+    """The device; "cuda" is the current one."""
+    wanted = None if device is None else torch.device(device)
+    if wanted is not None and wanted.type == "cuda" and wanted.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return wanted
 
 
 def _check_choices(by: str | None, host: LayerReport | None, plot: Path | str | None) -> None:
