@@ -231,6 +231,20 @@ def test_torch_needs_little_memory_beside_spikes_and_bits(monkeypatch: pytest.Mo
     assert live.peak() <= ones.nbytes + 3 * in_chunk
 
 
+@pytest.mark.parametrize("count", [64, 1 << 20])
+def test_one_large_time_step_is_unpacked_at_a_time(count: int) -> None:
+    fired = random_bits((3, count)).float()
+    steps = PackedSpikes(fired).steps()
+    with LiveBytes() as live:
+        for t in (2, 1, 0):
+            assert torch.equal(steps.binary(t), fired[t])
+            assert torch.equal(steps.silent(t), 1 - fired[t])
+            assert torch.equal(steps.binary(t), fired[t])
+    if count > steps.TOGETHER:
+        # What torch.equal is compared with is a step, too, and a bool for each element.
+        assert live.peak() <= 2.5 * fired[0].nbytes
+
+
 def test_small_rows_fill_what_the_allocator_of_a_device_gives() -> None:
     """... which is 512 bytes on CUDA. (No memory is allocated here.)"""
     device, block = torch.device("meta"), None

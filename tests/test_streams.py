@@ -11,8 +11,8 @@ import pytest
 import torch
 from collector import no_garbage_collector
 from compare import MakeNeuron, Observed, agree
+from spikingjelly.activation_based import functional, layer, surrogate
 from spikingjelly.activation_based import neuron as host
-from spikingjelly.activation_based import surrogate
 from torch import Tensor, nn
 
 from snn_revplugin.adapters.spikingjelly import RevIFNode, RevLIFNode, RevParametricLIFNode
@@ -430,6 +430,47 @@ def test_numbers_below_zero(lowest: int) -> None:
 
 def test_nothing_is_not_packed() -> None:
     assert PackedIntegers.of(torch.ones(0, 3)) is None
+
+
+class ShortStream(nn.Module):
+    """Sums of sums of spikes, fewer than make a stream: one stage of SEW-ResNet, by its shapes."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+
+        def fires(*sizes: int, **options: int) -> nn.Sequential:
+            return nn.Sequential(
+                layer.Conv2d(*sizes, **options), kind(v_threshold=0.1, detach_reset=True)
+            )
+
+        self.first = fires(3, 16, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(fires(16, 8, 1), fires(8, 16, 1)) for _ in range(4)
+        )
+        self.last = fires(16, 4, 4, stride=4)
+        functional.set_step_mode(self, "m")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x) + x
+        return self.last(x)
+
+
+def test_sums_do_not_stand_until_their_layers_are_reached() -> None:
+    """The last sum is recomputed from those below, which do not stay for their own readers."""
+    peaks, gradients = [], []
+    for kind in (host.LIFNode, RevLIFNode):
+        torch.manual_seed(0)
+        net, x = ShortStream(kind), 2 * torch.rand(TIME_STEPS, 2, 3, 32, 32)
+        report = memory_report(lambda net=net, x=x: net(x).square().sum())
+        peaks.append(report.peak - report.retained)
+        gradients.append([each.grad for each in net.parameters()])
+    one_sum = 4 * TIME_STEPS * 2 * 16 * 32 * 32
+    assert peaks[1] < 5 * one_sum
+    assert all(each.any() for each in gradients[0])
+    for theirs, ours in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_single_time_step_makes_no_stream() -> None:

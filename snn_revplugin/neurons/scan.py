@@ -138,6 +138,10 @@ class _Steps:
         forward themselves."""
         return self.neuron.fires(h) if self._spikes is None else self._spikes.binary(t)
 
+    def silent(self, t: int, h: Tensor) -> Tensor:
+        """Ones where step ``t`` has no spikes."""
+        return torch.rsub(self.fired(t, h), 1.0) if self._spikes is None else self._spikes.silent(t)
+
     def reset_signal(self, t: int) -> Tensor | None:
         if not self.neuron.has_reset_signal:
             return None
@@ -175,7 +179,9 @@ class SequenceView:
 
     @property
     def silent(self) -> Tensor:
-        return torch.rsub(self.fired, 1.0)
+        if self._fired is None:
+            return self.steps.silent(self.t, self.charged)
+        return torch.rsub(self._fired, 1.0)
 
     @property
     def before(self) -> tuple[Tensor]:

@@ -230,9 +230,19 @@ class PackedSteps:
         """Zeros and ones of time step ``t``, not to be written to."""
         first = t - t % self._length
         if first != self._first:
+            self._unpacked = None  # released before the next ones are allocated
             self._first, self._unpacked = first, self._unpack(first)
         fired = self._unpacked[t - first]
         return fired if fired.dtype is self._packed.dtype else to_binary(fired, self._packed.dtype)
+
+    def silent(self, t: int) -> Tensor:
+        """Ones where no spike is at time step ``t``: over the spikes, where those of one step are
+        unpacked at a time. Nobody may read what :meth:`binary` gave out for the step."""
+        fired = self.binary(t)
+        if self._length > 1 or fired.dtype is torch.bool:
+            return torch.rsub(fired, 1.0)
+        self._first, self._unpacked = -1, None
+        return fired.neg_().add_(1.0)
 
     def _unpack(self, first: int) -> Tensor:
         """The steps from ``first`` on: numbers if they are few, else bools."""

@@ -92,6 +92,10 @@ class Recomputable:
         """Read the value; the second item says whether the reader may overwrite it."""
         return self.value(), False
 
+    def value_in_passing(self) -> Tensor:
+        """Read the value; a light one does not stay in memory for the readers that follow."""
+        return self.value()
+
     def add_reader(self) -> None:
         """Add a reader."""
 
@@ -401,6 +405,14 @@ class Recipe(Recomputable):
             reading.value = value
         return value, owned and self.cheap
 
+    def value_in_passing(self) -> Tensor:
+        reading = pass_cache().get(self)
+        left = self.readers if reading is None else reading.left
+        if not self.light or left <= 1 or (reading is not None and reading.value is not None):
+            return self.value()
+        self._next_reader()
+        return self.compute()  # its inputs are read when it is computed for the readers that follow
+
     def leave(self, value: Tensor | tuple[Tensor, ...], values: PassCache) -> None:
         """Leave the value for the readers of this backward pass, of whom none has come yet. It has
         been computed from the inputs' values, read in this recipe's name."""
@@ -429,11 +441,22 @@ class Recipe(Recomputable):
         reading = pass_cache().get(self)
         if reading is not None and reading.value is not None:
             return reading.value
+        if self.light:  # costs less than to hold what is on the way
+            return run(self.function, self._operands(lambda each: each.compute()))
         known = {} if known is None else known
         if id(self) not in known:
             operands = [each and each.compute(known) for each in self.inputs]
             known[id(self)] = run(self.function, operands)
         return known[id(self)]
+
+    def _operands(self, read: Callable[[Recomputable], Tensor]) -> list[Tensor | None]:
+        """The inputs' tensors, the deepest first: what is on the way to it is freed before the
+        others are unpacked."""
+        operands: list[Tensor | None] = [None] * len(self.inputs)
+        present = [i for i, each in enumerate(self.inputs) if each is not None]
+        for i in sorted(present, key=lambda i: -self.inputs[i].depth):
+            operands[i] = read(self.inputs[i])
+        return operands
 
     def drop_reader(self) -> None:
         values, reading = self._next_reader()
@@ -448,6 +471,8 @@ class Recipe(Recomputable):
         if self.is_view:
             operand, owned = self.inputs[0].consume()
             return run(self.function, [operand]), owned
+        if self.light:  # else all sums below a sum would stand until backward comes to their layers
+            return run(self.function, self._operands(lambda each: each.value_in_passing())), True
         return run(self.function, [each and each.value() for each in self.inputs]), True
 
 
