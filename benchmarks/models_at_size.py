@@ -27,21 +27,22 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 from models import spikingjelly
-from spikingjelly.activation_based import functional, memopt
+from peers import in_memopt
 
 from snn_revplugin import memory_report, use_settings
+from snn_revplugin.budget import LEAST, PEAK
 from snn_revplugin.cli.comparison import (
     Setup,
     largest_relative_difference,
     print_head,
     take_turns,
+    write_table,
 )
 from snn_revplugin.cli.workloads import HOST, OURS, Batch, Workload
 from snn_revplugin.report.memory import mib
 
 COLUMNS = ("model", "image", "way", "retained", "less", "peak", "less", "step", "gradients")
 BEGIN, END = "<!-- benchmarks/models_at_size.py: begin -->", "<!-- end -->"  # of the table
-BUDGETS = ("least", "peak")
 EARLIER_STEPS = 2  # before the one whose memory is measured
 IMAGE, EVENTS = (3, 112, 112), (2, 128, 128)
 SIZES = {"time_steps": 4, "batch": 2}
@@ -50,7 +51,7 @@ TEN = {"num_classes": 10}
 # Each model in the mode that takes the whole sequence, and the classes of its blocks, by name.
 MODELS: dict[str, tuple[Workload, tuple[str, ...]]] = {
     workload.name: (workload, blocks)
-    for rows, blocks in (
+    for models, blocks in (
         (
             spikingjelly("spiking_resnet18", "spiking_resnet", IMAGE, "m", **SIZES, **TEN),
             ("BasicBlock",),
@@ -80,7 +81,7 @@ MODELS: dict[str, tuple[Workload, tuple[str, ...]]] = {
             (),
         ),
     )
-    for workload, _ in rows
+    for workload, _ in models
 }
 
 
@@ -88,14 +89,14 @@ def rows(workload: Workload, blocks: tuple[str, ...], repeats: int) -> None:
     """Print a row for each way to train a model."""
     setup = Setup.usual(workload)
     batch = setup.data()
-    nets = {"host": setup.net(HOST)}
-    nets |= {f"ours, {budget!r}": setup.net(OURS) for budget in BUDGETS}
+    ways = {"host": (setup.net(HOST), LEAST)}
+    ways |= {f"ours, {budget!r}": (setup.net(OURS), budget) for budget in (LEAST, PEAK)}
     if blocks:
-        nets["memopt, level 1"] = in_memopt(setup, blocks, batch)
-    budget_of = dict(zip(list(nets)[1:], BUDGETS, strict=False))
-    steps = {
-        way: step_of(setup, net, batch, budget_of.get(way, "least")) for way, net in nets.items()
-    }
+        net = setup.net(HOST)
+        kinds = tuple({type(each) for each in net.modules() if type(each).__name__ in blocks})
+        ways["memopt, level 1"] = in_memopt(setup, net, kinds, batch), LEAST
+    nets = {way: net for way, (net, _) in ways.items()}
+    steps = {way: step_of(setup, net, batch, budget) for way, (net, budget) in ways.items()}
     memory, gradients = {}, {}
     for way, step in steps.items():
         for _ in range(EARLIER_STEPS):
@@ -123,21 +124,6 @@ def rows(workload: Workload, blocks: tuple[str, ...], repeats: int) -> None:
         )
 
 
-def in_memopt(setup: Setup, blocks: tuple[str, ...], batch: Batch) -> nn.Module:
-    """A model with the host's neurons whose blocks memopt checkpoints."""
-    net = setup.net(HOST)
-    kinds = tuple({type(each) for each in net.modules() if type(each).__name__ in blocks})
-    optimised = memopt.optimize_memory(
-        net,
-        kinds,
-        lambda net: net(batch.images, setup.time_steps),
-        level=1,
-        checkpoint_budget="memory",
-    )
-    functional.reset_net(optimised)
-    return optimised
-
-
 def step_of(setup: Setup, net: nn.Module, batch: Batch, budget: str) -> Callable[[], None]:
     """A training step that adds to gradients which stand already."""
     for each in net.parameters():
@@ -163,15 +149,6 @@ def in_own_process(name: str, repeats: int, threads: int) -> None:
     print(subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout, end="")
 
 
-def write_into(page: Path, printed: str) -> None:
-    """Put a table into a page, in the place of the one that it has."""
-    before, begin, rest = page.read_text().partition(BEGIN)
-    if not begin:
-        raise ValueError(f"--write: {page} has no line {BEGIN!r}, where the table belongs")
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{printed.strip()}\n{END}{after}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", help="of models; by default all", metavar="NAME")
@@ -194,7 +171,7 @@ def main() -> None:
         for name in names:
             in_own_process(name, options.repeats, options.threads)
     if options.write:
-        write_into(options.write, printed.getvalue())
+        write_table(options.write, BEGIN, END, printed.getvalue())
 
 
 if __name__ == "__main__":

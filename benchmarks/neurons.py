@@ -33,7 +33,7 @@ from spikingjelly.activation_based import base, functional, layer, neuron, surro
 from torch import Tensor
 
 from snn_revplugin import Conversion, convert, explain, memory_report
-from snn_revplugin.cli.comparison import print_head, take_turns
+from snn_revplugin.cli.comparison import print_head, take_turns, write_table
 
 COLUMNS = ("neuron", "path", "retained", "peak", "step", "error")
 BEGIN, END = "<!-- benchmarks/neurons.py: begin -->", "<!-- end -->"  # of the table in a page
@@ -293,13 +293,6 @@ def path_of(net: nn.Module, report: Conversion) -> str:
     return "own call" if net.neuron1.record.latest_transition.host.whole else "own step"
 
 
-def write_into(page: Path, printed: str) -> None:
-    """Put a table into a page, in the place of the one that it has."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{printed.strip()}\n{END}{after}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=5)
@@ -318,7 +311,7 @@ def main() -> None:
             if not options.neurons or name in options.neurons:
                 print(f"| {' | '.join(row(name, case, options.repeats))} |", flush=True)
     if options.write:
-        write_into(options.write, printed.getvalue())
+        write_table(options.write, BEGIN, END, printed.getvalue())
 
 
 if __name__ == "__main__":

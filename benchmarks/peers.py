@@ -43,17 +43,24 @@ def peers(setup: Setup, batch: Batch, whose: str = HOST) -> dict[str, nn.Module]
         whose: neurons, as in ``snn_revplugin.cli.workloads``.
     """
 
+    blocks = in_blocks(setup.net(whose), Block)
+    return {
+        "memopt, level 1": in_memopt(setup, blocks, Block, batch),
+        "torch.utils.checkpoint": in_blocks(setup.net(whose), CheckpointedBlock),
+    }
+
+
+def in_memopt(
+    setup: Setup, net: nn.Module, kinds: type | tuple[type, ...], batch: Batch
+) -> nn.Module:
+    """A net whose blocks of some classes memopt checkpoints."""
+
     def forward(net: nn.Module) -> Tensor:
         return net(batch.images, setup.time_steps)
 
-    optimised = memopt.optimize_memory(
-        in_blocks(setup.net(whose), Block), Block, forward, level=1, checkpoint_budget="memory"
-    )
+    optimised = memopt.optimize_memory(net, kinds, forward, level=1, checkpoint_budget="memory")
     functional.reset_net(optimised)
-    return {
-        "memopt, level 1": optimised,
-        "torch.utils.checkpoint": in_blocks(setup.net(whose), CheckpointedBlock),
-    }
+    return optimised
 
 
 def main() -> None:

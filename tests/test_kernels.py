@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn as nn
+from calls import Calls
 from compare import assert_alive, assert_close, assert_exact
 from on_kernels import (
     COMPILES_BESIDE_THE_INTERPRETER,
@@ -26,7 +27,6 @@ from on_kernels import (
 )
 from pairs import each_with, every_pair
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from snn_revplugin import check_reversible, explain, use_settings
 from snn_revplugin.adapters.snntorch import RevLeaky
@@ -437,7 +437,7 @@ def test_time_is_reversed_in_the_kernel_that_takes_the_gradient(
     assert reversals == [True] * 8 + [False]
 
 
-# How code sees the potential that a step gave out: what it holds for that, and what was told it.
+# How code reads the gradient at a potential: what it holds for that; what its hooks are given.
 SEES = {
     "the last": lambda mem, told: None,
     "the tensor": lambda mem, told: mem,
@@ -459,7 +459,7 @@ SEES = {
 def test_fire_and_charge_backward_are_one_launch(
     what: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where nobody can see the gradient at the potential between them."""
+    """Where no code can read the gradient at the potential between them."""
     parts: list[str] = []
     original = TritonNeuron._launch_backward
 
@@ -941,26 +941,12 @@ def test_a_reversible_neuron_in_the_interpreter() -> None:
     assert check_reversible(RevLeaky(beta=0.9), torch.randn(6, 2, 5) * 2).error < 1e-5
 
 
-class Operations(TorchDispatchMode):
-    """Counts torch's operations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        self.count += 1
-        return func(*args, **(kwargs or {}))
-
-
 def test_launches_of_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of work 1, beside the host's operations. Spikes that a kernel reads are not unpacked for it:
     only for the convolution and the linear layer above, and numpy does so here."""
     setup = Setup.usual(WORKLOADS["csnn"], time_steps=3, batch=1)
     batch, calls = setup.data(), Counter()
-    with Operations() as host:
+    with Calls() as host:
         setup.loss(setup.net(HOST), batch).backward()
 
     def count(kind: type, name: str) -> None:
@@ -981,7 +967,7 @@ def test_launches_of_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls["run"] <= 2 * neurons + 3 * 2  # the last step's fire and charge are apart
     assert calls["pack_array"] <= 3  # the first step's reset signal
     assert calls["unpack_array"] <= 2 * layers  # for the current and the weight's gradient
-    assert calls.total() <= 0.4 * host.count
+    assert calls.total() <= 0.4 * host.count.total()
 
 
 # ------------------------------------------------------------------------------------ ahead of time

@@ -268,9 +268,7 @@ def test_decays_at_their_ends_are_clamped_as_the_host_does(name: str, value: flo
     ],
     ids=["inhibition", "state_quant", "spike_grad"],
 )
-def test_options_that_cannot_be_reversed_run_by_the_own_step(
-    options: dict, path: str, kind: str
-) -> None:
+def test_options_without_equations(options: dict, path: str, kind: str) -> None:
     reason = "Heaviside" if path == "host" else None
     check(
         kind, lambda make: train(Net(make, **OPTIONS[kind], **options), 2), path=path, reason=reason

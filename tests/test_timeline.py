@@ -52,7 +52,7 @@ def sums_up(report: LayerReport) -> bool:
 
 @pytest.mark.parametrize("whose", [HOST, OURS])
 @pytest.mark.parametrize("work", ["digits-snntorch", "digits-spikingjelly"])
-def test_layers_add_up_to_the_plain_report(work: str, whose: str):
+def test_layers_add_up_to_the_plain_report(work: str, whose: str) -> None:
     step = step_of(work, whose)
     plain, report = memory_report(step), memory_report(step, by="layer")
     assert (report.retained, report.peak, report.left) == (plain.retained, plain.peak, plain.left)
@@ -71,7 +71,7 @@ def test_layers_add_up_to_the_plain_report(work: str, whose: str):
 @pytest.mark.parametrize(
     "make", [neuron.QIFNode, partial(snn.Alpha, alpha=0.9, beta=0.8, init_hidden=True)]
 )
-def test_a_neuron_by_its_own_step_is_one_layer(make: Callable[[], nn.Module]):
+def test_a_neuron_by_its_own_step_is_one_layer(make: Callable[[], nn.Module]) -> None:
     """Its step runs again in backward, on a copy where it has to."""
     net = nn.Sequential(nn.Linear(64, 512), make(), nn.Linear(512, 2))
     assert convert(net).swapped
@@ -87,7 +87,7 @@ def test_a_neuron_by_its_own_step_is_one_layer(make: Callable[[], nn.Module]):
 
 @only_pure
 @pytest.mark.parametrize("whose", [HOST, OURS])
-def test_a_checkpointed_block_runs_forward_in_backward(whose: str):
+def test_a_checkpointed_block_runs_forward_in_backward(whose: str) -> None:
     report = memory_report(step_of("digits-spikingjelly", whose, True), by="layer")
     assert sums_up(report)
     conv = report.layer("layers.1.0")
@@ -136,7 +136,7 @@ class Loop(nn.Module):
 
 
 @pytest.mark.parametrize("phase", [FORWARD, BACKWARD])
-def test_the_peak_is_named(phase: str):
+def test_the_peak_is_named(phase: str) -> None:
     net = Loop(call=2, phase=phase)
     report = memory_report(lambda: net(torch.ones(2, 4)), by="layer")
     at = report.peak_at
@@ -150,7 +150,7 @@ def test_the_peak_is_named(phase: str):
     assert f"1.0 MiB: {LARGE} float32, ones in the {phase} of wastes" in str(report)
 
 
-def test_what_runs_outside_of_modules_and_after_a_backward_is_told():
+def test_what_runs_outside_of_modules_and_after_a_backward_is_told() -> None:
     first, second = nn.Linear(64, 64), nn.Linear(64, 1)
     optimiser = torch.optim.SGD([*first.parameters(), *second.parameters()], 0.1, momentum=0.9)
 
@@ -169,7 +169,7 @@ def test_what_runs_outside_of_modules_and_after_a_backward_is_told():
         report.layer("Linear 3")
 
 
-def test_a_module_in_another_thread_or_in_a_hook_is_no_layer():
+def test_a_module_in_another_thread_or_in_a_hook_is_no_layer() -> None:
     net, other = nn.Linear(4, 1), nn.ReLU()
 
     def step() -> Tensor:
@@ -184,7 +184,7 @@ def test_a_module_in_another_thread_or_in_a_hook_is_no_layer():
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_hooks_are_gone_after_a_step(use_reentrant: bool):
+def test_hooks_are_gone_after_a_step(use_reentrant: bool) -> None:
     net = Loop(2, FORWARD)
 
     def fails() -> Tensor:
@@ -198,7 +198,7 @@ def test_hooks_are_gone_after_a_step(use_reentrant: bool):
     assert not torch_module._global_forward_pre_hooks
 
 
-def test_host_and_ours_stand_in_one_table_and_one_picture(tmp_path: Path):
+def test_host_and_ours_stand_in_one_table_and_one_picture(tmp_path: Path) -> None:
     file = tmp_path / "memory.png"
     host = memory_report(step_of("digits-spikingjelly", HOST), by="layer", plot=file)
     alone = file.read_bytes()
@@ -223,14 +223,14 @@ def test_host_and_ours_stand_in_one_table_and_one_picture(tmp_path: Path):
 )
 def test_a_wrong_choice_is_refused_before_the_step_runs(
     choices: dict, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # not installed
     with pytest.raises(error, match=message):
         memory_report(lambda: pytest.fail("the step ran"), **choices)
 
 
 @pytest.mark.gpu
-def test_layers_of_a_cuda_device():
+def test_layers_of_a_cuda_device() -> None:
     net = Loop(2, BACKWARD).cuda()
     x = torch.ones(2, 4, device="cuda")
     net(x).backward()  # a first step, for workspaces

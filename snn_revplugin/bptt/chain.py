@@ -70,8 +70,7 @@ class ChainLink:
         reset_signal: what a delayed reset acted on in the step, if anything.
         outputs: the outputs, of a neuron that is recomputed from them.
         can_be_repeated: whether the step can be taken once more, in backward.
-        given_out: the potential as the step gave it out, of a neuron that fires with the charge in
-            backward.
+        given_out: the potential that the step returned, of a neuron with ``fires_with_charge``.
         parts: the step under way, between its graph nodes.
         repeats: whether the step is sure to have seen the input of the step before.
         in_step: the training step under a memory budget that this is a part of.

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..neurons.transition import Gradients, States
-from ..torch_internals.graph import Node
 from ..torch_internals.tensors import Watch
 
 # A call of a copy of the module: outputs and states after, and the copy's parameters.
@@ -114,17 +113,6 @@ class _Result:
             found = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
         self.at_inputs, self.at_parameters = found[: len(leaves)], found[len(leaves) :]
         self.elements = sum(made) / len(made)
-
-
-def nodes_below(node: Node) -> set[Node]:
-    """A graph node and all below it."""
-    found, nodes = set(), [node]
-    while nodes:
-        node = nodes.pop()
-        if node is not None and node not in found:
-            found.add(node)
-            nodes.extend(below for below, _ in node.next_functions)
-    return found
 
 
 def close(a: Tensor | None, b: Tensor | None) -> bool:

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from ..neurons.transition import GraphNodes, States, Transition
 from ..torch_internals import capture
+from ..torch_internals.graph import nodes_below
 from .any_neuron import AnyNeuron, HostStep, StepTraits, run_step
 from .module_copy import PLAIN, Snapshot, copy_of, entries_of
-from .rows import Rows, close, find_rows, nodes_below
+from .rows import Rows, close, find_rows
 from .surroundings import Places, generators_of, positions_of, set_positions
 
 Inputs = Sequence[Tensor]

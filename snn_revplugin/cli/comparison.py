@@ -173,6 +173,22 @@ def print_head(columns: Sequence[str], threads: int) -> None:
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
 
 
+def write_table(page: Path, begin: str, end: str, printed: str) -> None:
+    """Put a table into a page, in the place of the one that it has.
+
+    Args:
+        begin, end: the lines around it.
+
+    Raises:
+        ValueError: the page has no line ``begin``.
+    """
+    before, found, rest = page.read_text().partition(begin)
+    if not found:
+        raise ValueError(f"{page} has no line {begin!r}, where the table belongs")
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{begin}\n{printed.strip()}\n{end}{after}")
+
+
 def take_turns(
     steps: dict[str, Callable[[], None]],
     repeats: int,

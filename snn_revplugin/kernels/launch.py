@@ -109,7 +109,7 @@ def knows_launcher() -> bool:
 
 
 # By all that a kernel is compiled for. ``kernel[grid]`` finds that out at each launch, by way of
-# strings, and takes ten times as long.
+# strings.
 _compiled: dict[tuple, Compiled] = {}
 
 

@@ -205,8 +205,8 @@ class Transition:
             host gives that out, so that a gradient at it does not contain the potential's.
         fed_back: whether the outputs are the first of the states (a recurrent neuron); ``ONE`` node
             only. The node then gives them out once.
-        fires_with_charge: whether backward had better take fire and charge at once, by :meth:`vjp`,
-            where no one can see the gradient between them; with ``FIRE`` nodes.
+        fires_with_charge: whether backward differentiates fire and charge together, by :meth:`vjp`,
+            if no code can read the gradient between them; with ``FIRE`` nodes.
         own_code: whether the step is a module's own code, which no kernel can stand for.
         parameter_names: the attributes that hold :attr:`parameters`.
         graded_factor: what multiplies the spikes, or None.

@@ -236,8 +236,8 @@ class PackedSteps:
         return fired if fired.dtype is self._packed.dtype else to_binary(fired, self._packed.dtype)
 
     def silent(self, t: int) -> Tensor:
-        """Ones where no spike is at time step ``t``: over the spikes, where those of one step are
-        unpacked at a time. Nobody may read what :meth:`binary` gave out for the step."""
+        """Ones where no spike is at time step ``t``. It may overwrite the tensor that
+        :meth:`binary` returned for the step: do not read that one afterwards."""
         fired = self.binary(t)
         if self._length > 1 or fired.dtype is torch.bool:
             return torch.rsub(fired, 1.0)

@@ -8,10 +8,8 @@ from torch import Tensor
 from .integers import MAX_BITS, PackedIntegers, planes_of
 
 SAMPLE = 256  # elements, which rule most tensors out
-PARTS, LARGE = (
-    8,
-    2**19,
-)  # in which a tensor of more bytes is looked up, so that no second one stands
+# A tensor of more than LARGE bytes is looked up in PARTS, so that no second one stands.
+PARTS, LARGE = 8, 2**19
 
 
 class PackedValues:

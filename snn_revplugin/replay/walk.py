@@ -530,12 +530,12 @@ class Walk:
         if packed is not None:
             self.statistics.kept_bytes[CONSTANTS] += packed.nbytes
             return Spikes(packed)
-        held = HeldTensor(saved)
-        if capture.may_compare(saved):
-            held = self.cache.repeated(saved, place)
-            self.repeatable_bytes += saved.nbytes if held.source is saved else 0
+        may_repeat = capture.may_compare(saved)
+        held = self.cache.repeated(saved, place) if may_repeat else HeldTensor(saved)
         if held.source is saved:
             self._keep(CONSTANTS, saved)
+            if may_repeat:
+                self.repeatable_bytes += saved.nbytes
         return held
 
     def _recipe(self, visit: Visit) -> Recipe | None:

@@ -70,18 +70,20 @@ def is_leaf_edge(node: Node) -> bool:
     return type(node) is Leaf
 
 
-def leaves_of(tensor: Tensor) -> set[Tensor]:
-    """The leaf tensors that a tensor has gradients for."""
-    leaves, seen, nodes = set(), set(), [tensor.grad_fn]
+def nodes_below(node: Node | None) -> set[Node]:
+    """A graph node and all below it."""
+    found, nodes = set(), [node]
     while nodes:
         node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if is_leaf_edge(node):
-            leaves.add(node.variable)
-        nodes.extend(below for below, _ in node.next_functions)
-    return leaves
+        if node is not None and node not in found:
+            found.add(node)
+            nodes.extend(below for below, _ in node.next_functions)
+    return found
+
+
+def leaves_of(tensor: Tensor) -> set[Tensor]:
+    """The leaf tensors that a tensor has gradients for."""
+    return {each.variable for each in nodes_below(tensor.grad_fn) if is_leaf_edge(each)}
 
 
 def attribute_of(node: Node, name: str) -> Any:

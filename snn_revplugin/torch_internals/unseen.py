@@ -1,6 +1,6 @@
-"""Whether anyone can see, change or ask for the gradient at what a graph node gave out.
+"""Whether any code can read or change the gradient at a graph node's output.
 
-If nobody can, two nodes may pass the gradient between them in another way than through autograd.
+If none can, two nodes may pass the gradient between them in another way than through autograd.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def notes_hooks(function: type[torch.autograd.Function]) -> type[torch.autograd.
 
 
 def is_unseen(reader: Node, tensor: ReferenceType[Tensor]) -> bool:
-    """Whether nobody can see the gradient at a tensor: no hook was set where it is, no one holds it
-    for ``torch.autograd.grad`` or its ``.grad``, or holds the node that gave it out.
+    """Whether no code can read the gradient at a tensor: no hook is set on the tensor or its node,
+    and no reference to either is left for ``torch.autograd.grad`` or ``.grad``.
 
     Args:
         reader: the graph node whose first input it is.
-        tensor: given out by the node of a Function that :func:`notes_hooks`.
+        tensor: the output of a Function with :func:`notes_hooks`.
     """
     return (
         tensor() is None
@@ -68,7 +68,8 @@ class _Passes(torch.autograd.Function):
 
 
 def _own_references() -> int:
-    """The references to a node that nobody holds; it differs between releases of Python."""
+    """The references to a node that only its reader holds; they differ between releases of
+    Python."""
     with torch.enable_grad():
         return _references_below(_Passes.apply(torch.ones(1, requires_grad=True)).sum().grad_fn)
 
